@@ -1,0 +1,1 @@
+"""Class-wise Hessian spectra of classifiers, each number with its error."""
