@@ -1,0 +1,41 @@
+"""What every test shares: the device, shape checks at run time, and the real data where it lies."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+# Shape annotations are checked while the tests run, and only then (design: conventions).
+if importlib.util.find_spec("beartype") is not None:
+    from jaxtyping import install_import_hook
+
+    install_import_hook("spectra", "beartype.beartype")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device that the operators run on: cpu, cuda")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    chosen = torch.device(request.config.getoption("--device"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("--device cuda was asked for and this machine has no CUDA device")
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real CIFAR-10 and CIFAR-100 (developers and CI have it, users do not)."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real CIFAR images are not beside this repository (../shared/data)")
+    return folder
