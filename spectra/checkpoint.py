@@ -1,0 +1,353 @@
+"""The checkpoint file: the one door between training and analysis, and to the files of others.
+
+Our own file is a dictionary of tensors and plain values, saved by `torch.save`:
+
+    format "spectra-checkpoint", version 1, state_dict, model (ModelSpec), data (DataSpec or None),
+    loss (LossSpec or None), epoch, metrics, draw_sha256, recipe, training, torch
+
+Files of others: a bare state dict, or a dictionary that holds one as `state_dict`, `model`,
+`model_state_dict` or `net`; prefixes of wrappers (`module.`) go. No file runs code: all load with
+`weights_only=True`, and a model factory is imported only when the caller names it, never because a
+file does.
+
+References:
+    torch.load and weights_only, https://docs.pytorch.org/docs/stable/notes/serialization.html
+"""
+
+import copy
+import hashlib
+import io
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data.spec import DataSpec
+from .errors import SpectraError
+from .losses import LossSpec
+from .models import ARCHITECTURES, ModelSpec, canonical_names, infer_spec, strip_wrappers
+
+FORMAT, VERSION = "spectra-checkpoint", 1
+COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
+_WAY_OUT = "name the network with --arch, --num-classes or --model PACKAGE.MODULE:FUNCTION"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file says, with its weights loaded.
+
+    Args:
+        model: the network, weights loaded, evaluation mode, float32, on the CPU.
+        model_spec: how to build the network again.
+        data: the training set; None where the file does not say.
+        loss: the training loss; None where the file does not say (see `head_scale`).
+        epoch: epochs trained, as the file counts them.
+        metrics: numbers by name.
+        sha256: fingerprint of the file.
+        file: name of the file, without its folder.
+        draw_sha256: fingerprint of the drawn training set (positions and labels).
+        recipe: how it was trained, plain values.
+        training: state that training needs to go on (optimizer and the like).
+    """
+
+    model: nn.Module
+    model_spec: ModelSpec
+    data: DataSpec | None
+    loss: LossSpec | None
+    epoch: int | None
+    metrics: dict[str, Any]
+    sha256: str
+    file: str
+    draw_sha256: str | None = None
+    recipe: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+
+    @property
+    def head_scale(self) -> float:
+        """Give the scale s that belongs to the head: the loss's own, else 30 for a cosine head."""
+        if self.loss is not None:
+            return self.loss.scale
+        return COSINE_SCALE if self.model_spec.head == "cosine" else 1.0
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    model_spec: ModelSpec,
+    data: DataSpec | None = None,
+    loss: LossSpec | None = None,
+    epoch: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    draw_sha256: str | None = None,
+) -> None:
+    """Write a checkpoint whole or not at all: an old file stays until the new one is on disk.
+
+    Args:
+        path: file to write; its folder is made where it is missing.
+        model: the network; it is not changed. The others are as in `Checkpoint`.
+
+    Raises:
+        SpectraError: if the values hold something that could not be loaded again, or the disk is
+            full or not writable.
+    """
+    path = Path(path)
+    # Clones, because a view would drag its whole storage into the file.
+    weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    payload = {
+        "format": FORMAT,
+        "version": VERSION,
+        "state_dict": strip_wrappers(weights),
+        "model": model_spec.to_dict(),
+        "data": data.to_dict() if data else None,
+        "loss": loss.to_dict() if loss else None,
+        "epoch": epoch,
+        "metrics": dict(metrics or {}),
+        "draw_sha256": draw_sha256,
+        "recipe": dict(recipe) if recipe else None,
+        "training": dict(training) if training else None,
+        "torch": str(torch.__version__),
+    }
+    buffer = io.BytesIO()
+    try:
+        torch.save(payload, buffer)
+        _unpickle(buffer)
+    except Exception as error:
+        what = _refused(error) or f"{type(error).__name__}: {error}"
+        raise SpectraError(
+            f"{path.name} was not written, it could not be loaded again ({what}): metrics, recipe "
+            "and training may hold tensors, numbers, strings, lists and dictionaries"
+        ) from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SpectraError(
+            f"{path.name} ({buffer.tell() / 1e6:.1f} MB) was not written ({error.strerror}); "
+            f"an older file of that name is unchanged: free or choose another place than "
+            f"{path.parent}"
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    model: str | nn.Module | None = None,
+    arch: str | None = None,
+    num_classes: int | None = None,
+) -> Checkpoint:
+    """Open a checkpoint of this or another project; what it cannot say comes from the arguments.
+
+    Args:
+        path: the file.
+        model: the network, or the function that builds it as "package.module:function"; a network
+            that is given is copied, not changed.
+        arch: architecture, one of `ARCHITECTURES`; told from the parameter names without it.
+        num_classes: number of classes; told from the head's shape without it (for `model`, from
+            the last tensor of the file).
+
+    Returns:
+        The checkpoint; `data` and `loss` are None for the files of others, and `head_scale` is 30
+        for their cosine heads.
+
+    Raises:
+        SpectraError: if the file cannot be opened or refuses to be loaded safely, if the network
+            cannot be told, if names or shapes disagree, or if weights are NaN or infinite.
+    """
+    path = Path(path)
+    payload, sha256 = _read(path)
+    own = isinstance(payload, dict) and payload.get("format") == FORMAT
+    said: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    if own and said.get("version") != VERSION:
+        raise SpectraError(
+            f"{path.name} has format version {said.get('version')!r}, this spectra reads "
+            f"{VERSION}: update spectra"
+        )
+    state = strip_wrappers(_state_dict(payload, path.name))
+    written = ModelSpec.from_dict(said["model"]) if own and said.get("model") else None
+    spec = _choose_spec(state, written, said.get("arch"), model, arch, num_classes, path.name)
+    if spec.factory is None and not isinstance(model, nn.Module):
+        state = canonical_names(state)
+    network = copy.deepcopy(model) if isinstance(model, nn.Module) else spec.build()
+    network = network.to("cpu", torch.float32).eval()
+    _load_weights(network, state, path.name)
+    return Checkpoint(
+        model=network,
+        model_spec=spec,
+        data=DataSpec.from_dict(said["data"]) if own and said.get("data") else None,
+        loss=LossSpec.from_dict(said["loss"]) if own and said.get("loss") else None,
+        epoch=int(said["epoch"]) if _is_number(said.get("epoch")) else None,
+        metrics=dict(said.get("metrics") or {}) if own else _numbers(said),
+        sha256=sha256,
+        file=path.name,
+        draw_sha256=said.get("draw_sha256") if own else None,
+        recipe=said.get("recipe") if own else None,
+        training=said.get("training") if own else None,
+    )
+
+
+def _read(path: Path) -> tuple[object, str]:
+    try:
+        # One handle for both, so that the fingerprint is of the bytes that were loaded.
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            start = file.read(6)
+            return _unpickle(file), sha256
+    except FileNotFoundError as error:
+        raise SpectraError(
+            f"there is no checkpoint {str(path)!r}; nothing was analysed: check the path"
+        ) from error
+    except OSError as error:
+        raise SpectraError(
+            f"{str(path)!r} cannot be read ({error.strerror or error}), expected a checkpoint file"
+        ) from error
+    except Exception as error:
+        if refused := _refused(error):
+            raise SpectraError(
+                f"{path.name} was refused: it holds {refused}, and loading that can run code; "
+                "expected tensors and plain values: where it was made, save the weights alone "
+                f"(torch.save(model.state_dict(), ...)), and {_WAY_OUT}"
+            ) from error
+        if start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc")):
+            harm = "is truncated or damaged: copy or save it again"
+        else:
+            harm = "is empty" if not start else "is no PyTorch checkpoint"
+            harm += ", expected a file that torch.save wrote"
+        raise SpectraError(f"{path.name} {harm}") from error
+
+
+def _unpickle(file: io.BytesIO | io.BufferedReader) -> object:
+    file.seek(0)
+    ours = [
+        entry for entry in _numpy_scalars() if entry not in torch.serialization.get_safe_globals()
+    ]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
+        warnings.simplefilter("ignore")  # what torch warns of here ends in one of our errors
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """List what a pickled NumPy number names, under NumPy 1's and NumPy 2's module names."""
+    scalar = np.float64(0).__reduce__()[0]
+    assert callable(scalar)
+    codes = "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
+    return [
+        np.dtype,
+        *{type(np.dtype(code)) for code in codes},
+        (scalar, "numpy._core.multiarray.scalar"),
+        (scalar, "numpy.core.multiarray.scalar"),
+    ]
+
+
+def _refused(error: Exception) -> str | None:
+    """Name the object for which the safe unpickler refused a file."""
+    if "TorchScript" in str(error):
+        return "a TorchScript program"
+    found = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
+    return f"a pickled {found.group(1)}" if found else None
+
+
+def _is_number(value: object) -> bool:
+    plain = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return plain or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _numbers(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float(v) for k, v in said.items() if k != "epoch" and _is_number(v)}
+
+
+def _state_dict(payload: object, file: str) -> dict[str, Tensor]:
+    held = payload if isinstance(payload, Mapping) else {}
+    nested = [held.get(key) for key in ("state_dict", "model_state_dict", "model", "net")]
+    for candidate in (*nested, payload):
+        tensors = dict(candidate) if isinstance(candidate, Mapping) else {}
+        if tensors and all(isinstance(value, Tensor) for value in tensors.values()):
+            return tensors
+    seen = f"the keys {_shorten([str(key) for key in held])}" if held else type(payload).__name__
+    raise SpectraError(
+        f"{file} holds {seen}, expected the tensors of a network by name, bare or under "
+        "'state_dict': save model.state_dict()"
+    )
+
+
+def _choose_spec(
+    state: Mapping[str, Tensor],
+    written: ModelSpec | None,
+    arch_in_file: object,
+    model: str | nn.Module | None,
+    arch: str | None,
+    num_classes: int | None,
+    file: str,
+) -> ModelSpec:
+    """Settle the network: what the caller says, then what the file says, then its names."""
+    last = list(state.values())[-1]
+    guessed = num_classes or (written.num_classes if written else last.shape[0] if last.ndim else 0)
+    if isinstance(model, nn.Module):
+        return ModelSpec(type(model).__name__, guessed)
+    if model is not None:
+        return ModelSpec(model.partition(":")[2], guessed, factory=model)
+    if written is not None:
+        if written.factory is not None and arch is None:
+            raise SpectraError(
+                f"{file} was made with the model factory {written.factory!r}; a file may not "
+                f"import code by itself: repeat with --model {written.factory} if you trust it"
+            )
+        known = written if arch is None else replace(written, arch=arch, factory=None)
+        return replace(known, num_classes=guessed)
+    try:
+        inferred = infer_spec(state)
+    except SpectraError:
+        named = arch or arch_in_file
+        if named not in ARCHITECTURES and arch is None:
+            raise
+        inferred = ModelSpec(str(named), guessed)
+    if arch is not None and arch != inferred.arch:
+        inferred = replace(inferred, arch=arch)
+    return replace(inferred, num_classes=num_classes or inferred.num_classes)
+
+
+def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+    expected = network.state_dict()
+    # Files older than torch 0.4.1 lack this counter, which evaluation never reads.
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in expected]
+    misshaped = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
+    if found := [f"{kind} {_shorten(names)}" for kind, names in kinds if names]:
+        raise SpectraError(
+            f"{file} does not fit the network {type(network).__name__} ({'; '.join(found)}); "
+            f"random weights would have been analysed: {_WAY_OUT}"
+        )
+    if broken := [k for k, v in state.items() if not bool(torch.isfinite(v).all())]:
+        raise SpectraError(
+            f"{file} holds NaN or infinite weights in {_shorten(broken)}: the training diverged; "
+            "choose an earlier checkpoint"
+        )
+    network.load_state_dict(dict(state), strict=False)
+
+
+def _shorten(names: Sequence[str], most: int = 4) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
