@@ -1,0 +1,179 @@
+"""Lanczos tridiagonalisation, reorthogonalised in full.
+
+From a unit vector q_1, after m products with A:
+
+    A Q - Q T = r e_mᵀ,   Qᵀ Q = I,   Qᵀ r = 0,   T = tridiag(β, α, β) = Qᵀ A Q,
+
+with Q (n, m) the orthonormal basis of the Krylov space span{q_1, A q_1, ..., A^(m-1) q_1}.
+For an eigenpair T s = θ s, y = Q s is a unit vector with yᵀ A y = θ and ‖A y - θ y‖ = ‖r‖ |s_m|,
+so that some eigenvalue of A lies within ‖r‖ |s_m| of θ; the s_1² are the weights of the
+quadrature q_1ᵀ f(A) q_1 ≈ Σ s_1² f(θ).
+
+References:
+    Parlett, The Symmetric Eigenvalue Problem, 1998, chapter 13
+    (https://doi.org/10.1137/1.9781611971163);
+    Giraud, Langou, Rozložník, van den Eshof, Rounding error analysis of the classical
+    Gram-Schmidt orthogonalization process, 2005 (https://doi.org/10.1007/s00211-005-0615-4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+from spectra.errors import SpectraError
+from spectra.krylov.operator import SymmetricOperator, not_finite
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Hold the eigenvalues of T, ascending, and the ends of its unit eigenvectors s."""
+
+    values: Float64[np.ndarray, " m"]  # θ, ascending
+    first: Float64[np.ndarray, " m"]  # s_1 of each
+    last: Float64[np.ndarray, " m"]  # s_m of each
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """Hold the outcome of a Lanczos run, A Q - Q T = r e_mᵀ."""
+
+    alphas: Float64[np.ndarray, " m"]  # diagonal of T
+    betas: Float64[np.ndarray, " m-1"]  # its off-diagonal, not negative
+    residual_norm: float  # ‖r‖
+    basis: Float[Tensor, "m n"] | None  # Qᵀ, orthonormal rows
+    exhausted: bool  # no further direction: m = n, or r is zero to rounding
+    dim: int  # n
+    asymmetry: float = 0.0  # largest |q_iᵀ A q_j| that T holds for zero; rounding if A is fixed
+
+    @property
+    def steps(self) -> int:
+        """Tell m, the number of products made."""
+        return len(self.alphas)
+
+    def _eigh(self) -> tuple[np.ndarray, np.ndarray]:
+        # The QL driver: LAPACK's default is faster, but less orthogonal on nearly split T.
+        values, vectors = eigh_tridiagonal(self.alphas, self.betas, lapack_driver="stev")
+        return values, vectors
+
+    def ritz(self) -> Ritz:
+        """Solve T; the Ritz value θ_i has the residual `residual_norm * abs(last[i])`."""
+        values, vectors = self._eigh()
+        return Ritz(values, vectors[0].copy(), vectors[-1].copy())
+
+    def eigenvectors(self) -> Float64[np.ndarray, "m m"]:
+        """Give the unit eigenvectors of T as columns, in the order of the Ritz values."""
+        return self._eigh()[1]
+
+    def vector(self, index: int) -> Float[Tensor, " n"]:
+        """Form a unit Ritz vector y = Q s, in the dtype and on the device of the basis.
+
+        Args:
+            index: which Ritz value, ascending; negative ones count from the largest.
+
+        Raises:
+            SpectraError: if the basis has been dropped.
+        """
+        if self.basis is None:
+            raise SpectraError(
+                "got a Lanczos run without its basis, expected one with it: Ritz vectors lie in "
+                "the basis; ask for them before without_basis()"
+            )
+        y: Tensor = torch.as_tensor(self.eigenvectors()[:, index]).to(self.basis) @ self.basis
+        return y.div_(torch.linalg.vector_norm(y, dtype=torch.float64))
+
+    def without_basis(self) -> Tridiagonal:
+        """Let the (m, n) basis go and keep T."""
+        return replace(self, basis=None)
+
+
+def lanczos(
+    A: SymmetricOperator,
+    start: Float[Tensor, " n"],
+    *,
+    steps: int,
+    callback: Callable[[int], None] | None = None,
+) -> Tridiagonal:
+    """Run Lanczos from a start vector, with exactly one product per step.
+
+    Gram-Schmidt is run twice over the whole basis, two matrix-vector products each; α, β and T
+    are float64 whatever the dtype of A; the basis has the dtype of A, but at least float32. The
+    run stops early where β is rounding beside T: the Krylov space is exhausted and T exact. The
+    device is waited for once per step.
+
+    Args:
+        A: the operator, of size n.
+        start: (n,), any norm but zero.
+        steps: m; min(m, n) are made.
+        callback: called with 1, 2, ..., m after each product.
+
+    Returns:
+        T, the basis, ‖r‖, and how far A was from one fixed symmetric matrix along the way.
+
+    Raises:
+        SpectraError: if steps < 1, the start is zero or not finite, or a product is not finite.
+    """
+    if steps < 1:
+        raise SpectraError(f"got steps={steps}, expected 1 or more: T would be empty; raise steps")
+    A._expect(start.shape, "a start vector")
+    steps = min(steps, A.dim)
+    dtype = torch.promote_types(A.dtype, torch.float32)
+    breakdown = 16 * torch.finfo(dtype).eps
+    basis = torch.empty((steps, A.dim), dtype=dtype, device=A.device)
+    basis[0] = _unit(start.detach().to(A.device, torch.float64))
+    alphas: list[float] = []
+    betas: list[float] = []
+    size = asymmetry = beta = 0.0
+    for j in range(steps):
+        q = basis[j].to(torch.float64)
+        w = A.apply(basis[j]).to(torch.float64, copy=True)
+        if callback is not None:
+            callback(j + 1)
+        diagonal = torch.dot(q, w)
+        w.addcmul_(q, diagonal, value=-1)
+        if j > 0:
+            w.sub_(basis[j - 1], alpha=beta)
+        known = basis[: j + 1]
+        leak = known @ w.to(dtype)  # zero but for rounding, if A is one symmetric matrix
+        w.sub_(known.T @ leak)
+        w.sub_(known.T @ (known @ w.to(dtype)))
+        norm = torch.linalg.vector_norm(w)
+        facts = torch.stack((diagonal, norm, leak.abs().max().to(torch.float64)))
+        alpha, beta, stray = facts.tolist()  # the one wait for the device
+        if not (np.isfinite(alpha) and np.isfinite(beta)):
+            raise not_finite(f"the product of Krylov step {j + 1} of {steps}")
+        alphas.append(alpha)
+        betas.append(beta)
+        asymmetry = max(asymmetry, stray)
+        size = max(size, abs(alpha), beta)
+        if beta <= breakdown * size:
+            break
+        if j + 1 < steps:
+            basis[j + 1] = w.div_(beta)
+    m = len(alphas)
+    return Tridiagonal(
+        alphas=np.array(alphas),
+        betas=np.array(betas[:-1]),
+        residual_norm=beta,
+        basis=basis[:m],
+        exhausted=m == A.dim or beta <= breakdown * size,
+        dim=A.dim,
+        asymmetry=asymmetry,
+    )
+
+
+def _unit(start: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    largest = float(start.abs().max())
+    if not 0 < largest < float("inf"):  # NaN fails this, too
+        raise SpectraError(
+            f"got a start vector whose largest entry is {largest}, expected a finite one that is "
+            "not zero: it spans no Krylov space; draw it with random_start"
+        )
+    start = start / largest  # no square of an entry can overflow or vanish
+    return start.div_(torch.linalg.vector_norm(start))
