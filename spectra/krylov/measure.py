@@ -1,0 +1,348 @@
+"""Stochastic Lanczos quadrature: the eigenvalue density of A and what follows from it, with errors.
+
+For a random unit vector v, E[n vᵀ f(A) v] = tr f(A). A Lanczos run of m steps from v gives nodes
+θ_i (Ritz values) and weights w_i = s_1i² (Σ w_i = 1) with
+
+    vᵀ f(A) v ≈ Σ_i w_i f(θ_i),   exact for polynomials f of degree below 2m.
+
+Each probe is one independent sample of such a sum; means over probes carry the standard error
+(with at least three probes, else it is unknown) and intervals use Student's t.
+
+References:
+    Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017
+    (https://doi.org/10.1137/16M1104974);
+    Chen, Trogdon, Ubaru, Analysis of stochastic Lanczos quadrature for spectrum approximation,
+    2021 (https://arxiv.org/abs/2105.06595).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from scipy.special import ndtr
+from scipy.stats import t as student
+from torch import Tensor
+
+from spectra.errors import SpectraError
+from spectra.krylov.lanczos import Tridiagonal, lanczos
+from spectra.krylov.operator import SymmetricOperator
+
+Distribution = Literal["gaussian", "rademacher"]
+Kernel = Literal["default", "paper"]
+
+WIDTH = 0.05  # kernel σ in units of asinh(x / linear zone): 5 % of a node's own size
+LINEAR = 1e-3  # the linear zone around zero, as a share of the largest modulus
+EXTRA_PROBES = 2**32  # number of the first one-product probe; Lanczos probes count from 0
+
+
+def random_start(
+    n: int,
+    *,
+    seed: int,
+    probe: int,
+    distribution: Distribution = "gaussian",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, " n"]:
+    """Draw a random unit vector that depends on (seed, probe) alone.
+
+    The pair is the 128-bit key of a counter-based generator on the CPU, so that distinct pairs
+    have distinct streams (torch's CPU generator would keep 32 bits of its seed). It is drawn in
+    float64 and then cast: every device and dtype sees the same probe.
+
+    Args:
+        n: length.
+        seed: of the whole analysis, from 0 to 2^64 - 1.
+        probe: which of its probes, likewise.
+        distribution: "gaussian" is uniform on the sphere (bounds need it), "rademacher" has the
+            signs ±1/√n.
+        dtype: of the result.
+        device: of the result.
+
+    Raises:
+        SpectraError: if seed or probe is out of range, or the distribution unknown.
+
+    References:
+        Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011
+        (https://doi.org/10.1145/2063384.2063405).
+    """
+    if not (0 <= seed < 2**64 and 0 <= probe < 2**64):
+        raise SpectraError(
+            f"got seed={seed}, probe={probe}, expected both from 0 to 2**64 - 1: they are the key "
+            "of the random numbers, and wrapping them would make probes collide; choose others"
+        )
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, probe], dtype=np.uint64)))
+    if distribution == "gaussian":
+        draw: np.ndarray = random.standard_normal(n)
+    elif distribution == "rademacher":
+        draw = random.integers(2, size=n) * 2.0 - 1.0
+    else:
+        raise SpectraError(
+            f"got distribution={distribution!r}, expected 'gaussian' or 'rademacher': another "
+            "one may bias the trace; choose one of the two"
+        )
+    return torch.from_numpy(draw / np.linalg.norm(draw)).to(device, dtype)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Hold a mean over independent samples, with its standard error where it is known."""
+
+    value: float
+    stderr: float | None  # None below three samples
+    samples: int
+
+    @classmethod
+    def of(cls, samples: Float64[np.ndarray, " p"]) -> Estimate:
+        """Average p independent samples."""
+        p = len(samples)
+        stderr = float(np.std(samples, ddof=1) / np.sqrt(p)) if p >= 3 else None
+        return cls(float(np.mean(samples)), stderr, p)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Give Student's t confidence interval, or None where the standard error is unknown."""
+        if self.stderr is None:
+            return None
+        reach = float(student.ppf((1 + level) / 2, self.samples - 1)) * self.stderr
+        return self.value - reach, self.value + reach
+
+
+@dataclass(frozen=True)
+class Density:
+    """Hold a density over a grid (or its integral, from `cumulative`), with its 95 % band."""
+
+    grid: Float64[np.ndarray, " g"]
+    mean: Float64[np.ndarray, " g"]  # over the probes
+    low: Float64[np.ndarray, " g"] | None  # band of the mean; None below three probes
+    high: Float64[np.ndarray, " g"] | None
+
+
+@dataclass(frozen=True)
+class SpectralMeasure:
+    """Hold the quadrature of every probe; all else is computed from it without one product."""
+
+    nodes: tuple[Float64[np.ndarray, " _"], ...]  # (m_p,) Ritz values of probe p, ascending
+    weights: tuple[Float64[np.ndarray, " _"], ...]  # (m_p,) not negative, sum 1
+    dim: int  # n
+
+    @classmethod
+    def from_tridiagonals(cls, runs: Sequence[Tridiagonal], dim: int) -> SpectralMeasure:
+        """Collect the quadratures of Lanczos runs that started from independent random probes."""
+        ritz = [run.ritz() for run in runs]
+        return cls(tuple(r.values for r in ritz), tuple(r.first**2 for r in ritz), dim)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """Tell the smallest and the largest node of all probes."""
+        return min(float(x[0]) for x in self.nodes), max(float(x[-1]) for x in self.nodes)
+
+    def probe_moments(self, k: int) -> Float64[np.ndarray, " p"]:
+        """Give vᵀ Aᵏ v of each probe v; exact for k < 2m."""
+        return np.array([w @ x**k for x, w in zip(self.nodes, self.weights, strict=True)])
+
+    def moment(self, k: int) -> Estimate:
+        """Estimate tr(Aᵏ)/n."""
+        return Estimate.of(self.probe_moments(k))
+
+    def trace(self) -> Estimate:
+        """Estimate tr(A) from these probes alone; `trace_estimate` pools further ones."""
+        return trace_estimate(self.probe_moments(1), self.dim)
+
+    def mass_below(self, threshold: float) -> Estimate:
+        """Estimate the share of the n eigenvalues that lie below the threshold.
+
+        The standard error is the scatter among probes. A Lanczos quadrature cannot say where
+        inside the gap between two nodes the mass lies, which no scatter shows.
+        """
+        pairs = zip(self.nodes, self.weights, strict=True)
+        return Estimate.of(np.array([w[x < threshold].sum() for x, w in pairs]))
+
+    def density(self, grid: Float64[np.ndarray, " g"], kernel: Kernel = "default") -> Density:
+        """Smooth the weights with Gaussians, φ(x) = Σ_i w_i N(x; θ_i, σ_i²), at each grid point.
+
+        Nothing is renormalised: over any interval the density integrates to the difference of
+        `cumulative(..., kernel)` at its ends.
+
+        Args:
+            grid: (g,) eigenvalue axis, in any order.
+            kernel: "default" has σ_i = 0.05 hypot(θ_i, 0.001 max|θ|), a constant width on the
+                axis of `symlog_grid` that follows the scale of A; "paper" has
+                σ² = 1e-5 max(1, λmax - λmin), the published figures' choice.
+
+        Returns:
+            Mean over the probes and a pointwise 95 % band of that mean (Student's t).
+        """
+
+        def smooth(x: np.ndarray, w: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+            z = (grid[:, None] - x) / sigma
+            return np.asarray(np.exp(-0.5 * z * z) @ (w / (sigma * np.sqrt(2 * np.pi))))
+
+        return self._curve(grid, smooth, kernel, ceiling=np.inf)
+
+    def cumulative(self, grid: Float64[np.ndarray, " g"], kernel: Kernel | None = None) -> Density:
+        """Sum the weights of the nodes up to each grid point: the distribution function.
+
+        Args:
+            grid: (g,) eigenvalue axis, in any order.
+            kernel: None for the plain steps, else the integral of `density` with that kernel.
+
+        Returns:
+            Mean over the probes and its pointwise 95 % band, within [0, 1].
+        """
+
+        def sum_up(x: np.ndarray, w: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+            if kernel is None:
+                return np.concatenate(([0.0], np.cumsum(w)))[np.searchsorted(x, grid, "right")]
+            return np.asarray(ndtr((grid[:, None] - x) / sigma) @ w)
+
+        return self._curve(grid, sum_up, kernel or "default", ceiling=1.0)
+
+    def symlog_grid(self, points: int | None = None) -> Float64[np.ndarray, " g"]:
+        """Lay a symlog axis over the support that resolves and contains the default kernel."""
+        low, high = self.support
+        pad = 5 * self._sigma(np.array([low, high]), "default")
+        return symlog_grid(low - pad[0], high + pad[1], LINEAR * self._scale, points)
+
+    @property
+    def _scale(self) -> float:
+        return max(map(abs, self.support)) or 1.0  # the zero operator has no scale of its own
+
+    def _sigma(self, nodes: np.ndarray, kernel: Kernel) -> np.ndarray:
+        if kernel == "default":
+            return np.asarray(WIDTH * np.hypot(nodes, LINEAR * self._scale))
+        if kernel == "paper":
+            low, high = self.support
+            return np.full_like(nodes, np.sqrt(1e-5 * max(1.0, high - low)))
+        raise SpectraError(
+            f"got kernel={kernel!r}, expected 'default' or 'paper': another bandwidth would draw "
+            "another density; choose one of the two"
+        )
+
+    def _curve(
+        self,
+        grid: np.ndarray,
+        value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+        kernel: Kernel,
+        ceiling: float,
+    ) -> Density:
+        values = np.stack(
+            [
+                value(x, w, self._sigma(x, kernel))
+                for x, w in zip(self.nodes, self.weights, strict=True)
+            ]
+        )
+        mean, p = values.mean(axis=0), len(values)
+        if p < 3:
+            return Density(grid, mean, None, None)
+        reach = student.ppf(0.975, p - 1) * values.std(axis=0, ddof=1) / np.sqrt(p)
+        low, high = np.clip(mean - reach, 0, None), np.clip(mean + reach, None, ceiling)
+        return Density(grid, mean, low, high)
+
+
+def symlog_grid(
+    low: float, high: float, linear: float, points: int | None = None
+) -> Float64[np.ndarray, " g"]:
+    """Lay a grid that is linear near zero and logarithmic far off: even in asinh(x / linear).
+
+    Args:
+        low: left end.
+        high: right end.
+        linear: half-width of the linear zone around zero, > 0.
+        points: g; by default four to a kernel width.
+    """
+    left, right = np.arcsinh(low / linear), np.arcsinh(high / linear)
+    if points is None:
+        points = int(np.ceil((right - left) / (WIDTH / 4))) + 1
+    grid = linear * np.sinh(np.linspace(left, right, points))
+    grid[0], grid[-1] = low, high
+    return np.asarray(grid)
+
+
+def spectral_measure(
+    A: SymmetricOperator,
+    *,
+    steps: int = 100,
+    probes: int = 1,
+    seed: int = 0,
+    distribution: Distribution = "gaussian",
+    callback: Callable[[int], None] | None = None,
+) -> SpectralMeasure:
+    """Run Lanczos from random probes 0, 1, ... of a seed, holding one basis at a time.
+
+    Args:
+        A: the operator, of size n.
+        steps: Krylov steps m per probe, at most n are made.
+        probes: number of random starts; error bars need three.
+        seed: names the probes, see `random_start`.
+        distribution: of their entries.
+        callback: called after each product with its number within the probe.
+
+    Raises:
+        SpectraError: if probes < 1, and what `lanczos` raises.
+    """
+    if probes < 1:
+        raise SpectraError(f"got probes={probes}, expected 1 or more: nothing would be measured")
+    runs = [
+        # The start is cast to the operator's dtype, and each basis let go before the next run.
+        lanczos(A, _start(A, seed, p, distribution), steps=steps, callback=callback).without_basis()
+        for p in range(probes)
+    ]
+    return SpectralMeasure.from_tridiagonals(runs, A.dim)
+
+
+def quadratic_form_probes(
+    A: SymmetricOperator,
+    *,
+    probes: int,
+    seed: int,
+    first_probe: int = EXTRA_PROBES,
+    distribution: Distribution = "gaussian",
+    callback: Callable[[int], None] | None = None,
+) -> Float64[np.ndarray, " p"]:
+    """Sample vᵀ A v over random unit vectors v, one product each.
+
+    They are samples of the same kind as `SpectralMeasure.probe_moments(1)`, to be pooled with
+    them in `trace_estimate`; by default their probe numbers lie beyond those of Lanczos runs.
+
+    Args:
+        A: the operator.
+        probes: p, how many.
+        seed: that of the Lanczos runs.
+        first_probe: number of the first.
+        distribution: of the entries of v.
+        callback: called with 1, 2, ..., p after each product.
+    """
+    forms = np.empty(probes)
+    for i in range(probes):
+        v = _start(A, seed, first_probe + i, distribution)
+        product = (A @ v).to(torch.float64)
+        v = v.to(torch.float64)
+        forms[i] = float(torch.dot(v, product) / torch.dot(v, v))
+        if callback is not None:
+            callback(i + 1)
+    return forms
+
+
+def trace_estimate(quadratic_forms: Float64[np.ndarray, " p"], dim: int) -> Estimate:
+    """Estimate tr(A) = n E[vᵀ A v] from independent samples of vᵀ A v.
+
+    Args:
+        quadratic_forms: (p,) values of vᵀ A v for random *unit* vectors v.
+        dim: n.
+
+    References:
+        Avron, Toledo, Randomized algorithms for estimating the trace of an implicit symmetric
+        positive semi-definite matrix, 2011 (https://doi.org/10.1145/1944345.1944349).
+    """
+    return Estimate.of(dim * quadratic_forms)
+
+
+def _start(A: SymmetricOperator, seed: int, probe: int, distribution: Distribution) -> Tensor:
+    return random_start(
+        A.dim, seed=seed, probe=probe, distribution=distribution, dtype=A.dtype, device=A.device
+    )
