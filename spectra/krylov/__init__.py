@@ -1,0 +1,20 @@
+"""Lanczos on symmetric operators: spectral measures and extreme eigenvalues; knows no network."""
+
+from .extremes import Extremes as Extremes
+from .extremes import best_extremes as best_extremes
+from .extremes import extreme_eigenvalues as extreme_eigenvalues
+from .extremes import extremes_of as extremes_of
+from .extremes import lower_bound as lower_bound
+from .extremes import posterior_lower_bound as posterior_lower_bound
+from .lanczos import Ritz as Ritz
+from .lanczos import Tridiagonal as Tridiagonal
+from .lanczos import lanczos as lanczos
+from .measure import Density as Density
+from .measure import Estimate as Estimate
+from .measure import SpectralMeasure as SpectralMeasure
+from .measure import quadratic_form_probes as quadratic_form_probes
+from .measure import random_start as random_start
+from .measure import spectral_measure as spectral_measure
+from .measure import symlog_grid as symlog_grid
+from .measure import trace_estimate as trace_estimate
+from .operator import SymmetricOperator as SymmetricOperator
