@@ -1,0 +1,169 @@
+"""Examine an operator before a Lanczos step is spent on it, and certify what came out.
+
+With v a random unit vector, w = Av and u = w/‖w‖, a fixed symmetric matrix has
+
+    A v = w again               repeatability  ‖Av − w‖ / ‖w‖
+    vᵀ(A u) = uᵀ(A v) = ‖w‖      asymmetry      |vᵀAu − ‖w‖| / ‖w‖
+    A(v + 2u) = w + 2Au         nonlinearity   ‖A(v+2u) − w − 2Au‖ / ‖A(v+2u)‖
+
+u is taken along w because uᵀAv is then as large as it can be, and no small number is divided by.
+
+The certificate of a unit vector y is its Rayleigh quotient θ = yᵀHy, recomputed in float64 by
+another way of differentiating, over other batches. θ ≥ λmin for every y, so θ + noise floor < 0
+proves negative curvature. The noise floor is
+
+    |θ − θ'| + (n + N)·2⁻⁵³·‖Hy‖
+
+where θ' is a second float64 pass along another path or cut. The last term bounds the rounding of
+the inner product over n parameters and of the sum over N samples in the worst case; the rounding
+inside the network is what the disagreement of the two passes measures. ‖Hy − θy‖ says that *some*
+eigenvalue lies within it of θ, no more.
+
+References:
+    B. Parlett, "The Symmetric Eigenvalue Problem", SIAM 1998, ch. 4,
+    https://doi.org/10.1137/1.9781611971163
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spectra.hessian import HessianOperator
+from spectra.hessian.network import culprit
+from spectra.krylov import SymmetricOperator, random_start
+
+PRODUCTS_PER_EXAMINATION = 5
+_DOCTORS_PROBE = -1  # the examination's start vector is none of the Lanczos probes'
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What an operator did when it was asked twice."""
+
+    fixed_operator: bool
+    repeatability: float  # relative
+    asymmetry: float  # relative
+    nonlinearity: float  # relative
+    rounding: float  # relative: the same sum over other batches; eps of the dtype at least
+    culprit: str | None  # what makes it move, where that is known
+
+    def noise_floor(self, scale: float) -> float:
+        """Turn the largest relative defect into eigenvalue units, at the size of the spectrum."""
+        return max(self.repeatability, self.asymmetry, self.nonlinearity, self.rounding) * scale
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """An upper bound of λmin that does not depend on how its vector was found."""
+
+    operator: str  # whose quotient this is: "none" (no augmentation), "frozen:5"
+    dtype: str
+    rayleigh_quotient: float  # θ = yᵀHy ≥ λmin
+    residual: float  # ‖Hy − θy‖: some eigenvalue lies within it of θ
+    noise_floor: float
+    negative_curvature: bool  # θ + noise floor < 0: proven
+    lower_bound_95: float | None  # probabilistic (Kuczyński–Woźniakowski); None where worth nothing
+
+
+def examine(operator: SymmetricOperator, *, seed: int = 0) -> Examination:
+    """Tell whether an operator is a fixed symmetric matrix, and what moves it if not.
+
+    Args:
+        operator: what Lanczos is to run on; five products are spent.
+        seed: of the random test vector.
+
+    Returns:
+        The defects, relative to the size of the product.
+    """
+    v = random_start(
+        operator.dim, seed=seed, probe=_DOCTORS_PROBE, dtype=operator.dtype, device=operator.device
+    )
+    v = v / v.norm()
+    w = operator @ v
+    size = _norm(w)
+    tiny = torch.finfo(operator.dtype).eps
+    if size == 0.0:
+        again = _norm(operator @ v)
+        moves = again != 0.0
+        return Examination(not moves, float(moves), 0.0, 0.0, tiny, None)
+    u = w / size
+    au = operator @ u
+    repeated = _norm((operator @ v) - w) / size
+    asymmetry = abs(_dot(v, au) - size) / size
+    both = operator @ (v + 2 * u)
+    nonlinearity = _norm(both - w - 2 * au) / max(_norm(both), size)
+    rounding = tiny
+    if isinstance(operator, HessianOperator) and operator.objective.redraw is None:
+        other = operator.objective.recut().product(v, operator.choice.path)
+        rounding = max(tiny, _norm(other - w) / size)
+    tolerance = min(5e-2, max(1e-10, 1e3 * (2**-11 if _uses_tf32(operator) else tiny)))
+    fixed = max(repeated, asymmetry, nonlinearity) <= tolerance
+    found = None if fixed else _find_culprit(operator)
+    return Examination(fixed, repeated, asymmetry, nonlinearity, rounding, found)
+
+
+def certify(
+    operator: HessianOperator,
+    vector: Float[Tensor, " n"],
+    *,
+    name: str = "none",
+    lower_bound_95: float | None = None,
+) -> Certificate:
+    """Recompute the Rayleigh quotient of a vector in two independent float64 passes.
+
+    Args:
+        operator: the fixed operator; only what it is the Hessian of is used, not its products.
+        vector: (n,) any nonzero vector; the Ritz vector of λmin gives the sharpest bound.
+        name: how the operator is called in the certificate.
+        lower_bound_95: a probabilistic lower bound to be passed on.
+
+    Returns:
+        The certificate.
+    """
+    choice = operator.choice
+    objective = replace(operator.objective, redraw=None)
+    y = vector.detach().to(device=objective.device, dtype=torch.float64)
+    y = y / y.norm()
+    first = objective.recut(dtype=torch.float64, backwards=True)
+    hy = first.product(y, choice.reference)
+    theta = _dot(y, hy)
+    second = first.recut(batch_size=max(1, first.batch_size // 2 + 1), backwards=False)
+    other = _dot(y, second.product(y, choice.path))
+    operations = objective.dim + len(objective.samples)
+    floor = abs(theta - other) + operations * 2.0**-53 * _norm(hy)
+    return Certificate(
+        name,
+        "float64",
+        theta,
+        _norm(hy - theta * y),
+        floor,
+        theta + floor < 0,
+        lower_bound_95,
+    )
+
+
+def _find_culprit(operator: SymmetricOperator) -> str | None:
+    if not isinstance(operator, HessianOperator):
+        return None
+    objective = operator.objective
+    if objective.redraw is not None:
+        return "the augmentation is drawn again in every product"
+    few = objective.samples.select(torch.arange(min(8, len(objective.samples))))
+    layer = culprit(objective.network, few.prepared(objective.dtype, objective.device))
+    return None if layer is None else f"the output of {layer} changes from pass to pass"
+
+
+def _uses_tf32(operator: SymmetricOperator) -> bool:
+    return isinstance(operator, HessianOperator) and operator.objective.tf32
+
+
+def _norm(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.double(), b.double()))

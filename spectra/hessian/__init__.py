@@ -1,0 +1,9 @@
+"""Samples to symmetric operators: Hessian-vector products and the Hessians of classes."""
+
+from .choice import ProductChoice as ProductChoice
+from .choice import choose_product as choose_product
+from .objective import Objective as Objective
+from .operators import HessianOperator as HessianOperator
+from .operators import class_operators as class_operators
+from .operators import hessian_operator as hessian_operator
+from .products import ProductName as ProductName

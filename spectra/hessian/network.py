@@ -1,0 +1,132 @@
+"""The network as the Hessian sees it: a private copy in evaluation mode, one precision, one device.
+
+Nothing here touches the caller's module. Batch norm in evaluation mode is the affine map
+x ↦ x·γ/√(σ²+ε) + (β − μ·γ/√(σ²+ε)) of its parameters γ and β; written out as such it costs two
+elementwise passes and differentiates correctly in every mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from spectra.errors import SpectraError
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class _AffineNorm(nn.Module):
+    """Evaluation-mode batch norm as an affine map, with the parameter names of the original."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scale = torch.rsqrt(self.running_var + self.eps)  # type: ignore[operator]
+        if self.weight is not None:
+            scale = scale * self.weight  # type: ignore[operator]
+        shift = -self.running_mean * scale  # type: ignore[operator]
+        if self.bias is not None:
+            shift = shift + self.bias
+        shape = (1, -1) + (1,) * (inputs.dim() - 2)
+        return torch.addcmul(shift.view(shape), inputs, scale.view(shape))
+
+
+def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Copy a model for differentiation: evaluation mode, `dtype`, `device`, channels-last.
+
+    Args:
+        model: any module; it is left exactly as it is.
+        dtype: precision of parameters and floating-point buffers.
+        device: where the copy lives.
+
+    Returns:
+        The copy. Parameters keep their names, order and ties; all of them require gradients.
+
+    Raises:
+        SpectraError: a batch norm uses the statistics of the batch even in evaluation mode.
+    """
+    network = copy.deepcopy(model).to(device=device, dtype=dtype).eval()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise SpectraError(
+                f"got the batch norm `{name}` without running statistics, expected one that keeps "
+                "them: it would couple the samples of a batch, and the Hessian would depend on how "
+                "the data are cut into batches; build it with track_running_stats=True and let "
+                "data pass through it in train mode once"
+            )
+        # Only the exact classes: a subclass may do something else in its forward.
+        if type(module) in _BATCH_NORMS:
+            parent = network.get_submodule(name.rpartition(".")[0])
+            if name:
+                setattr(parent, name.rpartition(".")[2], _AffineNorm(module).eval())
+            else:
+                network = _AffineNorm(module).eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    # On CPU and GPU alike, convolutions and their derivatives then keep one memory layout.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+@contextlib.contextmanager
+def exact_arithmetic(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
+    """Run products with kernels that have second derivatives, in the precision that was asked for.
+
+    Attention takes its plain form (the fused ones lack second derivatives), recurrent layers leave
+    cuDNN, convolutions and matrix products use TF32 only when `tf32` says so, and cuDNN uses
+    deterministic algorithms. Every setting is put back on the way out.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        if device.type == "cuda":
+            precision = "tf32" if tf32 else "ieee"
+            for backend in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):  # type: ignore[attr-defined]
+                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+                backend.fp32_precision = precision
+            stack.callback(
+                setattr, torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic
+            )
+            torch.backends.cudnn.deterministic = True
+        yield
+
+
+def culprit(network: nn.Module, inputs: Tensor) -> str | None:
+    """Name the first layer whose output changes between two passes over the same inputs.
+
+    Args:
+        network: a module; its random layers draw from the global generator, which is put back.
+        inputs: (B, ...) a batch.
+
+    Returns:
+        The layer's name and class, or None when two passes agree bit for bit.
+    """
+    outputs: list[tuple[str, Tensor]] = []
+    names = {module: name for name, module in network.named_modules()}
+
+    def record(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append((f"{names[module] or 'the model'} ({type(module).__name__})", output))
+
+    hooks = [module.register_forward_hook(record) for module in names]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(inputs)
+            first, outputs = outputs, []
+            network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = zip(first, outputs, strict=False)
+    return next((a[0] for a, b in pairs if not torch.equal(a[1], b[1])), None)

@@ -1,0 +1,372 @@
+"""The loss of a set of samples as a function of the parameters, and its derivatives.
+
+    L(θ) = (1/W) Σ_i w_i ℓ_i(θ),   H = (1/W) Σ_i w_i ∇²ℓ_i(θ),   W = Σ_i w_i
+
+Sums run over samples and are divided once, so no way of cutting the data into batches changes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spectra.data import IGNORED, Samples
+from spectra.errors import SpectraError
+from spectra.hessian.network import exact_arithmetic, private_copy
+from spectra.hessian.products import PRODUCTS, Function, Parameters, ProductName
+from spectra.krylov import SymmetricOperator
+from spectra.losses import CallableLoss, LossSpec, as_loss
+
+Loss = LossSpec | CallableLoss
+
+# Bytes that a product holds per byte of layer outputs: primals, tangents, and what reverse mode
+# saves of both. A guess is enough, for running out of memory halves the batch.
+_ACTIVATION_FACTOR = 8
+_LARGEST_BATCH = {"cpu": 128, "cuda": 2048}
+
+
+@dataclass
+class _Batching:
+    """How many samples pass through the network at once; shrinks when memory runs out."""
+
+    size: int
+    parts: list[tuple[Samples, Tensor]] = field(default_factory=list)  # views, in order
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A weighted mean of per-sample losses at fixed parameters.
+
+    Build one with `Objective.of`; select, recut and convert it with the other methods.
+    """
+
+    network: nn.Module  # a private copy, evaluation mode
+    samples: Samples  # on `device`
+    loss: Loss
+    weights: Float[Tensor, " N"]  # float64, on `device`; 0 masks a sample
+    normalizer: float  # W: the sum of the weights, or what the caller divides by instead
+    parameters: tuple[str, ...]  # names of the rows of H, in the order of the flat vectors
+    frozen: frozenset[str]  # those among them whose rows are zero: requires_grad was off
+    dtype: torch.dtype
+    device: torch.device
+    batching: _Batching
+    tf32: bool = False
+    backwards: bool = False  # walk the batches from the last sample to the first
+    redraw: torch.Generator | None = None  # draw a new augmentation in every pass
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        source: Samples | object,
+        loss: Loss | Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        parameters: str | Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        batch_size: int | str = "auto",
+        tf32: bool = False,
+    ) -> Objective:
+        """Gather a model, samples and a loss; the caller's model stays as it is.
+
+        Args:
+            model: any classifier; a private copy in evaluation mode is differentiated.
+            source: `Samples`, a DataLoader, a list of (inputs, targets) batches, a pair of tensors.
+            loss: per-sample loss, (B, C) logits and (B,) targets to (B,); cross-entropy when None.
+            parameters: names or globs ("layer3.*") that the rows of H belong to; all when None.
+            dtype: precision of the products.
+            device: where they run.
+            batch_size: samples at once, or "auto" for what fits the memory.
+            tf32: allow TF32 on CUDA.
+
+        Returns:
+            The objective over all samples, weighted as the loss says.
+
+        Raises:
+            SpectraError: unknown parameter, no sample, targets that the loss does not know.
+        """
+        device = torch.device(device)
+        samples = source if isinstance(source, Samples) else Samples.from_batches(source)
+        samples = replace(
+            samples, inputs=samples.inputs.to(device), targets=samples.targets.to(device)
+        )
+        rule = as_loss(LossSpec() if loss is None else loss)
+        weights = rule.sample_weights(samples.targets).to(device=device, dtype=torch.float64)
+        weights = torch.where(samples.targets == IGNORED, 0.0, weights)
+        network = private_copy(model, dtype=dtype, device=device)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        names = _select_parameters([name for name, _ in network.named_parameters()], parameters)
+        objective = Objective(
+            network,
+            samples,
+            rule,
+            weights,
+            float(weights.sum()),
+            names,
+            frozenset(frozen & set(names)),
+            dtype,
+            device,
+            _Batching(1),
+            tf32,
+        )
+        objective._require_samples("the data")
+        size = objective._automatic_batch() if batch_size == "auto" else int(batch_size)
+        if size < 1:
+            raise SpectraError(f"got a batch size of {size}, expected at least 1 or 'auto'")
+        return replace(objective, batching=_Batching(size))
+
+    @property
+    def dim(self) -> int:
+        """Number of rows of H."""
+        return sum(self.network.get_parameter(name).numel() for name in self.parameters)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples at once, as it stands now."""
+        return self.batching.size
+
+    def select(
+        self,
+        index: Int[Tensor, " k"],
+        *,
+        what: str = "the selection",
+        normalizer: float | None = None,
+    ) -> Objective:
+        """Keep some samples; divide by the sum of their weights unless `normalizer` is given."""
+        index = index.to(self.device)
+        weights = self.weights[index]
+        total = float(weights.sum()) if normalizer is None else normalizer
+        chosen = replace(
+            self,
+            samples=self.samples.select(index),
+            weights=weights,
+            normalizer=total,
+            batching=_Batching(self.batch_size),
+        )
+        chosen._require_samples(what)
+        return chosen
+
+    def unweighted(self) -> Objective:
+        """Give every sample that is not masked the weight 1."""
+        weights = (self.weights > 0).to(torch.float64)
+        return replace(
+            self,
+            weights=weights,
+            normalizer=float(weights.sum()),
+            batching=_Batching(self.batch_size),
+        )
+
+    def recut(
+        self,
+        *,
+        batch_size: int | None = None,
+        backwards: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> Objective:
+        """Prepare another pass over the same samples: other batches, other order, other precision.
+
+        Args:
+            batch_size: samples at once; about half of now when None.
+            backwards: walk the batches from the last sample to the first.
+            dtype: precision; a float64 pass never uses TF32. As now when None.
+
+        Returns:
+            The same function of the parameters, summed in another way.
+        """
+        size = (
+            batch_size
+            if batch_size is not None
+            else (min(self.batch_size, len(self.samples)) + 1) // 2
+        )
+        changed = replace(self, batching=_Batching(max(1, size)), backwards=backwards)
+        if dtype is None or dtype == self.dtype:
+            return changed
+        network = private_copy(self.network, dtype=dtype, device=self.device)
+        return replace(changed, network=network, dtype=dtype, tf32=False)
+
+    def redrawn(self, generator: torch.Generator) -> Objective:
+        """Draw a new augmentation in every pass: no longer a fixed function of the parameters."""
+        if self.samples.augmentation is None:
+            raise SpectraError(
+                "got a request to re-draw the augmentation of data that name none, expected images "
+                "with an augmentation: nothing would move; use --augment none"
+            )
+        return replace(self, redraw=generator)
+
+    def value(self) -> float:
+        """Evaluate L."""
+        theta = self._at()
+        with torch.no_grad(), exact_arithmetic(self.device, tf32=self.tf32):
+            total = sum(float(f(theta).double()) for f in self._functions())
+        return total / self.normalizer
+
+    def gradient(self) -> Float[Tensor, " n"]:
+        """Differentiate L once; accumulated in float64 over the batches."""
+        theta = self._at()
+
+        def one(f: Function) -> Parameters:
+            gradient: Parameters = torch.func.grad(f)(theta)
+            return gradient
+
+        return self._accumulate(one)
+
+    def product(self, vector: Float[Tensor, " n"], path: ProductName) -> Float[Tensor, " n"]:
+        """Multiply H with a vector, accumulated in float64 over the batches.
+
+        Args:
+            vector: (n,) in `dtype` on `device`.
+            path: how to differentiate.
+
+        Returns:
+            H v, (n,), in `dtype`.
+        """
+        theta, direction = self._at(), self._split(vector)
+        differentiate = PRODUCTS[path]
+        return self._accumulate(lambda f: differentiate(f, theta, direction))
+
+    def operator(
+        self, path: ProductName, *, callback: Callable[[], None] | None = None
+    ) -> SymmetricOperator:
+        """See H as a linear operator; `callback` is called after every product."""
+
+        def matvec(vector: Tensor) -> Tensor:
+            result = self.product(vector, path)
+            if callback is not None:
+                callback()
+            return result
+
+        return SymmetricOperator(matvec, self.dim, self.dtype, self.device)
+
+    def _functions(self) -> Iterator[Function]:
+        """Yield the weighted sum of the losses of each batch, as a function of the parameters."""
+        if not self.batching.parts:
+            cuts = [
+                slice(i, i + self.batch_size) for i in range(0, len(self.samples), self.batch_size)
+            ]
+            self.batching.parts = [(self.samples.select(cut), self.weights[cut]) for cut in cuts]
+        parts = self.batching.parts
+        for samples, weights in reversed(parts) if self.backwards else parts:
+            x = samples.prepared(self.dtype, self.device, generator=self.redraw)
+            if x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            yield self._function(x, samples.targets, weights.to(self.dtype))
+
+    def _function(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> Function:
+        def weighted_sum(parameters: Parameters) -> Tensor:
+            output = torch.func.functional_call(self.network, parameters, (inputs,))
+            logits = getattr(output, "logits", output)
+            if not isinstance(logits, Tensor):
+                raise SpectraError(
+                    f"got a {type(output).__name__} from the model, expected a tensor of logits or "
+                    "an object with `.logits`; wrap the model so that it returns its logits"
+                )
+            losses = self.loss.per_sample(logits, targets)
+            if losses.shape != weights.shape:
+                raise SpectraError(
+                    f"got a loss of shape {tuple(losses.shape)} for {len(weights)} samples, "
+                    f"expected ({len(weights)},): a reduced loss cannot be weighted by sample and "
+                    'the result would depend on the batches; use reduction="none"'
+                )
+            return (losses * weights).sum()
+
+        return weighted_sum
+
+    def _accumulate(self, derivative: Callable[[Function], Parameters]) -> Tensor:
+        """Sum a derivative over the batches, divide once; halve the batch when memory runs out."""
+        while True:
+            try:
+                total: Tensor | None = None
+                with exact_arithmetic(self.device, tf32=self.tf32):
+                    for f in self._functions():
+                        part = self._flatten(derivative(f))
+                        total = part.double() if total is None else total.add_(part)
+                assert total is not None
+                return total.div_(self.normalizer).to(self.dtype)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or self.batching.size == 1:
+                    raise
+            # Outside the except clause: the traceback, and the failed batch with it, is gone.
+            self.batching.size = min(self.batching.size, len(self.samples)) // 2 or 1
+            self.batching.parts = []
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _at(self) -> Parameters:
+        live = [name for name in self.parameters if name not in self.frozen]
+        return {name: self.network.get_parameter(name).detach() for name in live}
+
+    def _split(self, vector: Tensor) -> Parameters:
+        pieces: Parameters = {}
+        offset = 0
+        for name in self.parameters:
+            like = self.network.get_parameter(name)
+            piece = vector[offset : offset + like.numel()].view(like.shape)
+            offset += like.numel()
+            if name in self.frozen:
+                continue
+            if piece.dim() == 4:
+                piece = piece.contiguous(memory_format=torch.channels_last)
+            pieces[name] = piece
+        return pieces
+
+    def _flatten(self, pieces: Parameters) -> Tensor:
+        zero = self.network.get_parameter
+        rows = [
+            (torch.zeros_like(zero(name)) if name in self.frozen else pieces[name]).reshape(-1)
+            for name in self.parameters
+        ]
+        return torch.cat(rows).detach()
+
+    def _require_samples(self, what: str) -> None:
+        if len(self.samples) == 0 or not self.normalizer > 0:
+            raise SpectraError(
+                f"got no sample with a positive weight in {what}, expected at least one: a mean "
+                "over nothing has no Hessian; choose classes that the data hold"
+            )
+
+    def _automatic_batch(self) -> int:
+        """Guess from the layer outputs of one sample how many fit into a quarter of free memory."""
+        seen = 0
+
+        def count(_: nn.Module, __: object, output: object) -> None:
+            nonlocal seen
+            if isinstance(output, Tensor):
+                seen += output.numel() * output.element_size()
+
+        leaves = [m for m in self.network.modules() if next(m.children(), None) is None]
+        hooks = [m.register_forward_hook(count) for m in leaves]
+        try:
+            with torch.no_grad(), exact_arithmetic(self.device):
+                one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
+                self.network(one.prepared(self.dtype, self.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        fits = free // 4 // max(1, seen * _ACTIVATION_FACTOR)
+        return int(max(1, min(fits, _LARGEST_BATCH.get(self.device.type, 128))))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _select_parameters(names: list[str], wanted: str | Sequence[str] | None) -> tuple[str, ...]:
+    if wanted is None:
+        return tuple(names)
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SpectraError(
+                f"got the parameter name {pattern!r}, expected names or globs among "
+                f"{', '.join(names[:4])}, … ({len(names)} in all)"
+            )
+    return tuple(name for name in names if any(fnmatchcase(name, p) for p in patterns))

@@ -1,0 +1,64 @@
+"""Three ways to differentiate Σ_i w_i ℓ_i(θ) twice along v, each as one function of a batch.
+
+With f the weighted sum of the losses of a batch, each path returns ∇²f(θ)·v:
+
+    double-backward       ∇⟨∇f(θ), v⟩        the reference
+    reverse-over-forward  ∇(∂_v f)(θ)        the fastest plain path: one reverse pass over a scalar
+    forward-over-reverse  ∂_v(∇f)(θ)
+
+References:
+    B. Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994),
+    https://doi.org/10.1162/neco.1994.6.1.147
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+Function = Callable[[Parameters], Tensor]
+ProductName = Literal["reverse-over-forward", "double-backward", "forward-over-reverse"]
+
+
+def reverse_over_forward(f: Function, at: Parameters, vector: Parameters) -> Parameters:
+    """Differentiate the directional derivative of `f` at `at` along `vector`."""
+
+    def directional(parameters: Parameters) -> Tensor:
+        derivative: Tensor = torch.func.jvp(f, (parameters,), (vector,))[1]
+        return derivative
+
+    product: Parameters = torch.func.grad(directional)(at)
+    return product
+
+
+def forward_over_reverse(f: Function, at: Parameters, vector: Parameters) -> Parameters:
+    """Push `vector` through the gradient of `f` at `at`."""
+    product: Parameters = torch.func.jvp(torch.func.grad(f), (at,), (vector,))[1]
+    return product
+
+
+def double_backward(f: Function, at: Parameters, vector: Parameters) -> Parameters:
+    """Differentiate the inner product of the gradient of `f` at `at` with `vector`."""
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    inputs = list(leaves.values())
+    gradients = torch.autograd.grad(
+        f(leaves), inputs, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    inner = torch.stack(
+        [(g * vector[name]).sum() for name, g in zip(leaves, gradients, strict=True)]
+    ).sum()
+    if not inner.requires_grad:  # the loss is affine in every parameter
+        return {name: torch.zeros_like(value) for name, value in at.items()}
+    second = torch.autograd.grad(inner, inputs, allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, second, strict=True))
+
+
+PRODUCTS: dict[ProductName, Callable[[Function, Parameters, Parameters], Parameters]] = {
+    "reverse-over-forward": reverse_over_forward,
+    "double-backward": double_backward,
+    "forward-over-reverse": forward_over_reverse,
+}
