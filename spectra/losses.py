@@ -2,9 +2,9 @@
 
 With logits z (a cosine head's cosines times its scale s), label y, class counts n_c, N = Σ n_c:
 
-    ce                −log softmax(z)_y, with optional label smoothing and ignored labels
-    ldam              ce on s·(cos − m_y on the true class), m_c = n_c^(−1/4)·m / max_k n_k^(−1/4)
-    vs                ce on z_c/Δ_c + τ·log(n_c/N),  Δ_c = (n_max/n_c)^γ
+    ce                −log softmax(z)_y
+    ldam              ce on s·(cos − m_y on the true class), m_c = m·n_c^(−1/4) / max_k n_k^(−1/4)
+    vs                ce on z_c/Δ_c + τ·log(n_c/N), Δ_c = (n_max/n_c)^γ
     logit-adjustment  ce on z_c + τ·log(n_c/N)
     focal             (1 − p_y)^γ · ce
 
@@ -18,7 +18,7 @@ References:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from spectra.errors import SpectraError
+from .errors import SpectraError
 
 LOSSES = ("ce", "ldam", "vs", "logit-adjustment", "focal")
-_GAMMA = {"vs": 0.3, "focal": 2.0}  # the released code's VS default; the focal paper's choice
+_GAMMA = {"vs": 0.3, "focal": 2.0}  # the released code's default for vs, the paper's for focal
 
 
 def effective_number_weights(counts: Sequence[int], beta: float = 0.9999) -> tuple[float, ...]:
@@ -40,42 +40,42 @@ def effective_number_weights(counts: Sequence[int], beta: float = 0.9999) -> tup
         beta: 0 gives equal weights; towards 1 they approach 1/n_c.
 
     Raises:
-        SpectraError: for an empty class or a β outside [0, 1).
+        SpectraError: for an empty class, or a β outside [0, 1).
     """
-    if not 0 <= beta < 1 or min(counts, default=0) < 1:
-        raise SpectraError(f"got β = {beta}, counts {tuple(counts)}: 0 ≤ β < 1, counts ≥ 1 needed")
+    if not 0 <= beta < 1:
+        raise SpectraError(f"got β = {beta} for the class weights, expected 0 ≤ β < 1")
+    _check_counts(counts)
     raw = [1.0 if beta == 0 else -1 / math.expm1(n * math.log(beta)) for n in counts]
     return tuple(len(raw) * weight / math.fsum(raw) for weight in raw)
 
 
 def ldam_margins(counts: Sequence[int], max_margin: float = 0.5) -> tuple[float, ...]:
-    """Give the margins m_c = n_c^(−1/4)·max_margin / max_k n_k^(−1/4), in units of cosine.
+    """Give the margins m_c, in units of cosine; the rarest class has `max_margin`.
 
     Raises:
         SpectraError: for an empty class, whose margin would be infinite.
     """
-    if min(counts, default=0) < 1:
-        raise SpectraError(f"got counts {tuple(counts)}, every class needs at least one sample")
+    _check_counts(counts)
     return tuple(max_margin * (min(counts) / n) ** 0.25 for n in counts)
 
 
 @dataclass(frozen=True)
 class LossSpec:
-    """Describe a loss; evaluate it per sample.
+    """Describe a loss, and evaluate it per sample.
 
     Args:
         name: one of `LOSSES`.
-        class_counts: samples of each class in the training set, (C,); all but ce and focal need it.
+        class_counts: training samples of each class, (C,); ldam, vs and logit-adjustment need it.
         weights: class weights, (C,); they stay outside the loss, in `sample_weights`.
-        scale: s of a cosine head (30 in the LDAM recipe), multiplies the logits first.
-        max_margin: largest margin of LDAM, in units of cosine.
-        gamma: γ of vs (default 0.3) and focal (default 2).
-        tau: τ of vs and logit adjustment.
-        label_smoothing: mass spread evenly over the classes (ce only).
-        ignore_index: label whose samples have loss and weight zero (ce only).
+        scale: s of a cosine head (30 in the LDAM recipe); it multiplies the logits.
+        max_margin: largest margin of ldam, in units of cosine.
+        gamma: γ of vs (0.3 without it) and of focal (2 without it).
+        tau: τ of vs and logit-adjustment.
+        label_smoothing: mass spread evenly over the classes; not for focal.
+        ignore_index: label of the samples whose loss and weight are zero.
 
     Raises:
-        SpectraError: for an unknown name, missing or empty classes, or an option of another loss.
+        SpectraError: for an unknown name, missing counts, an empty class, a smoothed focal loss.
     """
 
     name: str = "ce"
@@ -86,17 +86,15 @@ class LossSpec:
     gamma: float | None = None
     tau: float = 1.0
     label_smoothing: float = 0.0
-    ignore_index: int | None = None
+    ignore_index: int = -100
 
     def __post_init__(self) -> None:
         if self.name not in LOSSES:
-            raise SpectraError(f"unknown loss {self.name!r}: use one of {', '.join(LOSSES)}")
-        if self.name in ("ldam", "vs", "logit-adjustment") and not self.class_counts:
-            raise SpectraError(f"the loss {self.name!r} needs class_counts, the training counts")
-        if min(self.class_counts or (1,)) < 1:
-            raise SpectraError(f"got class_counts {self.class_counts}: every class needs a sample")
-        if self.name != "ce" and (self.label_smoothing or self.ignore_index is not None):
-            raise SpectraError(f"label_smoothing and ignore_index are for 'ce', not {self.name!r}")
+            raise SpectraError(f"unknown loss {self.name!r}, expected one of {', '.join(LOSSES)}")
+        if self.class_counts is not None or self.name in ("ldam", "vs", "logit-adjustment"):
+            _check_counts(self.class_counts or ())
+        if self.name == "focal" and self.label_smoothing:
+            raise SpectraError("the focal loss has no label_smoothing: leave it out, or use 'ce'")
         if self.gamma is None and self.name in _GAMMA:
             object.__setattr__(self, "gamma", _GAMMA[self.name])
 
@@ -115,54 +113,47 @@ class LossSpec:
             targets: labels, (n,).
 
         Returns:
-            Losses, (n,), in the type and on the device of the logits.
+            Losses, (n,), of the logits' type and on their device.
 
         Raises:
-            SpectraError: if the logits have another number of classes than the counts.
+            SpectraError: if the counts or weights are not those of as many classes.
         """
-        z = self.scale * logits
-        if self.class_counts is not None and len(self.class_counts) != logits.shape[1]:
-            raise SpectraError(
-                f"the network has {logits.shape[1]} classes, the loss {len(self.class_counts)} "
-                "class counts: give the network and the counts of one data set"
-            )
         counts = self.class_counts or ()
-        if self.name == "ce":
-            ignored = -100 if self.ignore_index is None else self.ignore_index
-            return F.cross_entropy(
-                z,
-                targets,
-                reduction="none",
-                label_smoothing=self.label_smoothing,
-                ignore_index=ignored,
-            )
-        if self.name == "focal":
-            return self._focal(z, targets)
+        for known in (counts, self.weights or ()):
+            if known and len(known) != logits.shape[1]:
+                raise SpectraError(
+                    f"the logits have {logits.shape[1]} classes, the loss has counts or weights of "
+                    f"{len(known)}: give the network and the loss of one data set"
+                )
+        z = self.scale * logits
+        # Comparing, not F.one_hot: no check that waits for the GPU, no write in place.
+        true = targets[:, None] == torch.arange(z.shape[1], device=z.device)
         if self.name == "ldam":
-            margins = _like(ldam_margins(counts, self.max_margin), z)
-            z = z - self.scale * margins * _one_hot(z, targets)
-        else:
-            if self.name == "vs":
-                assert self.gamma is not None
-                z = z / _like([(max(counts) / n) ** self.gamma for n in counts], z)
+            z = z - true * _like(ldam_margins(counts, self.max_margin), z) * self.scale
+        if self.name == "vs":
+            z = z / _like([(max(counts) / n) ** (self.gamma or 0.0) for n in counts], z)
+        if self.name in ("vs", "logit-adjustment"):
             z = z + _like([self.tau * math.log(n / sum(counts)) for n in counts], z)
-        return F.cross_entropy(z, targets, reduction="none")
-
-    def _focal(self, z: Tensor, targets: Tensor) -> Tensor:
-        # log(1 − p_y) from the other classes: smooth even where p_y rounds to 1.
-        others = z.masked_fill(_one_hot(z, targets), -math.inf).logsumexp(1) - z.logsumexp(1)
-        assert self.gamma is not None
-        return torch.exp(self.gamma * others) * F.cross_entropy(z, targets, reduction="none")
+        losses = F.cross_entropy(
+            z,
+            targets,
+            reduction="none",
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+        )
+        if self.name == "focal":
+            # log(1 − p_y) from the other classes: smooth even where p_y rounds to 1.
+            others = z.masked_fill(true, -math.inf).logsumexp(1) - z.logsumexp(1)
+            losses = torch.exp((self.gamma or 0.0) * others) * losses
+        return losses
 
     def sample_weights(self, targets: Int[Tensor, " n"]) -> Float64[Tensor, " n"]:
         """Look up the class weight of each sample: 1 without weights, 0 for an ignored label."""
-        kept = torch.ones_like(targets, dtype=torch.bool)
-        if self.name == "ce":
-            kept = targets != (-100 if self.ignore_index is None else self.ignore_index)
+        kept = targets != self.ignore_index
         if self.weights is None:
             return kept.double()
         table = torch.tensor(self.weights, dtype=torch.float64, device=targets.device)
-        return torch.where(kept, table[torch.where(kept, targets, 0)], 0.0)
+        return table[torch.where(kept, targets, 0)] * kept
 
     def to_dict(self) -> dict[str, Any]:
         """Give the description as plain values."""
@@ -170,24 +161,24 @@ class LossSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LossSpec":
-        """Read what `to_dict` wrote; lists (from JSON) become tuples.
+        """Read what `to_dict` wrote; lists, as JSON gives them, become tuples.
 
         Raises:
             SpectraError: for an unknown name.
         """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise SpectraError(f"a loss description has the unknown names {unknown}")
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        return cls(**plain)
+        plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise SpectraError(
+                f"a loss description has the names {sorted(values)}, and not all are known: "
+                "another version wrote it"
+            ) from error
 
 
 @dataclass(frozen=True)
 class CallableLoss:
-    """Carry any function of (logits (n, C), targets (n,)) that gives one loss a sample, (n,)."""
+    """Carry any function of logits (n, C) and targets (n,) that gives one loss a sample, (n,)."""
 
     function: Callable[[Tensor, Tensor], Tensor]
 
@@ -202,45 +193,42 @@ class CallableLoss:
         losses = self.function(logits, targets)
         if losses.shape != targets.shape:
             raise SpectraError(
-                f"the loss returned shape {tuple(losses.shape)}, expected one value a sample, "
-                f"{tuple(targets.shape)}: means over batches cannot be added up exactly; "
-                'use reduction="none"'
+                f"the loss returned the shape {tuple(losses.shape)}, expected one value a sample, "
+                f"{tuple(targets.shape)}: means of batches do not add up; use reduction='none'"
             )
         return losses
 
     def sample_weights(self, targets: Int[Tensor, " n"]) -> Float64[Tensor, " n"]:
-        """Give every sample the weight 1, and 0 to the labels that a torch loss ignores."""
+        """Give each sample the weight 1, and 0 where a torch loss ignores its label."""
         ignored = getattr(self.function, "ignore_index", None)
-        return (
-            torch.ones_like(targets, dtype=torch.float64)
-            if ignored is None
-            else ((targets != ignored).double())
-        )
+        kept = torch.ones_like(targets) if ignored is None else targets != ignored
+        return kept.double()
 
 
-def as_loss(
-    loss: LossSpec | CallableLoss | Callable[[Tensor, Tensor], Tensor],
-) -> "LossSpec | CallableLoss":
-    """Accept a described loss or any plain function of (logits, targets).
+def as_loss(loss: LossSpec | CallableLoss | Callable[..., Any]) -> LossSpec | CallableLoss:
+    """Accept a described loss, or any function of (logits, targets) with one value a sample.
 
     Raises:
-        SpectraError: for a torch loss that reduces, or for something that cannot be called.
+        SpectraError: for a torch loss that reduces or holds class weights.
     """
     if isinstance(loss, LossSpec | CallableLoss):
         return loss
     reduction = getattr(loss, "reduction", "none")
-    if reduction != "none":
+    if reduction != "none" or getattr(loss, "weight", None) is not None:
         raise SpectraError(
-            f"the loss has reduction={reduction!r}, expected one value a sample: class means and "
-            'weighted sums are taken outside; use reduction="none"'
+            f"the loss has reduction={reduction!r} or class weights inside, expected one plain "
+            "value a sample, since means and weights are taken outside: use reduction='none', and "
+            "LossSpec(weights=...) for class weights"
         )
-    if not callable(loss):
-        raise SpectraError(f"got {loss!r}, expected a LossSpec or a function (logits, targets)")
     return CallableLoss(loss)
 
 
-def _one_hot(logits: Tensor, targets: Tensor) -> Tensor:
-    return targets[:, None] == torch.arange(logits.shape[1], device=logits.device)
+def _check_counts(counts: Sequence[int]) -> None:
+    if min(counts, default=0) < 1:
+        raise SpectraError(
+            f"got the class counts {tuple(counts)}, expected the training samples of every class, "
+            "each at least 1: margins, shifts and weights of an empty class are infinite"
+        )
 
 
 def _like(values: Sequence[float], z: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spectra.errors import SpectraError
+from .errors import SpectraError
 
 Head = Literal["linear", "cosine"]
 
@@ -47,7 +47,7 @@ class CosineHead(nn.Module):
 
 def _unit(x: Tensor, dim: int) -> Tensor:
     # Clamping the square keeps a zero vector's second derivative finite; a norm's is not.
-    return x * x.square().sum(dim, keepdim=True).clamp_min(1e-24).rsqrt()
+    return x * x.square().sum(dim, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
 class PaddedShortcut(nn.Module):
@@ -268,13 +268,13 @@ class ModelSpec:
         Raises:
             SpectraError: for names that are missing or unknown.
         """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown or not {"arch", "num_classes"} <= set(values):
+        try:
+            return cls(**values)
+        except TypeError as error:
             raise SpectraError(
-                f"a model description has the names {sorted(values)}: 'arch' and 'num_classes' are "
-                f"needed, and {unknown or 'none'} unknown; it was written by another version"
-            )
-        return cls(**values)
+                f"a model description has the names {sorted(values)}, expected arch, num_classes, "
+                "head, in_channels, factory: another version wrote it, give --arch or --model"
+            ) from error
 
 
 def _from_factory(name: str, num_classes: int) -> nn.Module:
