@@ -8,7 +8,6 @@ import torch
 
 from ..errors import SpectraError
 from .augment import augment as augment
-from .export import describe as describe
 from .export import export as export
 from .export import find_exported, open_exported
 from .longtail import draw

@@ -2,7 +2,7 @@
 
 One file a split, ``train.parquet`` and ``test.parquet``: columns ``img`` {bytes, path}, ``label``
 and ``position`` (place within the class in the original source), lossless WebP or PNG. The schema
-metadata hold the class names in the hub's manner, so other readers open it too, and under
+metadata hold the class names in the hub's manner, so that other readers open it too, and under
 ``spectra`` a JSON object: schema, split, spec, class_names, counts, shape, mean, std,
 augmentation, draw_sha256, pixels_sha256.
 """
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ..errors import SpectraError
-from .files import replacing
 from .images import encode_image
 from .samples import Samples
 from .sources import hub_parquet
@@ -39,47 +38,46 @@ def export(samples: Samples, folder: str | Path, split: str) -> Path:
             f"inputs are {images.dtype} of shape {tuple(images.shape)}; expected uint8 images "
             "(n, 1 or 3, height, width): other tensors cannot be kept bit by bit as images"
         )
-    about = describe(samples) | {"schema": SCHEMA, "split": split}
+    assert samples.positions is not None
+    encoded = [{"bytes": encode_image(image), "path": None} for image in images.cpu().numpy()]
     features = {
         "img": {"_type": "Image"},
-        "label": {"names": list(samples.class_names), "_type": "ClassLabel"},
+        "label": {"names": samples.class_names, "_type": "ClassLabel"},
         "position": {"dtype": "int64", "_type": "Value"},
     }
-    encoded = [{"bytes": encode_image(image), "path": None} for image in images.cpu().numpy()]
-    assert samples.positions is not None
+    about = {
+        "schema": SCHEMA,
+        "split": split,
+        "spec": samples.spec.to_dict() if samples.spec else None,
+        "shape": tuple(images.shape[1:]),
+        **{key: getattr(samples, key) for key in ("class_names", "counts", "mean", "std")},
+        **{key: getattr(samples, key) for key in ("augmentation", "draw_sha256", "pixels_sha256")},
+    }
     table = pa.table(
         {
             "img": pa.array(encoded, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
             "label": samples.targets.cpu().numpy(),
             "position": samples.positions.cpu().numpy(),
-        }
-    ).replace_schema_metadata(
-        {"spectra": json.dumps(about), "huggingface": json.dumps({"info": {"features": features}})}
+        },
+        metadata={
+            "spectra": json.dumps(about),
+            "huggingface": json.dumps({"info": {"features": features}}),
+        },
     )
     path = Path(folder) / f"{split}.parquet"
+    partial = path.with_name(f".{split}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, partial, compression="none")  # encoded images shrink no further
+        partial.replace(path)
     except OSError as error:
-        raise SpectraError(f"{path.parent} cannot be made ({error.strerror})") from error
-    with replacing(path) as partial:
-        # Encoded images do not shrink further; small row groups keep a partial read cheap.
-        pq.write_table(table, partial, compression="none", row_group_size=1000)
+        if partial.is_file():
+            partial.unlink()
+        raise SpectraError(
+            f"{path} cannot be written ({error}); nothing was left behind: free some space or "
+            "choose another folder"
+        ) from error
     return path
-
-
-def describe(samples: Samples) -> dict[str, Any]:
-    """Return what identifies samples, as plain values for JSON."""
-    return {
-        "spec": samples.spec.to_dict() if samples.spec else None,
-        "class_names": list(samples.class_names),
-        "counts": list(samples.counts),
-        "shape": list(samples.inputs.shape[1:]),
-        "mean": samples.mean,
-        "std": samples.std,
-        "augmentation": samples.augmentation,
-        "draw_sha256": samples.draw_sha256,
-        "pixels_sha256": samples.pixels_sha256,
-    }
 
 
 def find_exported(path: Path, split: str) -> tuple[Path, dict[str, Any]] | None:
@@ -87,7 +85,7 @@ def find_exported(path: Path, split: str) -> tuple[Path, dict[str, Any]] | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = path / f"{split}.parquet" if path.is_dir() else path.with_name(f"{split}.parquet")
+    file = (path if path.is_dir() else path.parent) / f"{split}.parquet"
     if not file.is_file():
         return None
     try:
@@ -107,7 +105,6 @@ def open_exported(file: Path, about: dict[str, Any]) -> Samples:
 
     names = tuple(about["class_names"])
     source = hub_parquet([file], len(names), "L" if about["shape"][0] == 1 else "RGB")
-    positions = pq.read_table(file, columns=["position"])["position"].to_numpy()
     samples = Samples(
         torch.from_numpy(source.decode(np.arange(len(source.labels)))),
         torch.from_numpy(source.labels),
@@ -117,7 +114,7 @@ def open_exported(file: Path, about: dict[str, Any]) -> Samples:
         tuple(about["std"]) if about["std"] else None,
         about["augmentation"],
         DataSpec.from_dict(about["spec"]) if about["spec"] else None,
-        torch.from_numpy(positions.astype(np.int64)),
+        torch.tensor(pq.read_table(file, columns=["position"])["position"].to_numpy()),
     )
     for key in ("draw_sha256", "pixels_sha256"):
         if getattr(samples, key) != about[key]:

@@ -20,7 +20,9 @@ from .spec import DataSpec
 Integers = NDArray[np.int64]
 
 
-def long_tail_counts(n_max: int, num_classes: int, imbalance: str, ratio: float) -> tuple[int, ...]:
+def long_tail_counts(
+    n_max: int, num_classes: int, imbalance: str, ratio: float | int
+) -> tuple[int, ...]:
     """Return how many samples each class keeps, in label order.
 
     Args:
@@ -74,6 +76,6 @@ def draw(labels: Integers, num_classes: int, spec: DataSpec) -> tuple[Integers, 
         if spec.imbalance is not None:
             generator.shuffle(order)
         positions.append(order[:keep])
-    starts = np.concatenate([[0], np.cumsum(full)[:-1]])
+    starts = np.cumsum(full) - full
     rows = [by_class[start + p] for start, p in zip(starts, positions, strict=True)]
     return np.concatenate(rows), np.concatenate(positions)

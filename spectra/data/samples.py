@@ -23,7 +23,7 @@ from .spec import KNOWN, DataSpec
 IGNORED = -100  # a target that no class counts and PyTorch's losses skip by default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
 class Samples:
     """Hold inputs and targets, and what is needed to turn them into a network's input.
 

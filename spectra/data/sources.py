@@ -15,27 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SpectraError
-from .files import replacing
 from .images import SUFFIXES, Pixels, decode_images
 from .spec import KNOWN, DataSpec
 
 Integers = NDArray[np.int64]
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
-# The published MD5 sums of the binary archives: https://www.cs.toronto.edu/~kriz/cifar.html
+# Archive, its MD5 sum (published beside it), folder in it, files of each split, names, label byte.
 CIFAR_ARCHIVES = {
     "cifar10": (
-        "cifar-10-binary.tar.gz",
-        "c32a1d4ab5d03f1284b67883e8d87530",
-        "cifar-10-batches-bin",
+        ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin"),
         {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
-        "batches.meta.txt",
+        ("batches.meta.txt", 0),
     ),
     "cifar100": (
-        "cifar-100-binary.tar.gz",
-        "03b5dce01913d631647c71ecec9e9cb8",
-        "cifar-100-binary",
+        ("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary"),
         {"train": ["train.bin"], "test": ["test.bin"]},
-        "fine_label_names.txt",
+        ("fine_label_names.txt", 1),  # the coarse label comes before the fine one
     ),
 }
 
@@ -48,13 +43,17 @@ class Source:
     class_names: tuple[str, ...]  # (C,)
     decode: Callable[[Integers], Pixels]  # rows (n,) -> images (n, c, h, w)
 
+    def __post_init__(self) -> None:
+        low, high = (self.labels.min(), self.labels.max()) if len(self.labels) else (-1, -1)
+        if low < 0 or high >= len(self.class_names):
+            raise SpectraError(
+                f"{len(self.labels)} samples have labels from {low} to {high}; expected 0 to "
+                f"{len(self.class_names) - 1}: the files are incomplete or of another data set"
+            )
+
 
 def open_source(spec: DataSpec, folder: Path | None, split: str) -> Source:
-    """Find the files of a data set below a folder.
-
-    Raises:
-        SpectraError: If no folder is given, or nothing in it has a layout that fits the name.
-    """
+    """Find the files of a data set below a folder; raise SpectraError if no layout fits."""
     if spec.name == "digits":
         return digits(split)
     if folder is None:
@@ -62,20 +61,19 @@ def open_source(spec: DataSpec, folder: Path | None, split: str) -> Source:
             f"no folder was named for {spec.name}; give --data FOLDER or set SPECTRA_DATA"
             + (" (the archive is downloaded there)" if spec.name in CIFAR_ARCHIVES else "")
         )
-    roots = [folder, *(folder / part for part in (spec.name, "data", "plain_text"))]
+    roots = [folder, folder / spec.name]
     if spec.name in CIFAR_ARCHIVES:
-        for root in (*roots, folder / spec.name / "data", folder / spec.name / "plain_text"):
-            shards = sorted(root.glob(f"{split}-*.parquet"))
-            if shards:
-                return hub_parquet(shards, KNOWN[spec.name].num_classes)
+        for part in ("", "data", "plain_text", spec.name):  # as the hub's repositories lie
+            for root in roots:
+                if shards := sorted((root / part).glob(f"{split}-*.parquet")):
+                    return hub_parquet(shards, KNOWN[spec.name].num_classes)
         return cifar_binary(spec.name, folder, split)
-    for root in roots[:2]:
-        if spec.name != "list" and (root / "train").is_dir() and not _lists(root, "train"):
-            return image_folder(root, split, spec.image_size)
+    for root in roots:
         if spec.name != "folder" and _lists(root, "train"):
             return list_file(root, split, spec)
-    wanted = "train/<class>/*.png|jpg|jpeg|webp" if spec.name == "folder" else "*train.txt"
-    raise SpectraError(f"{folder} holds no {spec.name} data; looked for {wanted} in it")
+        if spec.name != "list" and (root / "train").is_dir():
+            return image_folder(root, split, spec)
+    raise SpectraError(f"{folder} holds no {spec.name} data; looked for {KNOWN[spec.name].about}")
 
 
 def digits(split: str) -> Source:
@@ -86,115 +84,103 @@ def digits(split: str) -> Source:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    labels = raw.target.astype(np.int64)
     images = np.rint(raw.images * (255 / 16)).astype(np.uint8)[:, None]
-    parts = [np.flatnonzero(labels == c) for c in range(10)]
     cut = slice(-40, None) if split == "test" else slice(None, -40)
-    rows = np.sort(np.concatenate([part[cut] for part in parts]))
-    return Source(labels[rows], tuple("0123456789"), lambda index: images[rows[index]])
+    rows = np.sort(np.concatenate([np.flatnonzero(raw.target == c)[cut] for c in range(10)]))
+    labels = raw.target[rows].astype(np.int64)
+    return Source(labels, tuple("0123456789"), lambda index: images[rows[index]])
 
 
 def cifar_binary(name: str, folder: Path, split: str) -> Source:
     """Open the official binary archive; download, check and unpack it once where it is missing."""
-    archive, md5, inner, members, names_file = CIFAR_ARCHIVES[name]
+    (archive, md5, inner), members, (names_file, label_byte) = CIFAR_ARCHIVES[name]
     files = [*members["train"], *members["test"], names_file]
-    homes = [folder, folder / inner, folder / name / inner]
+    homes = [folder / inner, folder, folder / name / inner, folder / name]
     home = next((h for h in homes if all((h / file).is_file() for file in files)), None)
     if home is None:
-        home = folder / inner
-        path = _fetch(CIFAR_URL + archive, md5, folder)
-        _unpack(path, inner, files, home)
-    prefix = 1 if name == "cifar10" else 2  # CIFAR-100 puts the coarse label before the fine one
-    records = []
-    for file in members[split]:
-        raw = np.fromfile(home / file, dtype=np.uint8)
-        if raw.size == 0 or raw.size % (prefix + 3072):
+        home = homes[0]
+        _unpack(_fetch(CIFAR_URL + archive, md5, folder), inner, files, home)
+    size = label_byte + 1 + 3072
+    raw = [np.fromfile(home / file, dtype=np.uint8) for file in members[split]]
+    for file, part in zip(members[split], raw, strict=True):
+        if part.size % size:
             raise SpectraError(
-                f"{home / file} has {raw.size} bytes; expected a multiple of {prefix + 3072}: "
-                "the file is cut short, delete it to unpack it again"
+                f"{home / file} has {part.size} bytes; expected a multiple of {size}: the file "
+                "is cut short, delete it to unpack it again"
             )
-        records.append(raw.reshape(-1, prefix + 3072))
-    rows = np.concatenate(records)
-    names = (home / names_file).read_text(encoding="utf-8").split()
+    rows = np.concatenate(raw).reshape(-1, size)
     return Source(
-        rows[:, prefix - 1].astype(np.int64),
-        tuple(names),
-        lambda index: rows[index, prefix:].reshape(-1, 3, 32, 32),
+        rows[:, label_byte].astype(np.int64),
+        tuple((home / names_file).read_text(encoding="utf-8").split()),
+        lambda index: rows[index, label_byte + 1 :].reshape(-1, 3, 32, 32),
     )
 
 
-def hub_parquet(
-    shards: Sequence[Path], num_classes: int | None = None, mode: str = "RGB"
-) -> Source:
-    """Open the Hugging Face hub's layout: ``img`` {bytes, path} and ``label`` or ``fine_label``."""
+def hub_parquet(shards: Sequence[Path], num_classes: int | None, mode: str = "RGB") -> Source:
+    """Open the Hugging Face hub's layout: ``img`` {bytes, path}, ``label`` or ``fine_label``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(shards[0])
-        label = next((n for n in ("fine_label", "label") if n in schema.names), None)
-        image = next((n for n in ("img", "image") if n in schema.names), None)
-        if label is None or image is None:
-            raise SpectraError(
-                f"{shards[0]} has the columns {schema.names}; expected img {{bytes, path}} and "
-                "label or fine_label"
-            )
-        labels = np.concatenate(
-            [pq.read_table(s, columns=[label])[label].to_numpy().astype(np.int64) for s in shards]
-        )
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = features.get("info", {}).get("features", {}).get(label, {}).get("names")
-        groups = [(s, g) for s in shards for g in range(pq.read_metadata(s).num_row_groups)]
-        sizes = [pq.read_metadata(s).row_group(g).num_rows for s, g in groups]
-    except (OSError, pa.ArrowException) as error:
-        raise SpectraError(f"{shards[0].parent} holds no readable parquet: {error}") from error
+        files = [pq.ParquetFile(shard) for shard in shards]
+        schema = files[0].schema_arrow
+        label = "fine_label" if "fine_label" in schema.names else "label"
+        labels = np.concatenate([file.read([label])[label].to_numpy() for file in files])
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise SpectraError(
+            f"{shards[0]} cannot be read as img {{bytes, path}} and label or fine_label ({error}); "
+            "fetch it again"
+        ) from error
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = features.get("info", {}).get("features", {}).get(label, {}).get("names")
+    parts = [(file, g) for file in files for g in range(file.num_row_groups)]
+    ends = np.cumsum([file.metadata.row_group(g).num_rows for file, g in parts])
 
     def decode(index: Integers) -> Pixels:
-        wanted: list[bytes] = [b""] * len(index)
-        start = 0
-        for (shard, group), size in zip(groups, sizes, strict=True):
-            here = np.flatnonzero((index >= start) & (index < start + size))
-            if len(here):
-                column = pq.ParquetFile(shard).read_row_group(group, columns=[image])[image]
-                part = column.combine_chunks().field("bytes").take(pa.array(index[here] - start))
-                for place, value in zip(here, part.to_pylist(), strict=True):
-                    wanted[place] = value
-            start += size
+        wanted = [b""] * len(index)
+        owner = np.searchsorted(ends, index, side="right")
+        for part in np.unique(owner):
+            file, group = parts[part]
+            places = np.flatnonzero(owner == part)
+            column = file.read_row_group(group, ["img"])["img"].combine_chunks().field("bytes")
+            local = index[places] - (ends[part - 1] if part else 0)
+            for place, value in zip(places, column.take(pa.array(local)).to_pylist(), strict=True):
+                wanted[place] = value
         return decode_images(wanted, mode=mode)
 
-    count = num_classes or (len(names) if names else int(labels.max()) + 1)
-    _check_labels(labels, count, str(shards[0].parent))
-    return Source(labels, tuple(names or map(str, range(count))), decode)
+    return Source(
+        labels.astype(np.int64),
+        tuple(names or map(str, range(num_classes or int(labels.max()) + 1))),
+        decode,
+    )
 
 
-def image_folder(root: Path, split: str, image_size: int | None = None) -> Source:
+def image_folder(root: Path, split: str, spec: DataSpec) -> Source:
     """Open ``train/<class>/*.png``; the test images lie in ``test/`` or ``val/``."""
     names = tuple(sorted(p.name for p in (root / "train").iterdir() if p.is_dir()))
-    parts = ("train",) if split == "train" else ("test", "val")
-    home = next((root / part for part in parts if (root / part).is_dir()), None)
+    homes = [root / part for part in (("train",) if split == "train" else ("test", "val"))]
+    home = next((home for home in homes if home.is_dir()), None)
     if home is None:
         raise SpectraError(f"{root} has no test images; looked for test/ and val/ beside train/")
-    strange = sorted({p.name for p in home.iterdir() if p.is_dir()} - set(names))
-    if strange:
-        raise SpectraError(f"{home} has the class {strange[0]!r}, which train/ does not have")
-    files = [
-        sorted(p for p in (home / name).glob("*") if p.suffix.lower() in SUFFIXES) for name in names
-    ]
-    labels = np.repeat(np.arange(len(names)), [len(part) for part in files]).astype(np.int64)
-    flat = [path for part in files for path in part]
-    if not flat:
+    for path in sorted(home.iterdir()):
+        if path.is_dir() and path.name not in names:
+            raise SpectraError(f"{path} is a class that train/ does not have; remove or rename it")
+    found = [(c, p) for c, name in enumerate(names) for p in sorted((home / name).glob("*"))]
+    found = [(c, p) for c, p in found if p.suffix.lower() in SUFFIXES]
+    if not found:
         raise SpectraError(f"{home} holds no image; looked for <class>/*{'|'.join(SUFFIXES)}")
-    return Source(labels, names, lambda index: decode_images([flat[i] for i in index], image_size))
+    labels = np.array([c for c, _ in found], dtype=np.int64)
+    return Source(
+        labels, names, lambda index: decode_images([found[i][1] for i in index], spec.image_size)
+    )
 
 
 def list_file(root: Path, split: str, spec: DataSpec) -> Source:
     """Open lists of `path label` lines, as ImageNet-LT and iNaturalist 2018 are published."""
     if not _lists(root, split):
         raise SpectraError(f"{root} has no {split} list; looked for *test.txt and *val.txt in it")
-    path = _lists(root, split)[0]
-    files, labels = _read_list(path)
+    files, labels = _read_list(_lists(root, split)[0])
     count = KNOWN[spec.name].num_classes or 1 + int(_read_list(_lists(root, "train")[0])[1].max())
-    _check_labels(labels, count, str(path))
     return Source(
         labels,
         tuple(map(str, range(count))),
@@ -210,50 +196,49 @@ def _lists(root: Path, split: str) -> list[Path]:
 def _read_list(path: Path) -> tuple[list[str], Integers]:
     names, labels = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        name, _, label = line.strip().rpartition(" ")
-        if line.strip() and not (name and label.isdecimal()):
+        if not line.strip():
+            continue
+        parts = line.rsplit(maxsplit=1)
+        if len(parts) != 2 or not parts[1].isdecimal():
             raise SpectraError(f"{path}:{number} is {line!r}; expected `path label`")
-        if name:
-            names.append(name.strip())
-            labels.append(int(label))
+        names.append(parts[0].strip())
+        labels.append(int(parts[1]))
     if not names:
         raise SpectraError(f"{path} is empty; expected `path label` on every line")
     return names, np.array(labels, dtype=np.int64)
 
 
-def _check_labels(labels: Integers, count: int, where: str) -> None:
-    if len(labels) == 0 or labels.min() < 0 or labels.max() >= count:
-        span = f"from {labels.min()} to {labels.max()}" if len(labels) else "of no sample"
-        raise SpectraError(f"{where} has labels {span}; expected 0 to {count - 1}")
-
-
 def _fetch(url: str, md5: str, folder: Path) -> Path:
-    """Download a file into a folder, or take the one that lies there, if its MD5 sum is right."""
+    """Return the file in the folder, downloaded unless it lies there with the right MD5 sum."""
     import pooch
 
+    name = url.rsplit("/", 1)[1]
     try:
-        return Path(
-            pooch.retrieve(
-                url, f"md5:{md5}", fname=url.rsplit("/", 1)[1], path=folder, progressbar=True
-            )
-        )
+        return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder, progressbar=True))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: wrong sum
         raise SpectraError(
-            f"{folder} holds neither the binary nor the parquet layout, and {url} could not be "
-            f"fetched ({error}); put the archive or train-*.parquet there"
+            f"{folder} holds neither the binary nor the parquet layout (looked for {name} and "
+            f"train-*.parquet; pickled versions are not opened), and {url} could not be fetched "
+            f"({type(error).__name__}: {str(error)[:200]}); put one of them there"
         ) from error
 
 
 def _unpack(archive: Path, inner: str, files: Sequence[str], home: Path) -> None:
     """Copy the named regular files out of an archive, and nothing else that may be in it."""
-    home.mkdir(exist_ok=True)
     try:
+        home.mkdir(exist_ok=True)
         with tarfile.open(archive) as tar:
             for file in files:
-                stream = tar.extractfile(f"{inner}/{file}")
+                member = tar.getmember(f"{inner}/{file}")
+                stream = tar.extractfile(member) if member.isreg() else None
                 if stream is None:
-                    raise KeyError(file)
-                with replacing(home / file) as partial, partial.open("wb") as target:
+                    raise KeyError(f"{file} is no regular file")
+                partial = home / f".{file}.partial"
+                with partial.open("wb") as target:
                     shutil.copyfileobj(stream, target)
-    except (KeyError, tarfile.TarError) as error:
-        raise SpectraError(f"{archive} lacks {error}; delete it to fetch it again") from error
+                partial.replace(home / file)
+    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+        raise SpectraError(
+            f"{archive} cannot be unpacked into {home} ({error}); free some space, or delete the "
+            "archive to fetch it again"
+        ) from error

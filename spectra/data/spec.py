@@ -6,47 +6,33 @@ from typing import Any
 
 from ..errors import SpectraError
 
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class Traits:
     """Hold what a data set's name fixes, whichever layout its files lie in."""
 
+    about: str
     mean: tuple[float, ...]  # (c,) of pixels scaled to 0..1
     std: tuple[float, ...]  # (c,)
     augmentation: str | None = None
     num_classes: int | None = None  # None: as many as the files show
     sizes: tuple[int, int] | None = None  # classes in head and mid; None: thirds
-    by_count: bool = False  # whether the groups count classes from the largest on
-    about: str = ""
+    by_count: bool = False  # whether head, mid and tail are cut from the classes sorted by count
 
 
 # Normalisation and augmentation: the reference recipe, also for CIFAR-100 (paper.md 4.2, 4.5);
 # head, mid and tail: paper.md 4.4. The digits' constants are those of their training part.
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "crop-flip:4"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None
+INATURALIST = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192), None
 KNOWN: dict[str, Traits] = {
-    "digits": Traits((0.3055,), (0.3754,), "crop:1", 10, about="embedded, nothing to download"),
-    "cifar10": Traits(
-        CIFAR_MEAN, CIFAR_STD, "crop-flip:4", 10, (3, 4), about="binary archive or parquet"
-    ),
-    "cifar100": Traits(
-        CIFAR_MEAN, CIFAR_STD, "crop-flip:4", 100, (36, 35), about="binary archive or parquet"
-    ),
-    "folder": Traits(IMAGENET_MEAN, IMAGENET_STD, about="train/<class>/*.png and test/ or val/"),
-    "list": Traits(IMAGENET_MEAN, IMAGENET_STD, about="train.txt, test.txt: `path label` a line"),
-    "imagenet-lt": Traits(
-        IMAGENET_MEAN, IMAGENET_STD, None, 1000, (390, 445), True, "ImageNet_LT_train.txt, ..."
-    ),
-    "inat2018": Traits(
-        (0.466, 0.471, 0.380),
-        (0.195, 0.194, 0.192),
-        None,
-        8142,
-        (842, 3701),
-        True,
-        "iNaturalist18_train.txt, ...",
-    ),
+    "digits": Traits("embedded, nothing to download", (0.3055,), (0.3754,), "crop:1", 10),
+    "cifar10": Traits("binary archive or hub parquet", *CIFAR, 10, (3, 4)),
+    "cifar100": Traits("binary archive or hub parquet", *CIFAR, 100, (36, 35)),
+    "folder": Traits("train/<class>/*.png|jpg|webp, test/ or val/", *IMAGENET),
+    "list": Traits("train.txt, test.txt: `path label` per line", *IMAGENET),
+    "imagenet-lt": Traits("ImageNet_LT_train.txt, ...", *IMAGENET, 1000, (390, 445), True),
+    "inat2018": Traits("iNaturalist18_train.txt, ...", *INATURALIST, 8142, (842, 3701), True),
 }
 
 
@@ -64,7 +50,7 @@ class DataSpec:
 
     name: str
     imbalance: str | None = None
-    ratio: float | None = None
+    ratio: float | int | None = None
     seed: int = 0
     image_size: int | None = None
 
@@ -78,13 +64,18 @@ class DataSpec:
                 f"imbalance is {self.imbalance!r} and its ratio {self.ratio!r}: which samples are "
                 "drawn would be a guess; give both or neither"
             )
-        if self.ratio is not None and not 1 <= self.ratio < float("inf"):
+        if self.ratio is not None:
+            if not 1 <= self.ratio < float("inf"):
+                raise SpectraError(
+                    f"the imbalance ratio is {self.ratio}; expected largest over smallest class "
+                    "count, at least 1 (100, not 0.01)"
+                )
+            object.__setattr__(self, "ratio", float(self.ratio))
+        if not 0 <= self.seed < 2**32 or (self.image_size is not None and self.image_size < 1):
             raise SpectraError(
-                f"the imbalance ratio is {self.ratio}; expected largest over smallest class "
-                "count, which is at least 1 (100, not 0.01)"
+                f"the draw's seed is {self.seed} and the image size {self.image_size}; expected 0 "
+                "to 2**32 - 1, and at least 1 pixel"
             )
-        if not 0 <= self.seed < 2**32:
-            raise SpectraError(f"the draw's seed is {self.seed}; expected 0 to 2**32 - 1")
 
     def __str__(self) -> str:
         draw = f", {self.imbalance}, ratio {self.ratio:g}, seed {self.seed}" if self.ratio else ""

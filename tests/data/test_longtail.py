@@ -1,0 +1,130 @@
+"""The long-tail draw: published counts, published images, nobody else's random numbers touched."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from spectra.data import DIGITS_LT, DataSpec, long_tail_counts, open_data
+from spectra.data.longtail import draw
+from spectra.errors import SpectraError
+
+# paper.md 4.2, the table of totals and the row of class counts.
+TOTALS = [
+    (5000, 10, 10, 20431),
+    (5000, 10, 50, 13996),
+    (5000, 10, 100, 12406),
+    (5000, 10, 200, 11203),
+    (500, 100, 10, 19573),
+    (500, 100, 50, 12608),
+    (500, 100, 100, 10847),
+    (500, 100, 200, 9502),
+]
+
+
+@pytest.mark.parametrize(("n_max", "classes", "ratio", "total"), TOTALS)
+def test_exponential_counts_sum_to_the_published_totals(n_max, classes, ratio, total):
+    assert sum(long_tail_counts(n_max, classes, "exp", ratio)) == total
+
+
+def test_exponential_counts_are_the_published_ones_class_by_class():
+    expected = (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
+    assert long_tail_counts(5000, 10, "exp", 100.0) == expected
+    assert long_tail_counts(500, 100, "exp", 100.0)[::99] == (500, 5)
+
+
+def test_step_counts_keep_one_half_whole():
+    assert long_tail_counts(5000, 10, "step", 100.0) == (5000,) * 5 + (50,) * 5
+    assert long_tail_counts(9, 3, "step", 2.0) == (9, 4, 4)
+
+
+def test_the_draw_picks_the_rows_of_the_released_procedure():
+    """P49: the same rows as seeding NumPy's global generator, in a process of its own."""
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(7), 60))
+    rows, _ = draw(labels, 7, DataSpec("folder", "exp", 12.0))
+    code = (
+        "import numpy as np, json, sys\n"
+        "labels = np.array(json.load(sys.stdin)); np.random.seed(0); out = []\n"
+        "for c in range(7):\n"
+        "    i = np.where(labels == c)[0]; np.random.shuffle(i)\n"
+        "    out += i[:int(60.0 * (1 / 12.0) ** (c / 6.0))].tolist()\n"
+        "print(json.dumps(out))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=str(labels.tolist()),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(rows.tolist()) == done.stdout.strip()
+
+
+def test_the_draw_leaves_the_global_generator_alone():
+    """P49: constructing a data set does not reseed NumPy."""
+    before = np.random.get_state()  # noqa: NPY002
+    open_data(DIGITS_LT)
+    after = np.random.get_state()  # noqa: NPY002
+    assert np.array_equal(before[1], after[1])
+    assert before[2:] == after[2:]
+
+
+def test_the_draw_does_not_depend_on_how_classes_are_interleaved():
+    labels = np.repeat(np.arange(4), 30)
+    mixed = np.random.default_rng(0).permutation(labels)
+    spec = DataSpec("folder", "exp", 5.0)
+    sorted_rows, sorted_positions = draw(labels, 4, spec)
+    mixed_rows, mixed_positions = draw(mixed, 4, spec)
+    assert np.array_equal(sorted_positions, mixed_positions)
+    assert np.array_equal(labels[sorted_rows], mixed[mixed_rows])
+    assert not np.array_equal(sorted_rows, mixed_rows)
+
+
+def test_another_seed_draws_other_samples():
+    labels = np.repeat(np.arange(3), 40)
+    first, _ = draw(labels, 3, DataSpec("folder", "exp", 4.0, seed=0))
+    second, _ = draw(labels, 3, DataSpec("folder", "exp", 4.0, seed=1))
+    assert not np.array_equal(first, second)
+
+
+def test_without_imbalance_all_samples_stay_unshuffled():
+    rows, positions = draw(np.array([1, 0, 1, 0]), 2, DataSpec("folder"))
+    assert rows.tolist() == [1, 3, 0, 2]
+    assert positions.tolist() == [0, 1, 0, 1]
+
+
+def test_a_ratio_that_empties_a_class_is_refused():
+    labels = np.repeat(np.arange(2), 5)
+    with pytest.raises(SpectraError, match="ratio of at most 5"):
+        draw(labels, 2, DataSpec("folder", "exp", 6.0))
+
+
+def test_an_empty_class_is_refused_by_its_number():
+    with pytest.raises(SpectraError, match="class 1 of 3"):
+        draw(np.array([0, 2, 2]), 3, DataSpec("folder"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("cifar11",), "known: digits, cifar10"),
+        (("cifar10", "linear", 3.0), "exp, step or None"),
+        (("cifar10", "exp"), "both or neither"),
+        (("cifar10", None, 100.0), "both or neither"),
+        (("cifar10", "exp", 0.01), "100, not 0.01"),
+        (("cifar10", "exp", float("nan")), "ratio"),
+        (("cifar10", "exp", 100.0, -1), "seed"),
+        (("folder", None, None, 0, 0), "image size"),
+    ],
+)
+def test_a_description_that_cannot_be_meant_is_refused(arguments, complaint):
+    with pytest.raises(SpectraError, match=complaint):
+        DataSpec(*arguments)
+
+
+def test_a_description_survives_its_dictionary():
+    spec = DataSpec("cifar10", "exp", 100.0, 3)
+    assert DataSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(SpectraError, match="another version"):
+        DataSpec.from_dict({"name": "cifar10", "colour": "red"})
