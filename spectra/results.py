@@ -29,8 +29,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -38,7 +40,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from spectra.data.files import replacing
 from spectra.errors import SpectraError
 from spectra.krylov import SpectralMeasure, Tridiagonal
 
@@ -178,7 +179,6 @@ class Analysis:
         for spectrum in self.spectra:
             arrays |= _to_arrays(spectrum)
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        make_folder(folder)
         # Both are whole before either gets its name, the arrays first: they cover an older json.
         path = folder / "esd.json"
         with replacing(path) as plain, replacing(folder / "esd.npz") as binary:
@@ -217,15 +217,26 @@ class Analysis:
         return str(self.checkpoint.get("sha256"))
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for results, or say in one line why not."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its name once the block has ended well.
+
+    Raises:
+        SpectraError: If the disk is full or the folder cannot be written; `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
     except OSError as error:
         raise SpectraError(
-            f"the folder {folder} cannot be made ({error.strerror or error}); nothing was "
-            "written, choose another with --out"
+            f"{path} cannot be written ({error.strerror or error}); what lay there before is "
+            "untouched; free some space or choose another folder with --out"
         ) from error
+    finally:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
