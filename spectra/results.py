@@ -128,10 +128,11 @@ class Analysis:
     notes: tuple[str, ...] = ()  # lines for the reader, e.g. that pixels differ
 
     def __post_init__(self) -> None:
-        if len(set(self.labels)) != len(self.spectra):
+        repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if repeated:
             raise SpectraError(
-                f"spectra with equal labels, {', '.join(self.labels)}; expected each label once: "
-                "one would hide the other in the files; select each class once"
+                f"got several spectra of {', '.join(repeated)}, expected each label once: one "
+                "would hide the other in the files; select each class once"
             )
 
     @property

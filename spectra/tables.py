@@ -1,0 +1,152 @@
+"""Show results as tables: on the screen, as markdown, as csv; the only module that knows pandas."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spectra.results import CAVEAT, Analysis, ClassSpectrum, replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MARKS = {  # what stands before a row, and what the footer says about it
+    "▼": "negative curvature is proven: yᵀHy + noise floor < 0, recomputed in float64 by another "
+    "path on the fixed operator; yᵀHy is an upper bound of λmin",
+    "!": f"{CAVEAT}: augmentation re-drawn in every product, or the released recurrence",
+    "~": "not converged: some eigenvalue lies within the residual of the value, which is large",
+    "…": "interrupted; --resume goes on from here",
+    "✗": "failed, see below",
+}
+_HEADER = (
+    *(("", ""), ("", "class"), ("", "name"), ("", "samples"), ("share", "%"), ("", "loss")),
+    *(("acc. %", "train"), ("acc. %", "test"), ("", "λmin"), ("", "λmax")),
+    *(("residuals", "of both"), ("|λmin|", "/ λmax"), ("density", "< 0, %"), ("", "trace ± s.e.")),
+)
+_TEXT = (0, 1, 2)  # columns aligned to the left
+_DROPPED_FIRST = (2, 4, 10, 6, 3)  # what a narrow screen goes without, in this order
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits and a true minus; unknown is a dash."""
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    plain = -3 <= power < 4
+    text = f"{value:.{max(0, digits - 1 - power)}f}" if plain else f"{mantissa}e{power}"
+    return text.replace("-", "−")
+
+
+def marks(spectrum: ClassSpectrum) -> str:
+    """List the keys of `MARKS` that hold for a spectrum."""
+    known = spectrum.error is None and spectrum.lambda_min is not None
+    holds = {
+        "▼": spectrum.proven,
+        "!": spectrum.caveat is not None,
+        "~": known and not spectrum.converged,
+        "…": not spectrum.complete,
+        "✗": spectrum.error is not None,
+    }
+    return "".join(mark for mark in MARKS if holds[mark])
+
+
+def render(analysis: Analysis, width: int = 120) -> str:
+    """Set the table that ends a run, with a footer that explains its marks.
+
+    Args:
+        analysis: what was found.
+        width: of the screen in columns; a narrow one loses names first and never an eigenvalue.
+    """
+    table = [*map(list, zip(*_HEADER, strict=True)), *map(_cells, analysis.spectra)]
+    columns = list(range(len(_HEADER)))
+    if all(s.name in ("", s.label) for s in analysis.spectra):
+        columns.remove(2)
+    sizes = [max(len(line[i]) for line in table) for i in columns]
+    for victim in _DROPPED_FIRST:
+        if sum(sizes) + len(columns) - 1 > width and victim in columns:
+            columns.remove(victim)
+            sizes = [max(len(line[i]) for line in table) for i in columns]
+    gap = "  " if sum(sizes) + 2 * (len(columns) - 1) <= width else " "
+    lines = [
+        gap.join(
+            line[i].ljust(size) if i in _TEXT else line[i].rjust(size)
+            for i, size in zip(columns, sizes, strict=True)
+        ).rstrip()
+        for line in table
+    ]
+    rule = "─" * (sum(sizes) + len(gap) * (len(columns) - 1))
+    body = [rule, *lines[:2], rule, *lines[2:], rule]
+    wrapped = (textwrap.wrap(line, width, subsequent_indent="  ") for line in _footer(analysis))
+    return "\n".join([*body, *(line for lines in wrapped for line in lines)])
+
+
+def to_markdown(analysis: Analysis) -> str:
+    """Set the same table as GitHub markdown, with the footer as lines below."""
+    table = [[" ".join(parts).strip() for parts in _HEADER], *map(_cells, analysis.spectra)]
+    rule = [":--" if i in _TEXT else "--:" for i in range(len(_HEADER))]
+    lines = [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in line)} |" for line in table]
+    lines.insert(1, f"| {' | '.join(rule)} |")
+    return "\n".join([*lines, "", *(f"{line}  " for line in _footer(analysis))])
+
+
+def frame(analysis: Analysis) -> pd.DataFrame:
+    """Give one row a spectrum: the fields of ``esd.json``, nested ones as ``doctor_asymmetry``."""
+    import pandas as pd
+
+    rows = []
+    for spectrum in analysis.spectra:
+        entry = spectrum.to_dict()
+        nested = {name: entry.pop(name) for name in ("doctor", "certificate")}
+        entry |= {name: " ".join(map(str, entry[name])) for name in ("classes", "notes")}
+        rows.append(entry | {f"{a}_{b}": v for a, d in nested.items() for b, v in d.items()})
+    return pd.DataFrame(rows)
+
+
+def to_csv(analysis: Analysis, path: str | Path) -> Path:
+    """Write the frame, every digit of it; unknown is empty.
+
+    Raises:
+        SpectraError: If the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    with replacing(path) as partial:
+        frame(analysis).to_csv(partial, index=False, encoding="utf-8", lineterminator="\n")
+    return path
+
+
+def _cells(s: ClassSpectrum) -> list[str]:
+    mass = None if s.negative_mass is None else 100 * s.negative_mass
+    error = None if s.negative_mass_stderr is None else 100 * s.negative_mass_stderr
+    accuracies = (
+        "–" if value is None else f"{100 * value:.1f}"
+        for value in (s.train_accuracy, s.test_accuracy)
+    )
+    residuals = f"{number(s.residual_min, 1)} {number(s.residual_max, 1)}"
+    name = s.name if len(s.name) <= 12 else s.name[:11] + "…"
+    return [
+        *(marks(s), s.label, name, str(s.count), number(100 * s.share), number(s.loss)),
+        *(*accuracies, number(s.lambda_min), number(s.lambda_max), residuals),
+        *(number(s.nonconvexity), _with_error(mass, error), _with_error(s.trace, s.trace_stderr)),
+    ]
+
+
+def _with_error(value: float | None, stderr: float | None) -> str:
+    return number(value) if stderr is None else f"{number(value)} ± {number(stderr, 2)}"
+
+
+def _footer(analysis: Analysis) -> Sequence[str]:
+    used = set("".join(map(marks, analysis.spectra)))
+    lines = [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
+    lines += [f"✗ {s.label}: {s.error}" for s in analysis.spectra if s.error is not None]
+    lines += [f"{s.label}: {note}" for s in analysis.spectra for note in s.notes]
+    facts = {"data": analysis.data.get("name"), "split": analysis.data.get("split")}
+    keys = ("loss", "protocol", "augment", "steps", "probes", "seed", "dtype")
+    facts |= {key: analysis.settings.get(key) for key in keys} | {"on": analysis.device}
+    operator = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    return [*lines, *analysis.notes, f"H: mean over a class's samples; {operator}"]

@@ -1,0 +1,190 @@
+"""What a reader of the table relies on: alignment, width, digits, marks that are explained."""
+
+import csv
+import dataclasses
+import errno
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from spectra import tables
+from spectra.errors import SpectraError
+from spectra.results import CAVEAT, Analysis, ClassSpectrum
+from spectra.tables import frame, number, render, to_csv, to_markdown
+
+KNOWN = ClassSpectrum(
+    label="class 8",
+    name="ship",
+    classes=(8,),
+    count=83,
+    share=83 / 12406,
+    loss=2.4e-3,
+    train_accuracy=1.0,
+    test_accuracy=0.521,
+    lambda_min=-0.4987,
+    lambda_max=45.51,
+    residual_min=2.1e-5,
+    residual_max=3.3e-7,
+    nonconvexity=0.01096,
+    negative_mass=0.0123,
+    negative_mass_stderr=0.001,
+    negative_mass_threshold=4.5e-5,
+    trace=1234.5,
+    trace_stderr=45.1,
+    steps=100,
+    probes=3,
+    converged=True,
+    certificate={"negative_curvature": True, "rayleigh_quotient": -0.49},
+    doctor={"asymmetry": 1e-9},
+)
+FAILED = ClassSpectrum(label="class 3", name="cat", count=1077, share=0.09, error="NaN in batch 2")
+
+
+def analysis_of(*spectra: ClassSpectrum) -> Analysis:
+    return Analysis(
+        checkpoint={"file": "a.pt", "sha256": "ab"},
+        data={"name": "cifar10", "split": "train"},
+        settings={"protocol": "exact", "augment": "none", "steps": 100},
+        device="cpu",
+        versions={},
+        spectra=spectra,
+    )
+
+
+def rows(text: str) -> list[str]:
+    """Give the lines between the second and the third rule."""
+    return text.split("─\n")[2].rpartition("\n")[0].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (-0.4987, "−0.499"),
+        (45.51, "45.5"),
+        (9.999, "10.0"),
+        (1234.5, "1234"),
+        (99999.0, "1.00e5"),
+        (2.4e-3, "0.00240"),
+        (-2.4e-4, "−2.40e−4"),
+        (1e-12, "1.00e−12"),
+    ],
+)
+def test_numbers_have_three_digits_and_unknown_is_a_dash(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_every_quantity_of_the_issue_stands_in_the_row() -> None:
+    (row,) = rows(render(analysis_of(KNOWN)))
+    cells = ["▼", "class 8", "ship", "83", "0.669", "0.00240", "100.0", "52.1", "−0.499", "45.5"]
+    cells += ["2e−5 3e−7", "0.0110", "1.23 ± 0.10", "1234 ± 45"]
+    position = -1
+    for cell in cells:
+        position = row.index(cell, position + 1)
+
+
+def test_table_of_a_hundred_classes_fits_and_stays_aligned() -> None:
+    """P46"""
+    spectra = (
+        dataclasses.replace(KNOWN, label=f"class {c}", name=f"a long class name {c}")
+        for c in range(100)
+    )
+    text = render(analysis_of(*spectra))
+    assert len(rows(text)) == 100
+    assert max(map(len, text.splitlines())) <= 120
+    ends = {len(row) for row in rows(text)}
+    assert len(ends) == 1
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_narrow_screens_lose_columns_but_no_curvature(width: int) -> None:
+    text = render(analysis_of(KNOWN, FAILED), width)
+    assert max(map(len, text.splitlines())) <= width
+    for cell in ("class 8", "−0.499", "45.5", "0.0110", "1.23 ± 0.10", "1234 ± 45"):
+        assert cell in text
+
+
+def test_unknown_is_a_dash_and_never_zero() -> None:
+    (row,) = rows(render(analysis_of(FAILED)))
+    assert row.split() == ["✗", "class", "3", "cat", "1077", "9.00", *"–" * 10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "marks"),
+    [
+        ({}, "▼"),
+        ({"certificate": {"negative_curvature": False}}, ""),
+        ({"certificate": {}}, ""),
+        ({"converged": False}, "▼~"),
+        ({"protocol": "released", "certificate": {}}, "!"),
+        ({"operator": "resampled", "certificate": {}}, "!"),
+        ({"complete": False}, "▼…"),
+    ],
+)
+def test_marks_say_what_holds_and_the_footer_explains_them(
+    changes: dict[str, object], marks: str
+) -> None:
+    spectrum = dataclasses.replace(KNOWN, **changes)
+    text = render(analysis_of(spectrum))
+    assert tables.marks(spectrum) == marks
+    footer = text.split("─\n")[-1].splitlines()
+    explained = {line[0] for line in footer if line[0] in tables.MARKS}
+    assert explained == set(marks)
+    assert (CAVEAT in text) == ("!" in marks)
+
+
+def test_footer_states_operator_failure_and_notes() -> None:
+    analysis = dataclasses.replace(analysis_of(KNOWN, FAILED), notes=("772 pixels differ",))
+    footer = render(analysis, 200).split("─\n")[-1]
+    for words in ("class 3: NaN in batch 2", "772 pixels differ", "protocol exact", "augment none"):
+        assert words in footer
+
+
+def test_markdown_is_one_table_with_as_many_cells_in_every_row() -> None:
+    lines = to_markdown(analysis_of(KNOWN, FAILED)).split("\n\n")[0].splitlines()
+    assert len(lines) == 4
+    assert {line.replace("\\|", "").count("|") for line in lines} == {15}
+
+
+def test_frame_is_one_row_a_spectrum_with_nested_fields_flat() -> None:
+    table = frame(analysis_of(KNOWN, FAILED))
+    assert list(table["label"]) == ["class 8", "class 3"]
+    assert table["lambda_min"][0] == -0.4987
+    assert table["certificate_rayleigh_quotient"][0] == -0.49
+    assert table["doctor_asymmetry"][0] == 1e-9
+    assert pd.isna(table["lambda_min"][1])
+
+
+def test_csv_keeps_every_digit_and_leaves_unknown_empty(tmp_path: Path) -> None:
+    exact = dataclasses.replace(KNOWN, loss=0.1 + 0.2)
+    path = to_csv(analysis_of(exact, FAILED), tmp_path / "new" / "esd.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        first, second = csv.DictReader(file)
+    assert float(first["loss"]) == 0.1 + 0.2
+    assert second["loss"] == second["trace"] == second["lambda_min"] == ""
+    assert second["count"] == "1077"
+
+
+def test_full_disk_leaves_the_previous_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = to_csv(analysis_of(KNOWN), tmp_path / "esd.csv")
+    before = path.read_bytes()
+
+    def fill_up(self: pd.DataFrame, path: Path, **options: object) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fill_up)
+    with pytest.raises(SpectraError, match="No space left"):
+        to_csv(analysis_of(FAILED), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_spectra_make_an_empty_table() -> None:
+    assert rows(render(analysis_of())) == []
+    assert to_markdown(analysis_of())
+    assert frame(analysis_of()).empty
+    assert io.StringIO(render(analysis_of())).readline().startswith("─")
