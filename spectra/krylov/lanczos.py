@@ -30,6 +30,8 @@ from torch import Tensor
 from spectra.errors import SpectraError
 from spectra.krylov.operator import SymmetricOperator, not_finite
 
+PIECE = 2**14  # entries that one float32 sum runs over
+
 
 @dataclass(frozen=True)
 class Ritz:
@@ -140,11 +142,10 @@ def lanczos(
         if j > 0:
             w.sub_(basis[j - 1], alpha=beta)
         known = basis[: j + 1]
-        leak = known @ w.to(dtype)  # zero but for rounding, if A is one symmetric matrix
-        w.sub_(known.T @ leak)
-        w.sub_(known.T @ (known @ w.to(dtype)))
-        norm = torch.linalg.vector_norm(w)
-        facts = torch.stack((diagonal, norm, leak.abs().max().to(torch.float64)))
+        leak = _overlaps(known, w)  # zero but for rounding, if A is one symmetric matrix
+        w.sub_(known.T @ leak.to(dtype))
+        w.sub_(known.T @ _overlaps(known, w).to(dtype))
+        facts = torch.stack((diagonal, torch.linalg.vector_norm(w), leak.abs().max()))
         alpha, beta, stray = facts.tolist()  # the one wait for the device
         if not (np.isfinite(alpha) and np.isfinite(beta)):
             raise not_finite(f"the product of Krylov step {j + 1} of {steps}")
@@ -166,6 +167,13 @@ def lanczos(
         dim=A.dim,
         asymmetry=asymmetry,
     )
+
+
+def _overlaps(known: Float[Tensor, "k n"], w: Float64[Tensor, " n"]) -> Float64[Tensor, " k"]:
+    # A float32 product with rows of 10^6 numbers loses four digits on a CPU (naive sums), and a
+    # float64 copy of the basis would be twice the basis: so float32 pieces, added up in float64.
+    parts = zip(torch.split(known, PIECE, 1), torch.split(w.to(known.dtype), PIECE), strict=True)
+    return torch.stack([q @ x for q, x in parts]).sum(0, dtype=torch.float64)
 
 
 def _unit(start: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
