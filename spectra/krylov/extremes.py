@@ -182,7 +182,7 @@ def posterior_lower_bound(runs: Sequence[Tridiagonal], *, confidence: float = 0.
         confidence: probability that it holds.
     """
     failure = (1 - confidence) ** (1 / len(runs))
-    return max(_below(run, failure) for run in runs)
+    return min(_below(run, failure) for run in runs)  # holds as soon as one of them does
 
 
 def _below(run: Tridiagonal, failure: float) -> float:
