@@ -20,6 +20,7 @@ import io
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,8 +143,7 @@ def save_checkpoint(
             f"{path.parent}"
         ) from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(
@@ -173,33 +173,35 @@ def load_checkpoint(
     """
     path = Path(path)
     payload, sha256 = _read(path)
-    own = isinstance(payload, dict) and payload.get("format") == FORMAT
     said: dict[str, Any] = payload if isinstance(payload, dict) else {}
-    if own and said.get("version") != VERSION:
+    own: dict[str, Any] = said if _is_own(payload) else {}
+    if own and own.get("version") != VERSION:
         raise SpectraError(
-            f"{path.name} has format version {said.get('version')!r}, this spectra reads "
-            f"{VERSION}: update spectra"
+            f"{path.name} has the format version {own.get('version')!r}, expected {VERSION}: "
+            "another version of spectra wrote it; update spectra"
         )
     state = strip_wrappers(_state_dict(payload, path.name))
-    written = ModelSpec.from_dict(said["model"]) if own and said.get("model") else None
-    spec = _choose_spec(state, written, said.get("arch"), model, arch, num_classes, path.name)
-    if spec.factory is None and not isinstance(model, nn.Module):
-        state = canonical_names(state)
-    network = copy.deepcopy(model) if isinstance(model, nn.Module) else spec.build()
+    if isinstance(model, nn.Module):
+        spec = ModelSpec(type(model).__name__, num_classes or _last_width(state))
+        network = copy.deepcopy(model)
+    else:
+        spec = _choose_spec(state, said, model, arch, num_classes, path.name)
+        network = spec.build()
+        state = state if spec.factory else canonical_names(state)
     network = network.to("cpu", torch.float32).eval()
     _load_weights(network, state, path.name)
     return Checkpoint(
         model=network,
         model_spec=spec,
-        data=DataSpec.from_dict(said["data"]) if own and said.get("data") else None,
-        loss=LossSpec.from_dict(said["loss"]) if own and said.get("loss") else None,
+        data=DataSpec.from_dict(own["data"]) if own.get("data") else None,
+        loss=LossSpec.from_dict(own["loss"]) if own.get("loss") else None,
         epoch=int(said["epoch"]) if _is_number(said.get("epoch")) else None,
-        metrics=dict(said.get("metrics") or {}) if own else _numbers(said),
+        metrics=own.get("metrics", {}) if own else _numbers(said),
         sha256=sha256,
         file=path.name,
-        draw_sha256=said.get("draw_sha256") if own else None,
-        recipe=said.get("recipe") if own else None,
-        training=said.get("training") if own else None,
+        draw_sha256=own.get("draw_sha256"),
+        recipe=own.get("recipe"),
+        training=own.get("training"),
     )
 
 
@@ -236,12 +238,19 @@ def _read(path: Path) -> tuple[object, str]:
 
 def _unpickle(file: io.BytesIO | io.BufferedReader) -> object:
     file.seek(0)
-    ours = [
-        entry for entry in _numpy_scalars() if entry not in torch.serialization.get_safe_globals()
-    ]
+    theirs = torch.serialization.get_safe_globals()
+    ours = [entry for entry in _numpy_scalars() if entry not in theirs]
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
         warnings.simplefilter("ignore")  # what torch warns of here ends in one of our errors
-        return torch.load(file, map_location="cpu", weights_only=True)
+        payload = torch.load(file, map_location="cpu", weights_only=True)
+    # torch does not look at the checksums; a flipped bit would pass as another weight.
+    if _is_own(payload) and (damaged := zipfile.ZipFile(file).testzip()):
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+    return payload
+
+
+def _is_own(payload: object) -> bool:
+    return isinstance(payload, dict) and payload.get("format") == FORMAT
 
 
 def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -288,40 +297,39 @@ def _state_dict(payload: object, file: str) -> dict[str, Tensor]:
     )
 
 
+def _last_width(state: Mapping[str, Tensor]) -> int:
+    widths = [value.shape[0] for value in state.values() if value.ndim > 0]
+    return widths[-1] if widths else 0
+
+
 def _choose_spec(
     state: Mapping[str, Tensor],
-    written: ModelSpec | None,
-    arch_in_file: object,
-    model: str | nn.Module | None,
+    said: Mapping[str, Any],
+    factory: str | None,
     arch: str | None,
     num_classes: int | None,
     file: str,
 ) -> ModelSpec:
     """Settle the network: what the caller says, then what the file says, then its names."""
-    last = list(state.values())[-1]
-    guessed = num_classes or (written.num_classes if written else last.shape[0] if last.ndim else 0)
-    if isinstance(model, nn.Module):
-        return ModelSpec(type(model).__name__, guessed)
-    if model is not None:
-        return ModelSpec(model.partition(":")[2], guessed, factory=model)
-    if written is not None:
-        if written.factory is not None and arch is None:
-            raise SpectraError(
-                f"{file} was made with the model factory {written.factory!r}; a file may not "
-                f"import code by itself: repeat with --model {written.factory} if you trust it"
-            )
-        known = written if arch is None else replace(written, arch=arch, factory=None)
-        return replace(known, num_classes=guessed)
-    try:
-        inferred = infer_spec(state)
-    except SpectraError:
-        named = arch or arch_in_file
-        if named not in ARCHITECTURES and arch is None:
-            raise
-        inferred = ModelSpec(str(named), guessed)
-    if arch is not None and arch != inferred.arch:
-        inferred = replace(inferred, arch=arch)
-    return replace(inferred, num_classes=num_classes or inferred.num_classes)
+    spec = ModelSpec.from_dict(said["model"]) if _is_own(said) and said.get("model") else None
+    if factory is not None:
+        classes = num_classes or (spec.num_classes if spec else _last_width(state))
+        return ModelSpec(factory.partition(":")[2], classes, factory=factory)
+    if spec is not None and spec.factory is not None and arch is None:
+        raise SpectraError(
+            f"{file} was made with the model factory {spec.factory!r}; a file may not import code "
+            f"by itself: repeat with --model {spec.factory} if you trust it"
+        )
+    if spec is None:
+        try:
+            spec = infer_spec(state)
+        except SpectraError:
+            named = arch or said.get("arch")
+            if arch is None and named not in ARCHITECTURES:
+                raise
+            spec = ModelSpec(str(named), num_classes or _last_width(state))
+    spec = replace(spec, num_classes=num_classes or spec.num_classes)
+    return spec if arch is None else replace(spec, arch=arch, factory=None)
 
 
 def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) -> None:

@@ -31,9 +31,7 @@ Head = Literal["linear", "cosine"]
 class CosineHead(nn.Module):
     """Give the cosine between each feature vector and each class vector.
 
-    Args:
-        features: number of features d.
-        num_classes: number of classes C; `weight` is (d, C), one column a class.
+    `weight` is (features, classes), one column a class.
     """
 
     def __init__(self, features: int, num_classes: int) -> None:
@@ -65,43 +63,27 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
 
 
-class BasicBlock(nn.Module):
-    """Add two 3x3 convolutions to the shortcut."""
+class Block(nn.Module):
+    """Add two 3x3 convolutions, or a 1x1, a 3x3 and a 1x1 (a bottleneck), to the shortcut."""
 
-    expansion: int = 1
-
-    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, shortcut: nn.Module, *, bottleneck: bool
+    ) -> None:
         super().__init__()
-        self.conv1 = _conv(inputs, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
+        basic = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        narrow = [(inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
+        self.depth = 3 if bottleneck else 2
+        for i, sizes in enumerate(narrow if bottleneck else basic, start=1):
+            self.add_module(f"conv{i}", _conv(*sizes))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(sizes[1]))
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
-
-
-class Bottleneck(nn.Module):
-    """Add a 1x1, a 3x3 (it carries the stride) and a 1x1 convolution to the shortcut."""
-
-    expansion: int = 4
-
-    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.conv1 = _conv(inputs, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, width * self.expansion, 1)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
-        self.downsample = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+        y = x
+        for i in range(1, self.depth + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = F.relu(y if i < self.depth else y + self.downsample(x))
+        return y
 
 
 @dataclass(frozen=True)
@@ -111,13 +93,13 @@ class Layout:
     blocks: tuple[int, ...]  # blocks in each stage
     width: int  # channels of the first stage, doubled from stage to stage
     head: Literal["linear", "fc"]  # the head's name
-    block: type[BasicBlock] | type[Bottleneck] = BasicBlock
+    bottleneck: bool = False
     padded: bool = False  # option-A shortcuts instead of 1x1 convolutions
     large: bool = False  # 224-pixel stem: 7x7 convolution and max-pooling
 
     @property
     def features(self) -> int:
-        return (self.width << len(self.blocks) - 1) * self.block.expansion
+        return (self.width << len(self.blocks) - 1) * (4 if self.bottleneck else 1)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -125,7 +107,7 @@ LAYOUTS: dict[str, Layout] = {
     **{f"resnet{6 * n + 2}c": Layout((n,) * 3, 16, "fc") for n in (3, 5, 7, 9, 18)},
     "resnet18": Layout((2, 2, 2, 2), 64, "fc", large=True),
     "resnet34": Layout((3, 4, 6, 3), 64, "fc", large=True),
-    "resnet50": Layout((3, 4, 6, 3), 64, "fc", Bottleneck, large=True),
+    "resnet50": Layout((3, 4, 6, 3), 64, "fc", bottleneck=True, large=True),
 }
 ARCHITECTURES: tuple[str, ...] = (*LAYOUTS, "digits")
 DIGITS_FEATURES = 32
@@ -143,11 +125,13 @@ class ResNet(nn.Module):
         channels = layout.width
         for i, stage in enumerate(self.stages):
             blocks: list[nn.Module] = []
+            width, outputs = layout.width << i, layout.features >> (len(self.stages) - 1 - i)
             for j in range(layout.blocks[i]):
-                width, stride = layout.width * 2**i, 2 if i > 0 and j == 0 else 1
-                outputs = width * layout.block.expansion
+                stride = 2 if i > 0 and j == 0 else 1
                 shortcut = _shortcut(channels, outputs, stride, layout.padded)
-                blocks.append(layout.block(channels, width, stride, shortcut))
+                blocks.append(
+                    Block(channels, width, stride, shortcut, bottleneck=layout.bottleneck)
+                )
                 channels = outputs
             self.add_module(stage, nn.Sequential(*blocks))
         self.head = layout.head
@@ -157,8 +141,8 @@ class ResNet(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         x = self.pool(F.relu(self.bn1(self.conv1(x))))
         for stage in self.stages:
-            x = self.get_submodule(stage)(x)
-        logits: Tensor = self.get_submodule(self.head)(x.mean((2, 3)))
+            x = getattr(self, stage)(x)
+        logits: Tensor = getattr(self, self.head)(x.mean((2, 3)))
         return logits
 
 
@@ -222,7 +206,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise SpectraError(f"got {self.num_classes} classes, a classifier needs at least 2")
+            raise SpectraError(f"got {self.num_classes} classes, expected 2 or more: --num-classes")
         if self.head not in ("linear", "cosine"):
             raise SpectraError(f"unknown head {self.head!r}: use 'linear' or 'cosine'")
         if self.arch == "digits":
@@ -281,25 +265,18 @@ def _from_factory(name: str, num_classes: int) -> nn.Module:
     module, _, function = name.partition(":")
     if not module or not function:
         raise SpectraError(f"got the model factory {name!r}, expected PACKAGE.MODULE:FUNCTION")
-    try:
+    try:  # a user's module may fail in any way
         make: Callable[..., object] = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a user's module may fail in any way while it is imported
-        raise SpectraError(
-            f"the model factory {name!r} cannot be imported ({type(error).__name__}: {error}): "
-            "run from the folder that holds it, or set PYTHONPATH"
-        ) from error
-    try:
         takes_classes = "num_classes" in inspect.signature(make).parameters
         network = make(num_classes=num_classes) if takes_classes else make()
     except Exception as error:
         raise SpectraError(
-            f"the model factory {name!r} failed ({type(error).__name__}: {error}): it is called "
-            "with num_classes=, or with nothing where it takes no such argument"
+            f"the model factory {name!r} failed ({type(error).__name__}: {error}): it must be "
+            "importable from here (PYTHONPATH), and callable with num_classes= or with nothing"
         ) from error
     if not isinstance(network, nn.Module):
         raise SpectraError(
-            f"the model factory {name!r} returned a {type(network).__name__}, expected a "
-            "torch.nn.Module"
+            f"the model factory {name!r} returned {type(network).__name__}, expected a Module"
         )
     return network
 
@@ -344,12 +321,12 @@ def infer_spec(state_dict: Mapping[str, Tensor]) -> ModelSpec:
     stages = [re.match(r"layer(\d+)\.\d+\.conv1\.weight$", name) for name in shapes]
     counts = [match.group(1) for match in stages if match]
     blocks = tuple(counts.count(stage) for stage in sorted(set(counts)))
-    block = Bottleneck if "layer1.0.conv3.weight" in shapes else BasicBlock
+    bottleneck = "layer1.0.conv3.weight" in shapes
     padded = not any(".downsample.0." in name for name in shapes)
     candidates = [
         (arch, layout.head, layout.features)
         for arch, layout in LAYOUTS.items()
-        if (layout.blocks, layout.block, layout.padded) == (blocks, block, padded)
+        if (layout.blocks, layout.bottleneck, layout.padded) == (blocks, bottleneck, padded)
     ]
     if not blocks and "conv3.weight" in shapes:
         candidates.append(("digits", "linear", DIGITS_FEATURES))

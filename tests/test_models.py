@@ -227,9 +227,9 @@ def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sized.out_features == 5
     assert isinstance(ModelSpec("fixed", 2, factory="their_networks:fixed").build(), nn.Linear)
     for function, message in {
-        "wrong": "returned a int, expected a torch.nn.Module",
+        "wrong": "returned int, expected a Module",
         "failing": "failed .RuntimeError: no weights",
-        "absent": "cannot be imported",
+        "absent": "AttributeError.*importable from here",
     }.items():
         with pytest.raises(SpectraError, match=message):
             ModelSpec("x", 2, factory=f"their_networks:{function}").build()
@@ -240,10 +240,10 @@ def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("make", "message"),
     [
         (lambda: ModelSpec("resnet31", 10).build(), "unknown architecture 'resnet31'.* resnet32,"),
-        (lambda: ModelSpec("resnet32", 1), "at least 2"),
+        (lambda: ModelSpec("resnet32", 1), "expected 2 or more"),
         (lambda: ModelSpec.from_dict({"arch": "digits"}), "another version"),
         (lambda: ModelSpec("x", 2, factory="os.path").build(), "expected PACKAGE.MODULE:FUNCTION"),
-        (lambda: ModelSpec("x", 2, factory="no.such:f").build(), "set PYTHONPATH"),
+        (lambda: ModelSpec("x", 2, factory="no.such:f").build(), "ModuleNotFoundError.*PYTHONPATH"),
         (lambda: infer_spec({}), "0 tensors"),
         (lambda: infer_spec({"a.weight": torch.zeros(3, 2)}), r"a.weight \(3, 2\).*--arch"),
         (lambda: infer_spec({"layer1.0.conv1.weight": torch.zeros(3)}), r"\(1,\) blocks per stage"),
