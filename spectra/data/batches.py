@@ -1,8 +1,8 @@
 """Anyone's batches as samples: read once, kept as tensors, nothing random left in them.
 
 A Lanczos run that goes back to a loader meets new random crops in every product, and so a new
-matrix. Here the loader is iterated once; if reading one item several times gives different tensors
-it is refused, unless a number of draws to keep is given. All random states are put back.
+matrix. Here the loader is iterated once; if items read several times give different tensors, or a
+transform is random by its name, it is refused, unless a number of draws to keep is given.
 """
 
 import random
@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..errors import SpectraError
 from .samples import Samples
 
-PROBED_ITEMS, PROBED_READS = 8, 4  # a flip of probability 1/2 escapes 24 coin throws
-RANDOM_NAME = re.compile("Random|Jitter|Noise|Auto?Augment|AugMix|Erasing|Dropout|MixUp|CutMix")
+PROBED_ITEMS, PROBED_READS = 8, 4  # a flip of probability 1/2 escapes 24 tosses of a coin
+RANDOM_NAME = re.compile("Random|Jitter|Noise|Augment|AugMix|Erasing|Dropout|MixUp|CutMix")
 
 
 def read_batches(
@@ -33,7 +33,7 @@ def read_batches(
     draws: int | None = None,
     seed: int = 0,
 ) -> Samples:
-    """Read batches once into samples.
+    """Read batches once into samples; every random state is put back.
 
     Args:
         source: A DataLoader, an iterable of (inputs, targets) batches, or a pair of tensors.
@@ -41,72 +41,75 @@ def read_batches(
         class_names: C names; None: "0", "1", ...
         mean: (c,) to subtract, if the inputs are images that are not normalised yet; else None.
         std: (c,) to divide by.
-        draws: Passes over a loader with random transforms to keep as K·N samples; None: refuse it.
+        draws: Passes K over a loader with random transforms, kept as K·N samples; None: refuse.
         seed: Seed of those draws.
 
     Raises:
         SpectraError: If transforms are random and no draws are given, or shapes do not fit.
     """
+    loader = source if isinstance(source, DataLoader) else None
+    if draws is not None and (loader is None or draws < 1):
+        raise SpectraError(f"draws={draws} was given; it counts passes (1 or more) of a DataLoader")
     if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[0], Tensor):
-        batches: list[Any] = [source]
-    elif isinstance(source, DataLoader):
-        with _random_states_kept(source):
-            if draws is None:
-                _refuse_random(source)
-            batches = []
-            for k in range(draws or 1):
-                if draws is not None:
-                    _seed_all(source, seed + k)
-                batches.extend(source)
-    elif isinstance(source, Iterable):
-        batches = list(source)
-    else:
+        source = [source]
+    if not isinstance(source, Iterable):
         raise SpectraError(
             f"samples came as {type(source).__name__}; expected a DataLoader, a list of "
             "(inputs, targets) batches or a pair of tensors"
         )
-    if draws is not None and not (isinstance(source, DataLoader) and draws >= 1):
-        raise SpectraError(f"draws={draws} was given; it counts passes (1 or more) of a DataLoader")
-    for batch in batches:
-        if not (isinstance(batch, tuple | list) and len(batch) == 2):
-            raise SpectraError(f"a batch is a {type(batch).__name__}; expected (inputs, targets)")
-    if not batches:
-        raise SpectraError("the source gave no batch; expected at least one (inputs, targets)")
-    inputs = torch.cat([torch.as_tensor(x).detach().cpu() for x, _ in batches])
-    targets = torch.cat([torch.as_tensor(y).detach().cpu() for _, y in batches])
-    if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex():
+    with _random_states_kept(loader):
+        if loader is not None and draws is None:
+            _refuse_random(loader)
+        pairs = [_pair(batch) for batch in _passes(source, loader, draws, seed)]
+    if not pairs or len({(x.dtype, x.shape[1:]) for x, _ in pairs}) > 1:
         raise SpectraError(
-            f"targets are {targets.dtype} of shape {tuple(targets.shape)}; expected one integer "
-            "label for each input (n,)"
+            f"the source gave {len(pairs)} batches; expected at least one, and inputs of one dtype "
+            "and one shape (pad or resize them first)"
         )
+    inputs, targets = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
         raise SpectraError("the inputs hold NaN or Inf; every product with them would be NaN")
-    targets = targets.long()
     count = num_classes or int(targets.max()) + 1
-    return Samples(
-        inputs,
-        targets,
-        count,
-        tuple(class_names or map(str, range(count))),
-        None if mean is None else tuple(mean),
-        None if std is None else tuple(std),
-    )
+    names = tuple(class_names or map(str, range(count)))
+    mean, std = (None if v is None else tuple(map(float, v)) for v in (mean, std))
+    return Samples(inputs, targets, count, names, mean, std)
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise SpectraError(f"a batch is a {type(batch).__name__}; expected (inputs, targets)")
+    x, y = (torch.as_tensor(part).detach().cpu() for part in batch)
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.shape[:1] != y.shape:
+        raise SpectraError(
+            f"a batch has inputs {tuple(x.shape)} and targets {tuple(y.shape)} of {y.dtype}; "
+            "expected one integer label for each input: (n, ...) and (n,)"
+        )
+    return x, y.long()
+
+
+def _passes(source: Any, loader: Any, draws: int | None, seed: int) -> Iterator[Any]:
+    for k in range(draws or 1):
+        if draws is not None:  # the CPU's generators alone: transforms run there
+            for generator in (torch.default_generator, *_generators(loader)):
+                generator.manual_seed(seed + k)
+            np.random.seed((seed + k) % 2**32)  # noqa: NPY002
+            random.seed(seed + k)
+        yield from source
 
 
 def _refuse_random(loader: DataLoader[Any]) -> None:
     """Raise if an item read again, through the loader's own collate function, differs."""
-    names = [type(t).__name__ for t in _transforms(loader.dataset)]
-    culprits = [name for name in names if RANDOM_NAME.search(name)]
     data = loader.dataset
-    if not culprits and not isinstance(data, IterableDataset):
-        size = len(data)  # type: ignore[arg-type]
-        for i in np.linspace(0, size - 1, min(PROBED_ITEMS, size), dtype=int).tolist():
-            reads = [loader.collate_fn([data[i]]) for _ in range(PROBED_READS)]
-            if loader.batch_size is None:
-                reads = [loader.collate_fn(data[i]) for _ in range(PROBED_READS)]
-            if any(not _equal(reads[0], again) for again in reads[1:]):
-                culprits = names or [f"{type(data).__name__}.__getitem__ or the collate function"]
-                break
+    names = list(_transform_names(data))
+    culprits = [name for name in names if RANDOM_NAME.search(name)]
+    size = 0 if isinstance(data, IterableDataset) else len(data)  # type: ignore[arg-type]
+    for i in np.linspace(0, size - 1, 0 if culprits else min(PROBED_ITEMS, size)).astype(int):
+        items = (data[int(i)] for _ in range(PROBED_READS))
+        batched = loader.batch_size is not None or loader.batch_sampler is not None
+        first, *others = (loader.collate_fn([x] if batched else x) for x in items)
+        if not all(_equal(first, other) for other in others):
+            culprits = names or [f"{type(data).__name__}.__getitem__ or the collate function"]
+            break
     if culprits:
         raise SpectraError(
             f"the loader's data set draws anew on every read ({', '.join(culprits)}): each "
@@ -115,57 +118,48 @@ def _refuse_random(loader: DataLoader[Any]) -> None:
         )
 
 
-def _transforms(data: Any) -> Iterator[Any]:
+def _transform_names(data: Any) -> Iterator[str]:
     """Walk the transforms of a data set, through subsets, concatenations and compositions."""
-    for part in getattr(data, "datasets", ()):
-        yield from _transforms(part)
-    if hasattr(data, "dataset"):
-        yield from _transforms(data.dataset)
+    for part in (*getattr(data, "datasets", ()), getattr(data, "dataset", None)):
+        if part is not None:
+            yield from _transform_names(part)
     stack = [getattr(data, name, None) for name in ("transform", "transforms", "target_transform")]
     while stack:
         item = stack.pop(0)
-        if isinstance(item, Sequence | torch.nn.ModuleList):
+        if isinstance(item, Sequence | torch.nn.Sequential | torch.nn.ModuleList):
             stack[:0] = list(item)
-        elif (inner := getattr(item, "transforms", getattr(item, "transform", None))) is not None:
-            if not hasattr(item, "transforms") or RANDOM_NAME.search(type(item).__name__):
-                yield item
-            stack[:0] = [inner]
         elif callable(item):
-            yield item
+            inner = getattr(item, "transforms", getattr(item, "transform", None))
+            name = getattr(item, "__name__", type(item).__name__)
+            if inner is None or RANDOM_NAME.search(name):
+                yield name
+            stack[:0] = [inner]
 
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and torch.equal(a, b)
+        return torch.equal(a, b)
     if isinstance(a, Sequence) and not isinstance(a, str):
         return len(a) == len(b) and all(_equal(p, q) for p, q in zip(a, b, strict=True))
     return bool(np.all(a == b))
 
 
-def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    places = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    found = (getattr(place, "generator", None) for place in places)
+def _generators(loader: Any) -> list[torch.Generator]:
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    found = (getattr(place, "generator", None) for place in (loader, sampler, inner))
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
-def _seed_all(loader: DataLoader[Any], seed: int) -> None:
-    torch.default_generator.manual_seed(seed)  # the CPU alone: transforms run there
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - what a user's transforms may draw from
-    random.seed(seed)
-    for generator in _generators(loader):
-        generator.manual_seed(seed)
-
-
 @contextmanager
-def _random_states_kept(loader: DataLoader[Any]) -> Iterator[None]:
+def _random_states_kept(loader: Any) -> Iterator[None]:
     """Put back every random state that reading a loader may move, its own generators' too."""
-    own = [(g, g.get_state()) for g in _generators(loader)]
+    own = [(g, g.get_state()) for g in (torch.default_generator, *_generators(loader))]
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
-            for generator, state in own:
-                generator.set_state(state)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        for generator, state in own:
+            generator.set_state(state)

@@ -1,0 +1,353 @@
+"""Sources: the layouts that published data come in, on tiny made-up sets, and the real CIFAR."""
+
+import functools
+import hashlib
+import http.server
+import io
+import json
+import tarfile
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from spectra.data import DataSpec, export, open_data, sources
+from spectra.data.longtail import draw
+from spectra.errors import SpectraError
+
+
+def picture(seed, side=32, width=None):
+    return np.random.default_rng(seed).integers(0, 256, (side, width or side, 3), dtype=np.uint8)
+
+
+def cifar10_records(n, offset=0):
+    """Return n binary CIFAR-10 records, labels 9, 8, ..., and the images (n, 3, 32, 32)."""
+    images = np.stack([picture(offset + i).transpose(2, 0, 1) for i in range(n)])
+    labels = [9 - i % 10 for i in range(n)]
+    record = [bytes([y]) + image.tobytes() for y, image in zip(labels, images, strict=True)]
+    return b"".join(record), np.array(labels), images
+
+
+def cifar10_archive(folder):
+    """Write a small archive in the official layout, with a guest that must not come out of it."""
+    folder.mkdir(exist_ok=True)
+    names = "plane\ncar\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n"
+    files = {f"data_batch_{i}.bin": cifar10_records(10, 10 * i)[0] for i in range(1, 6)}
+    files |= {"test_batch.bin": cifar10_records(10, 90)[0], "batches.meta.txt": names.encode()}
+    path = folder / "cifar-10-binary.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in {**files, "../../guest.bin": b"no", "readme.html": b"no"}.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def toronto(tmp_path, monkeypatch):
+    """Serve the archive from this machine, with its own MD5 sum in the table."""
+    path = cifar10_archive(tmp_path / "toronto")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(path.parent))
+    )
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(sources, "CIFAR_URL", f"http://127.0.0.1:{server.server_port}/")
+    (name, _, inner), *rest = sources.CIFAR_ARCHIVES["cifar10"]
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(sources.CIFAR_ARCHIVES, "cifar10", ((name, md5, inner), *rest))
+    yield path
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def hub(folder, name="cifar10", shards=2, order=None):
+    """Write the images of ``cifar10_archive`` as the hub does, in two shards sorted by class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    column = "label" if name == "cifar10" else "fine_label"
+    count = 10 if name == "cifar10" else 100
+    names = [f"class {c}" for c in range(count)]
+    metadata = {"info": {"features": {column: {"names": names, "_type": "ClassLabel"}}}}
+    for split, offsets in (("train", range(10, 60, 10)), ("test", [90])):
+        parts = [cifar10_records(10, offset)[1:] for offset in offsets]
+        labels = np.concatenate([part[0] for part in parts])
+        images = np.concatenate([part[1] for part in parts])
+        if name == "cifar100":
+            labels = np.arange(len(labels)) % 100
+        order = np.argsort(labels, kind="stable")
+        for k, rows in enumerate(np.array_split(order, shards)):
+            cells = []
+            for row in rows:
+                buffer = io.BytesIO()
+                Image.fromarray(images[row].transpose(1, 2, 0)).save(buffer, "PNG")
+                cells.append({"bytes": buffer.getvalue(), "path": None})
+            kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+            table = pa.table(
+                {"img": pa.array(cells, kind), column: labels[rows].astype(np.int64)},
+                metadata={"huggingface": json.dumps(metadata)},
+            )
+            path = folder / f"{split}-{k:05d}-of-{shards:05d}.parquet"
+            pq.write_table(table, path, row_group_size=7)
+    return folder
+
+
+def test_the_binary_archive_is_fetched_checked_and_unpacked_once(tmp_path, toronto, capfd):
+    home = tmp_path / "data"
+    home.mkdir()
+    train = open_data(DataSpec("cifar10"), path=home)
+    assert train.counts == (5,) * 10
+    assert train.class_names[:2] == ("plane", "car")
+    assert torch.equal(train.inputs[0], torch.from_numpy(cifar10_records(10, 10)[2][9]))
+    assert not (tmp_path / "guest.bin").exists()
+    unpacked = sorted(p.name for p in (home / "cifar-10-batches-bin").iterdir())
+    assert unpacked == [
+        "batches.meta.txt",
+        *(f"data_batch_{i}.bin" for i in range(1, 6)),
+        "test_batch.bin",
+    ]
+    (home / "cifar-10-binary.tar.gz").unlink()
+    toronto.unlink()
+    assert len(open_data(DataSpec("cifar10"), path=home, split="test")) == 10
+
+
+def test_an_archive_with_another_checksum_is_refused(tmp_path, toronto):
+    with tarfile.open(toronto, "w:gz"):
+        pass
+    with pytest.raises(SpectraError, match=r"could not be fetched.*hash"):
+        open_data(DataSpec("cifar10"), path=tmp_path)
+
+
+def test_an_archive_that_lacks_a_member_leaves_a_clear_line(tmp_path, toronto, monkeypatch):
+    archive = sources.CIFAR_ARCHIVES["cifar10"]
+    members = {"train": ["data_batch_9.bin"], "test": ["test_batch.bin"]}
+    monkeypatch.setitem(sources.CIFAR_ARCHIVES, "cifar10", (archive[0], members, archive[2]))
+    with pytest.raises(SpectraError, match=r"data_batch_9\.bin"):
+        open_data(DataSpec("cifar10"), path=tmp_path)
+
+
+def test_a_missing_archive_without_a_network_says_what_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CIFAR_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(SpectraError, match=r"looked for cifar-10-binary.tar.gz and train-\*"):
+        open_data(DataSpec("cifar10"), path=tmp_path)
+
+
+def test_a_binary_file_cut_short_is_refused(tmp_path, toronto):
+    open_data(DataSpec("cifar10"), path=tmp_path)
+    file = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SpectraError, match="cut short"):
+        open_data(DataSpec("cifar10"), path=tmp_path)
+
+
+def test_cifar100_binary_takes_the_fine_label(tmp_path):
+    for name, n in (("train.bin", 100), ("test.bin", 100)):
+        records = [bytes([7, i]) + picture(i).transpose(2, 0, 1).tobytes() for i in range(n)]
+        (tmp_path / name).write_bytes(b"".join(records))
+    (tmp_path / "fine_label_names.txt").write_text("\n".join(f"f{i}" for i in range(100)))
+    samples = open_data(DataSpec("cifar100"), path=tmp_path)
+    assert samples.targets.tolist() == list(range(100))
+    assert samples.class_names[99] == "f99"
+    assert torch.equal(samples.inputs[3], torch.from_numpy(picture(3).transpose(2, 0, 1)))
+
+
+@pytest.mark.parametrize("place", [".", "cifar10", "data", "plain_text", "cifar10/data"])
+def test_hub_shards_are_found_where_the_hub_puts_them(tmp_path, place):
+    hub(tmp_path / place)
+    assert open_data(DataSpec("cifar10"), path=tmp_path).counts == (5,) * 10
+
+
+@pytest.mark.parametrize("spec", [DataSpec("cifar10"), DataSpec("cifar10", "exp", 5)])
+def test_both_layouts_of_cifar_give_the_same_rows_and_fingerprints(tmp_path, toronto, spec):
+    (tmp_path / "binary").mkdir()
+    for split in ("train", "test"):
+        binary = open_data(spec, path=tmp_path / "binary", split=split)
+        parquet = open_data(spec, path=hub(tmp_path / "hub"), split=split)
+        assert binary.draw_sha256 == parquet.draw_sha256
+        assert binary.pixels_sha256 == parquet.pixels_sha256
+        assert parquet.class_names[0] == "class 0"
+
+
+def test_only_the_drawn_rows_are_decoded(tmp_path, monkeypatch):
+    seen = []
+    decode = sources.decode_images
+    monkeypatch.setattr(
+        sources, "decode_images", lambda files, **kw: seen.append(len(files)) or decode(files, **kw)
+    )
+    samples = open_data(DataSpec("cifar10", "exp", 5.0), path=hub(tmp_path))
+    assert seen == [len(samples)] == [sum(samples.counts)]
+    assert samples.counts[0] == 5
+    assert samples.counts[9] == 1
+
+
+def test_the_test_split_is_never_long_tailed(tmp_path):
+    test = open_data(DataSpec("cifar10", "exp", 5.0), path=hub(tmp_path), split="test")
+    assert test.counts == (1,) * 10
+
+
+def test_an_empty_class_in_the_files_is_named(tmp_path):
+    with pytest.raises(SpectraError, match="class 50 of 100"):
+        open_data(DataSpec("cifar100"), path=hub(tmp_path, "cifar100"))
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path):
+    shard = hub(tmp_path, shards=1) / "train-00000-of-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(SpectraError, match="cannot be read"):
+        open_data(DataSpec("cifar10"), path=tmp_path)
+
+
+def test_a_parquet_file_of_other_columns_is_refused(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(SpectraError, match=r"img \{bytes, path\}"):
+        open_data(DataSpec("cifar10"), path=tmp_path)
+
+
+def test_labels_outside_the_range_are_refused(tmp_path):
+    shards = [hub(tmp_path, "cifar100", shards=1) / "train-00000-of-00001.parquet"]
+    source = sources.hub_parquet(shards, 100)
+    with pytest.raises(SpectraError, match="from 0 to 49; expected 0 to 9"):
+        sources.Source(source.labels, ("",) * 10, source.decode)
+
+
+def folder_of(root, split, classes, suffix="png", side=8):
+    for c, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            Image.fromarray(picture(10 * c + i, side)).save(
+                root / split / name / f"{i}.{suffix}", lossless=True
+            )
+
+
+@pytest.mark.parametrize(("suffix", "test"), [("png", "test"), ("webp", "val")])
+def test_an_image_folder_is_read_by_the_names_of_its_classes(tmp_path, suffix, test):
+    folder_of(tmp_path, "train", ["cat", "ant"], suffix)
+    folder_of(tmp_path, test, ["ant"], suffix)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    train = open_data(DataSpec("folder"), path=tmp_path)
+    assert train.class_names == ("ant", "cat")
+    assert train.counts == (3, 3)
+    assert train.augmentation is None
+    assert torch.equal(train.inputs[3], torch.from_numpy(picture(0, 8).transpose(2, 0, 1)))
+    assert open_data(DataSpec("folder"), path=tmp_path, split="test").counts == (3, 0)
+
+
+def test_images_of_unequal_size_are_cut_to_the_recipe(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(picture(0, 300, 400)).save(tmp_path / "train" / "a" / "0.png")
+    Image.fromarray(picture(1, 500, 260)).save(tmp_path / "train" / "a" / "1.jpg")
+    samples = open_data(DataSpec("folder"), path=tmp_path)
+    assert samples.inputs.shape == (2, 3, 224, 224)
+    small = Image.fromarray(picture(0, 300, 400)).resize((341, 256), Image.Resampling.BILINEAR)
+    expected = np.asarray(small.crop((58, 16, 282, 240))).transpose(2, 0, 1)
+    assert torch.equal(samples.inputs[0], torch.from_numpy(expected.copy()))
+    chosen = open_data(DataSpec("folder", image_size=28), path=tmp_path)
+    assert chosen.inputs.shape == (2, 3, 28, 28)
+
+
+def test_a_list_file_names_paths_and_labels(tmp_path):
+    folder_of(tmp_path, "pictures", ["a b", "c"])
+    lines = ["pictures/c/0.png 1", "pictures/a b/1.png 0", "", "pictures/c/2.png\t1"]
+    (tmp_path / "My_train.txt").write_text("\n".join(lines))
+    (tmp_path / "My_val.txt").write_text("pictures/a b/2.png 0\n")
+    train = open_data(DataSpec("list"), path=tmp_path)
+    assert train.counts == (1, 2)
+    assert torch.equal(train.inputs[0], torch.from_numpy(picture(1, 8).transpose(2, 0, 1)))
+    test = open_data(DataSpec("list"), path=tmp_path, split="test")
+    assert (test.num_classes, test.counts) == (2, (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a.png\n", r"train\.txt:1 is 'a.png'"),
+        ("a.png x\n", "expected `path label`"),
+        ("", "is empty"),
+        ("a.png 0\n", r"a\.png cannot be decoded"),
+        ("a.png 1\n", "class 0 of 2"),
+    ],
+)
+def test_a_wrong_list_is_refused_with_its_line(tmp_path, text, complaint):
+    (tmp_path / "train.txt").write_text(text)
+    with pytest.raises(SpectraError, match=complaint):
+        open_data(DataSpec("list"), path=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["folder", "list", "imagenet-lt"])
+def test_a_folder_without_the_layout_says_what_was_looked_for(tmp_path, name):
+    with pytest.raises(SpectraError, match=f"holds no {name} data; looked for"):
+        open_data(DataSpec(name), path=tmp_path)
+
+
+def test_a_folder_without_test_images_says_so(tmp_path):
+    folder_of(tmp_path, "train", ["a"])
+    with pytest.raises(SpectraError, match="looked for test/ and val/"):
+        open_data(DataSpec("folder"), path=tmp_path, split="test")
+    folder_of(tmp_path, "test", ["a", "stranger"])
+    with pytest.raises(SpectraError, match="stranger"):
+        open_data(DataSpec("folder"), path=tmp_path, split="test")
+
+
+def test_data_are_found_through_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRA_DATA", str(hub(tmp_path / "here")))
+    assert len(open_data(DataSpec("cifar10"))) == 50
+    monkeypatch.setenv("SPECTRA_DATA", str(tmp_path / "gone"))
+    with pytest.raises(SpectraError, match="from SPECTRA_DATA"):
+        open_data(DataSpec("cifar10"))
+    assert len(open_data(DataSpec("digits"), split="test")) == 400
+    monkeypatch.delenv("SPECTRA_DATA")
+    with pytest.raises(SpectraError, match="give --data FOLDER or set SPECTRA_DATA"):
+        open_data(DataSpec("cifar10"))
+
+
+def test_a_missing_folder_and_an_unknown_split_are_refused(tmp_path):
+    with pytest.raises(SpectraError, match="does not exist"):
+        open_data(DataSpec("cifar10"), path=tmp_path / "nowhere")
+    with pytest.raises(SpectraError, match="expected train or test"):
+        open_data(DataSpec("digits"), split="valid")
+
+
+@pytest.fixture(scope="module")
+def cifar10_lt(real_data):
+    return open_data(DataSpec("cifar10", "exp", 100), path=real_data)
+
+
+def test_the_real_cifar10_gives_the_published_long_tail(cifar10_lt):
+    assert cifar10_lt.counts == (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
+    assert cifar10_lt.class_names[8:] == ("ship", "truck")
+    assert cifar10_lt.draw_sha256.startswith("b0338e7a")
+    # The released draw: seed 0, the positions of a class shuffled, the first n kept.
+    generator = np.random.RandomState(0)
+    for c in range(10):
+        order = np.arange(5000)
+        generator.shuffle(order)
+        positions = cifar10_lt.of_class(c).positions
+        assert positions.tolist() == order[: cifar10_lt.counts[c]].tolist()
+
+
+def test_the_real_long_tail_exports_without_loss_and_small(cifar10_lt, tmp_path):
+    part = cifar10_lt.select(torch.arange(0, len(cifar10_lt), 10))
+    file = export(part, tmp_path, "train")
+    assert open_data(path=tmp_path).pixels_sha256 == part.pixels_sha256
+    assert file.stat().st_size < 22e6 / 10
+
+
+def test_the_real_cifar100_has_the_published_size_and_tail(real_data):
+    spec = DataSpec("cifar100", "exp", 100)
+    source = sources.open_source(spec, real_data, "train")
+    rows, _ = draw(source.labels, 100, spec)
+    assert len(rows) == 10_847
+    assert source.class_names[99] == "worm"
+    pixels = source.decode(rows[::50]) / 255
+    assert np.allclose(pixels.mean((0, 2, 3)), (0.507, 0.487, 0.441), atol=0.03)
