@@ -31,6 +31,7 @@ import json
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ class Analysis:
     notes: tuple[str, ...] = ()  # lines for the reader, e.g. that pixels differ
 
     def __post_init__(self) -> None:
-        repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        repeated = [label for label, times in Counter(self.labels).items() if times > 1]
         if repeated:
             raise SpectraError(
                 f"got several spectra of {', '.join(repeated)}, expected each label once: one "
