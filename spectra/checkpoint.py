@@ -1,19 +1,17 @@
 """The checkpoint file: the one door between training and analysis, and to the files of others.
 
-Our own file is a dictionary of tensors and plain values, saved by `torch.save`:
+Our own file is what `torch.save` makes of a dictionary with the names of `Checkpoint`, plain values
+all, the weights as `state_dict`, and `format`, `version` and `torch`. Files of others hold a bare
+state dict, or one named `state_dict`, `model_state_dict`, `model` or `net`.
 
-    format "spectra-checkpoint", version 1, state_dict, model (ModelSpec), data (DataSpec or None),
-    loss (LossSpec or None), epoch, metrics, draw_sha256, recipe, training, torch
-
-Files of others: a bare state dict, or a dictionary that holds one as `state_dict`, `model`,
-`model_state_dict` or `net`; prefixes of wrappers (`module.`) go. No file runs code: all load with
-`weights_only=True`, and a model factory is imported only when the caller names it, never because a
-file does.
+No file runs code: all load with `weights_only=True`, and a model factory is imported because the
+caller names it, never because a file does.
 
 References:
     torch.load and weights_only, https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
+import contextlib
 import copy
 import hashlib
 import io
@@ -42,33 +40,19 @@ _WAY_OUT = "name the network with --arch, --num-classes or --model PACKAGE.MODUL
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file says, with its weights loaded.
+    """What a checkpoint file says, with its weights loaded; None where it does not say."""
 
-    Args:
-        model: the network, weights loaded, evaluation mode, float32, on the CPU.
-        model_spec: how to build the network again.
-        data: the training set; None where the file does not say.
-        loss: the training loss; None where the file does not say (see `head_scale`).
-        epoch: epochs trained, as the file counts them.
-        metrics: numbers by name.
-        sha256: fingerprint of the file.
-        file: name of the file, without its folder.
-        draw_sha256: fingerprint of the drawn training set (positions and labels).
-        recipe: how it was trained, plain values.
-        training: state that training needs to go on (optimizer and the like).
-    """
-
-    model: nn.Module
+    model: nn.Module  # weights loaded, evaluation mode, float32, on the CPU
     model_spec: ModelSpec
-    data: DataSpec | None
-    loss: LossSpec | None
-    epoch: int | None
-    metrics: dict[str, Any]
-    sha256: str
-    file: str
-    draw_sha256: str | None = None
-    recipe: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
+    data: DataSpec | None  # the training set
+    loss: LossSpec | None  # the training loss (see also `head_scale`)
+    epoch: int | None  # as the file counts
+    metrics: dict[str, Any]  # numbers by name
+    sha256: str  # of the file
+    file: str  # its name, without the folder
+    draw_sha256: str | None = None  # of the drawn training set: positions and labels
+    recipe: dict[str, Any] | None = None  # how it was trained
+    training: dict[str, Any] | None = None  # what training needs to go on, the optimizer's state
 
     @property
     def head_scale(self) -> float:
@@ -95,7 +79,7 @@ def save_checkpoint(
 
     Args:
         path: file to write; its folder is made where it is missing.
-        model: the network; it is not changed. The others are as in `Checkpoint`.
+        model: the network, in wrappers or not; the others are as in `Checkpoint`.
 
     Raises:
         SpectraError: if the values hold something that could not be loaded again, or the disk is
@@ -138,12 +122,13 @@ def save_checkpoint(
         os.replace(temporary, path)
     except OSError as error:
         raise SpectraError(
-            f"{path.name} ({buffer.tell() / 1e6:.1f} MB) was not written ({error.strerror}); "
-            f"an older file of that name is unchanged: free or choose another place than "
-            f"{path.parent}"
+            f"{path.name} ({len(buffer.getbuffer()) / 1e6:.1f} MB) was not written "
+            f"({error.strerror}), an older file of that name is unchanged: free or choose another "
+            f"place than {str(path.parent)!r}"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load_checkpoint(
@@ -190,13 +175,15 @@ def load_checkpoint(
         state = state if spec.factory else canonical_names(state)
     network = network.to("cpu", torch.float32).eval()
     _load_weights(network, state, path.name)
+    numbers = _numbers(said)
+    epoch = numbers.pop("epoch", None)
     return Checkpoint(
         model=network,
         model_spec=spec,
         data=DataSpec.from_dict(own["data"]) if own.get("data") else None,
         loss=LossSpec.from_dict(own["loss"]) if own.get("loss") else None,
-        epoch=int(said["epoch"]) if _is_number(said.get("epoch")) else None,
-        metrics=own.get("metrics", {}) if own else _numbers(said),
+        epoch=None if epoch is None else int(epoch),
+        metrics=own.get("metrics", {}) if own else numbers,
         sha256=sha256,
         file=path.name,
         draw_sha256=own.get("draw_sha256"),
@@ -207,33 +194,31 @@ def load_checkpoint(
 
 def _read(path: Path) -> tuple[object, str]:
     try:
-        # One handle for both, so that the fingerprint is of the bytes that were loaded.
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            start = file.read(6)
-            return _unpickle(file), sha256
-    except FileNotFoundError as error:
-        raise SpectraError(
-            f"there is no checkpoint {str(path)!r}; nothing was analysed: check the path"
-        ) from error
+        file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise SpectraError(
-            f"{str(path)!r} cannot be read ({error.strerror or error}), expected a checkpoint file"
+            f"there is no checkpoint file {str(path)!r} to read ({error.strerror}); nothing was "
+            "analysed: check the path"
         ) from error
-    except Exception as error:
-        if refused := _refused(error):
+    # One handle for both, so that the fingerprint is of the bytes that were loaded.
+    with file:
+        start = file.peek(6)[:6]
+        try:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return _unpickle(file), sha256
+        except Exception as error:
+            if refused := _refused(error):
+                raise SpectraError(
+                    f"{path.name} was refused: it holds {refused}, and loading that can run code; "
+                    "expected tensors and plain values: where it was made, save the weights alone "
+                    f"(torch.save(model.state_dict(), ...)), and {_WAY_OUT}"
+                ) from error
+            torch_wrote = start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc"))
+            harm = "no PyTorch checkpoint" if start else "empty"
             raise SpectraError(
-                f"{path.name} was refused: it holds {refused}, and loading that can run code; "
-                "expected tensors and plain values: where it was made, save the weights alone "
-                f"(torch.save(model.state_dict(), ...)), and {_WAY_OUT}"
+                f"{path.name} is {'truncated or damaged' if torch_wrote else harm}, expected a "
+                "whole file that torch.save wrote: copy or save it again"
             ) from error
-        if start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc")):
-            harm = "is truncated or damaged: copy or save it again"
-        else:
-            harm = "is empty" if not start else "is no PyTorch checkpoint"
-            harm += ", expected a file that torch.save wrote"
-        raise SpectraError(f"{path.name} {harm}") from error
 
 
 def _unpickle(file: io.BytesIO | io.BufferedReader) -> object:
@@ -274,13 +259,14 @@ def _refused(error: Exception) -> str | None:
     return f"a pickled {found.group(1)}" if found else None
 
 
-def _is_number(value: object) -> bool:
-    plain = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return plain or (isinstance(value, Tensor) and value.numel() == 1)
-
-
-def _numbers(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float(v) for k, v in said.items() if k != "epoch" and _is_number(v)}
+def _numbers(said: Mapping[str, Any]) -> dict[str, float]:
+    """Find the plain numbers: Python's, NumPy's, and tensors of one entry."""
+    return {
+        name: float(value)
+        for name, value in said.items()
+        if (isinstance(value, int | float | np.number) and not isinstance(value, bool))
+        or (isinstance(value, Tensor) and value.numel() == 1)
+    }
 
 
 def _state_dict(payload: object, file: str) -> dict[str, Tensor]:
@@ -288,7 +274,7 @@ def _state_dict(payload: object, file: str) -> dict[str, Tensor]:
     nested = [held.get(key) for key in ("state_dict", "model_state_dict", "model", "net")]
     for candidate in (*nested, payload):
         tensors = dict(candidate) if isinstance(candidate, Mapping) else {}
-        if tensors and all(isinstance(value, Tensor) for value in tensors.values()):
+        if tensors and all(isinstance(k, str) and isinstance(tensors[k], Tensor) for k in tensors):
             return tensors
     seen = f"the keys {_shorten([str(key) for key in held])}" if held else type(payload).__name__
     raise SpectraError(

@@ -162,8 +162,10 @@ def test_building_leaves_the_global_random_state_alone() -> None:
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
 
 
-@pytest.mark.parametrize("head", ["linear", "cosine"])
-@pytest.mark.parametrize("arch", ["resnet20", "resnet20c", "digits"])
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [("resnet20", "cosine"), ("resnet20c", "linear"), ("digits", "linear"), ("digits", "cosine")],
+)
 def test_three_ways_to_the_hessian_product_agree(arch, head) -> None:
     spec = ModelSpec(arch, 4, head)
     network = spec.build().double().eval()
