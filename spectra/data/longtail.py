@@ -20,22 +20,12 @@ from .spec import DataSpec
 Integers = NDArray[np.int64]
 
 
-def long_tail_counts(
-    n_max: int, num_classes: int, imbalance: str, ratio: float | int
-) -> tuple[int, ...]:
-    """Return how many samples each class keeps, in label order.
-
-    Args:
-        n_max: Samples of the largest class.
-        num_classes: Number of classes C.
-        imbalance: "exp" or "step".
-        ratio: Largest over smallest class count.
-    """
-    factor = 1.0 / ratio
-    if imbalance == "step":
+def long_tail_counts(n_max: int, num_classes: int, spec: DataSpec) -> tuple[int, ...]:
+    """Return how many of at most ``n_max`` samples each class keeps, in label order."""
+    factor, last = 1.0 / (spec.ratio or 1.0), max(num_classes - 1.0, 1.0)
+    if spec.imbalance == "step":
         head = num_classes // 2
         return (n_max,) * head + (int(n_max * factor),) * (num_classes - head)
-    last = max(num_classes - 1.0, 1.0)
     return tuple(int(n_max * factor ** (c / last)) for c in range(num_classes))
 
 
@@ -54,28 +44,21 @@ def draw(labels: Integers, num_classes: int, spec: DataSpec) -> tuple[Integers, 
     Raises:
         SpectraError: If a class is empty or would keep no sample.
     """
-    by_class = np.argsort(labels, kind="stable").astype(np.int64)
     full = np.bincount(labels, minlength=num_classes)
-    if not full.all():
+    tailed = spec.imbalance is not None
+    kept = long_tail_counts(int(full.min()), num_classes, spec) if tailed else tuple(full.tolist())
+    if min(kept) == 0:
+        empty = int(full.argmin()) if full.min() == 0 else kept.index(0)
         raise SpectraError(
-            f"{spec.name}: no training sample has class {int(full.argmin())} of {num_classes}; "
-            "its Hessian would be 0/0: complete the data"
+            f"{spec}: class {empty} of {num_classes} keeps none of its {full[empty]} samples and "
+            f"its Hessian would be 0/0; complete the data, or ask for a ratio up to {full.min()}"
         )
-    kept = tuple(full.tolist())
-    if spec.imbalance is not None and spec.ratio is not None:
-        kept = long_tail_counts(int(full.min()), num_classes, spec.imbalance, spec.ratio)
-        if min(kept) == 0:
-            raise SpectraError(
-                f"{spec}: class {kept.index(0)} would keep none of its "
-                f"{int(full[kept.index(0)])} samples; choose a ratio of at most {int(full.min())}"
-            )
     generator = np.random.RandomState(spec.seed)
-    positions = []
-    for size, keep in zip(full, kept, strict=True):
-        order = np.arange(size, dtype=np.int64)
-        if spec.imbalance is not None:
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(full)[:-1])
+    positions = [np.arange(size, dtype=np.int64) for size in full]
+    if tailed:
+        for order in positions:
             generator.shuffle(order)
-        positions.append(order[:keep])
-    starts = np.cumsum(full) - full
-    rows = [by_class[start + p] for start, p in zip(starts, positions, strict=True)]
-    return np.concatenate(rows), np.concatenate(positions)
+    positions = [order[:keep] for order, keep in zip(positions, kept, strict=True)]
+    rows = [rows[order] for rows, order in zip(by_class, positions, strict=True)]
+    return np.concatenate(rows).astype(np.int64), np.concatenate(positions)

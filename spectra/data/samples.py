@@ -27,55 +27,42 @@ IGNORED = -100  # a target that no class counts and PyTorch's losses skip by def
 class Samples:
     """Hold inputs and targets, and what is needed to turn them into a network's input.
 
-    Args:
-        inputs: Images as uint8 (N, c, h, w), or tensors of any other dtype as they are.
-        targets: (N,) labels 0..C-1, or -100 for samples that the loss ignores.
-        num_classes: Number of classes C.
-        class_names: C names.
-        mean: (c,) or None; subtracted from pixels scaled to 0..1.
-        std: (c,) or None; divides what is left.
-        augmentation: "crop-flip:4", "crop:1" or None, if the source has none.
-        spec: Where the samples come from, or None.
-        positions: (N,) place of each sample within its class in the source; None: as given.
-
     Raises:
         SpectraError: If lengths, labels or channels disagree.
     """
 
-    inputs: Shaped[Tensor, "n ..."]
-    targets: Int64[Tensor, " n"]
-    num_classes: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augmentation: str | None = None
-    spec: DataSpec | None = None
-    positions: Int64[Tensor, " n"] | None = None
+    inputs: Shaped[Tensor, "n ..."]  # images as uint8 (n, c, h, w), or any other tensor
+    targets: Int64[Tensor, " n"]  # labels 0..C-1, or -100 for samples that the loss ignores
+    num_classes: int  # C
+    class_names: tuple[str, ...]  # (C,)
+    mean: tuple[float, ...] | None = None  # (c,) of uint8 pixels scaled to 0..1, or of the inputs
+    std: tuple[float, ...] | None = None  # (c,)
+    augmentation: str | None = None  # "crop-flip:4", "crop:1"; None: the source has none
+    spec: DataSpec | None = None  # where the samples come from
+    positions: Int64[Tensor, " n"] | None = None  # within the class in the source; None: as given
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
+        c, shape = self.num_classes, tuple(self.inputs.shape)
+        if shape[0] != len(self.targets) or len(self.class_names) != c:
             raise SpectraError(
-                f"{len(self.inputs)} inputs came with {len(self.targets)} targets; expected one "
-                "target for each input"
+                f"{shape[0]} inputs came with {len(self.targets)} targets, and {c} classes with "
+                f"{len(self.class_names)} names; expected one for each"
             )
-        labels = self.targets[self.targets != IGNORED]
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise SpectraError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to "
-                f"{self.num_classes - 1} ({self.num_classes} classes), or -100 to ignore a sample"
-            )
-        if len(self.class_names) != self.num_classes:
-            raise SpectraError(f"{len(self.class_names)} names came for {self.num_classes} classes")
-        if (self.mean is None) != (self.std is None):
-            raise SpectraError("mean and std belong together: one of them is missing")
-        for values in (self.mean, self.std):
-            if values is not None and self.inputs.shape[1:2] != (len(values),):
+        if self.targets.device.type == "cpu":  # elsewhere they were checked before they moved
+            labels = self.targets[self.targets != IGNORED]
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < c:
                 raise SpectraError(
-                    f"mean and std have {len(values)} channels and the inputs the shape "
-                    f"{tuple(self.inputs.shape)}; expected (n, {len(values)}, height, width)"
+                    f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to "
+                    f"{c - 1} ({c} classes), or -100 to ignore a sample"
                 )
-        if self.positions is None:
-            object.__setattr__(self, "positions", _rank_within_class(self.targets))
+        channels = [None if v is None else len(v) for v in (self.mean, self.std)]
+        if channels != [None, None] and channels != [*shape[1:2]] * 2:
+            raise SpectraError(
+                f"mean and std have {channels[0]} and {channels[1]} channels and the inputs the "
+                f"shape {shape}; expected neither, or as many as the inputs have"
+            )
+        positions = _rank_in_class(self.targets) if self.positions is None else self.positions
+        object.__setattr__(self, "positions", positions.to(self.targets.device))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -86,26 +73,18 @@ class Samples:
         labels = self.targets[self.targets != IGNORED]
         return tuple(torch.bincount(labels, minlength=self.num_classes).tolist())
 
-    def select(self, index: Shaped[Tensor, " m"] | list[int] | slice) -> "Samples":
+    def select(self, index: Shaped[Tensor, " m"] | slice) -> "Samples":
         """Return the samples at these rows, or where a mask is true."""
-        if isinstance(index, list):
-            index = torch.tensor(index, dtype=torch.int64)
         assert self.positions is not None
-        return replace(
-            self,
-            inputs=self.inputs[index],
-            targets=self.targets[index],
-            positions=self.positions[index],
-        )
+        kept = {k: getattr(self, k)[index] for k in ("inputs", "targets", "positions")}
+        return replace(self, **kept)
 
     def of_class(self, label: int) -> "Samples":
         """Return the samples of one class; raise SpectraError if there is none."""
-        if not 0 <= label < self.num_classes:
-            raise SpectraError(f"class {label} was asked for; expected 0 to {self.num_classes - 1}")
-        if self.counts[label] == 0:
+        if not 0 <= label < self.num_classes or self.counts[label] == 0:
             raise SpectraError(
-                f"class {label} ({self.class_names[label]}) has no sample here; its Hessian would "
-                "be 0/0: leave the class out"
+                f"class {label} has no sample here (classes are 0 to {self.num_classes - 1}); its "
+                "Hessian would be 0/0: leave the class out"
             )
         return self.select(self.targets == label)
 
@@ -121,16 +100,13 @@ class Samples:
             Zhong et al., 2021, https://arxiv.org/abs/2104.00466 (the index splits)
         """
         traits = KNOWN[self.spec.name] if self.spec else None
-        order = sorted(range(self.num_classes), key=lambda c: -self.counts[c])
-        if traits is None or traits.sizes is None:
-            parts = np.array_split(order, 3)
-        else:
-            order = order if traits.by_count else list(range(self.num_classes))
-            parts = np.split(order, np.cumsum(traits.sizes))
-        return {
-            name: tuple(sorted(int(c) for c in part))
-            for name, part in zip(("head", "mid", "tail"), parts, strict=True)
-        }
+        order = np.arange(self.num_classes)
+        if traits is None or traits.sizes is None or traits.by_count:
+            order = np.argsort(-np.array(self.counts), kind="stable")
+        sizes = traits.sizes if traits else None
+        parts = np.array_split(order, 3) if sizes is None else np.split(order, np.cumsum(sizes))
+        head, mid, tail = (tuple(sorted(part.tolist())) for part in parts)
+        return {"head": head, "mid": mid, "tail": tail}
 
     def prepared(
         self,
@@ -142,7 +118,7 @@ class Samples:
         """Return the network's input: augmented once if asked, scaled, normalised, on the device.
 
         Args:
-            dtype: Of floating inputs and images; other integers (tokens) keep theirs.
+            dtype: Of images and floating inputs; other integers (tokens) keep theirs.
             device: Where the result lives.
             generator: A CPU generator; one augmentation draw is taken from it. None: no draw.
 
@@ -151,39 +127,32 @@ class Samples:
         """
         x = self.inputs.to(device)
         if generator is not None:
-            x = augment(x, self._augmentation(), generator)
+            x = augment(x, self.augmentation, generator)
         if x.dtype == torch.uint8:
             x = x.to(dtype).div_(255)
         elif x.is_floating_point():
             x = x.to(dtype)
         if self.mean is not None and self.std is not None:
-            shape = (1, -1) + (1,) * (x.dim() - 2)
-            mean = torch.tensor(self.mean, dtype=dtype, device=device).reshape(shape)
-            std = torch.tensor(self.std, dtype=dtype, device=device).reshape(shape)
-            x = (x - mean) / std
+            shape = (-1,) + (1,) * (x.dim() - 2)
+            mean, std = (x.new_tensor(v).reshape(shape) for v in (self.mean, self.std))
+            x = (x - mean).div_(std)
         return x
 
     def frozen(self, copies: int, seed: int) -> "Samples":
         """Store ``copies`` augmentation draws of every sample: a fixed, larger set (copies·N)."""
         if copies < 1:
             raise SpectraError(f"{copies} frozen copies were asked for; expected at least 1")
-        name = self._augmentation()
         generator = torch.Generator().manual_seed(seed)
-        assert self.positions is not None
-        return replace(
-            self,
-            inputs=torch.cat([augment(self.inputs, name, generator) for _ in range(copies)]),
-            targets=self.targets.repeat(copies),
-            positions=self.positions.repeat(copies),
-            augmentation=None,
-        )
+        draws = [augment(self.inputs, self.augmentation, generator) for _ in range(copies)]
+        everything = self.select(torch.arange(len(self)).repeat(copies).to(self.targets.device))
+        return replace(everything, inputs=torch.cat(draws), augmentation=None)
 
     @cached_property
     def draw_sha256(self) -> str:
         """Return the fingerprint of which samples these are: labels and positions, in order."""
         assert self.positions is not None
         rows = torch.stack([self.targets, self.positions], dim=1).cpu().numpy()
-        return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").data).hexdigest()
 
     @cached_property
     def pixels_sha256(self) -> str:
@@ -201,16 +170,8 @@ class Samples:
 
         return read_batches(source, num_classes, **options)
 
-    def _augmentation(self) -> str:
-        if self.augmentation is None:
-            raise SpectraError(
-                "an augmented draw was asked for and these samples have no augmentation; "
-                "use --augment none, or samples whose source has one"
-            )
-        return self.augmentation
 
-
-def _rank_within_class(targets: Tensor) -> Tensor:
+def _rank_in_class(targets: Tensor) -> Tensor:
     """Return each sample's place among those of its own label, in the order given."""
     order = torch.argsort(targets, stable=True)
     _, sizes = torch.unique_consecutive(targets[order], return_counts=True)

@@ -25,18 +25,19 @@ TOTALS = [
 
 @pytest.mark.parametrize(("n_max", "classes", "ratio", "total"), TOTALS)
 def test_exponential_counts_sum_to_the_published_totals(n_max, classes, ratio, total):
-    assert sum(long_tail_counts(n_max, classes, "exp", ratio)) == total
+    spec = DataSpec("cifar10", "exp", ratio)
+    assert sum(long_tail_counts(n_max, classes, spec)) == total
 
 
 def test_exponential_counts_are_the_published_ones_class_by_class():
     expected = (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
-    assert long_tail_counts(5000, 10, "exp", 100.0) == expected
-    assert long_tail_counts(500, 100, "exp", 100.0)[::99] == (500, 5)
+    assert long_tail_counts(5000, 10, DataSpec("cifar10", "exp", 100)) == expected
+    assert long_tail_counts(500, 100, DataSpec("cifar100", "exp", 100))[::99] == (500, 5)
 
 
 def test_step_counts_keep_one_half_whole():
-    assert long_tail_counts(5000, 10, "step", 100.0) == (5000,) * 5 + (50,) * 5
-    assert long_tail_counts(9, 3, "step", 2.0) == (9, 4, 4)
+    assert long_tail_counts(5000, 10, DataSpec("cifar10", "step", 100)) == (5000,) * 5 + (50,) * 5
+    assert long_tail_counts(9, 3, DataSpec("folder", "step", 2)) == (9, 4, 4)
 
 
 def test_the_draw_picks_the_rows_of_the_released_procedure():
@@ -96,7 +97,7 @@ def test_without_imbalance_all_samples_stay_unshuffled():
 
 def test_a_ratio_that_empties_a_class_is_refused():
     labels = np.repeat(np.arange(2), 5)
-    with pytest.raises(SpectraError, match="ratio of at most 5"):
+    with pytest.raises(SpectraError, match="ratio up to 5"):
         draw(labels, 2, DataSpec("folder", "exp", 6.0))
 
 

@@ -112,7 +112,7 @@ def test_frozen_copies_are_stored_draws_and_stay_what_they_are():
     generator = torch.Generator().manual_seed(7)
     live = torch.cat([samples.prepared(generator=generator) for _ in range(3)])
     assert torch.equal(frozen.prepared(), live)
-    with pytest.raises(SpectraError, match="no augmentation"):
+    with pytest.raises(SpectraError, match="augmentation is None"):
         frozen.prepared(generator=generator)
 
 
@@ -129,8 +129,8 @@ def test_classes_partition_the_samples():
     parts = [samples.of_class(c) for c in range(3)]
     assert tuple(len(part) for part in parts) == samples.counts
     assert all(set(part.targets.tolist()) == {c} for c, part in enumerate(parts))
-    assert torch.equal(samples.select([4, 1]).inputs, samples.inputs[[4, 1]])
-    assert samples.select([4, 1]).positions.tolist() == [1, 0]
+    assert torch.equal(samples.select(torch.tensor([4, 1])).inputs, samples.inputs[[4, 1]])
+    assert samples.select(torch.tensor([4, 1])).positions.tolist() == [1, 0]
 
 
 def test_ignored_samples_belong_to_no_class():
@@ -140,9 +140,9 @@ def test_ignored_samples_belong_to_no_class():
 
 def test_an_empty_class_has_no_hessian():
     samples = Samples(torch.randn(2, 2), torch.tensor([0, 0]), 2, ("cat", "dog"))
-    with pytest.raises(SpectraError, match=r"class 1 \(dog\) has no sample"):
+    with pytest.raises(SpectraError, match=r"class 1 has no sample"):
         samples.of_class(1)
-    with pytest.raises(SpectraError, match="expected 0 to 1"):
+    with pytest.raises(SpectraError, match="0 to 1"):
         samples.of_class(2)
 
 
@@ -150,9 +150,9 @@ def test_an_empty_class_has_no_hessian():
     ("options", "complaint"),
     [
         ({"num_classes": 2, "class_names": ("a", "b")}, "labels run from 0 to 2"),
-        ({"class_names": ("a",)}, "1 names came for 3 classes"),
-        ({"mean": (0.1,) * 3}, "belong together"),
-        ({"mean": (0.1,), "std": (0.1,)}, "1 channels"),
+        ({"class_names": ("a",)}, "3 classes with 1 names"),
+        ({"mean": (0.1,) * 3}, "3 and None channels"),
+        ({"mean": (0.1,), "std": (0.1,)}, "1 and 1 channels"),
     ],
 )
 def test_parts_that_disagree_are_refused(options, complaint):
@@ -175,7 +175,7 @@ def test_fingerprints_tell_a_pixel_and_an_order_apart():
     other = dataclasses.replace(samples, inputs=changed)
     assert other.pixels_sha256 != samples.pixels_sha256
     assert other.draw_sha256 == samples.draw_sha256
-    assert samples.select([1, 0, 2, 3, 4, 5]).draw_sha256 != samples.draw_sha256
+    assert samples.select(torch.tensor([1, 0, 2, 3, 4, 5])).draw_sha256 != samples.draw_sha256
     strided = dataclasses.replace(samples, inputs=samples.inputs.flip(3).flip(3))
     assert strided.pixels_sha256 == samples.pixels_sha256
 
