@@ -5,9 +5,8 @@ From a unit vector q_1, after m products with A:
     A Q - Q T = r e_mᵀ,   Qᵀ Q = I,   Qᵀ r = 0,   T = tridiag(β, α, β) = Qᵀ A Q,
 
 with Q (n, m) the orthonormal basis of the Krylov space span{q_1, A q_1, ..., A^(m-1) q_1}.
-For an eigenpair T s = θ s, y = Q s is a unit vector with yᵀ A y = θ and ‖A y - θ y‖ = ‖r‖ |s_m|,
-so that some eigenvalue of A lies within ‖r‖ |s_m| of θ; the s_1² are the weights of the
-quadrature q_1ᵀ f(A) q_1 ≈ Σ s_1² f(θ).
+For T s = θ s, the vector y = Q s has yᵀ A y = θ and ‖A y - θ y‖ = ‖r‖ |s_m|: some eigenvalue of
+A lies that near to θ. The s_1² are the weights of the quadrature q_1ᵀ f(A) q_1 ≈ Σ s_1² f(θ).
 
 References:
     Parlett, The Symmetric Eigenvalue Problem, 1998, chapter 13
@@ -30,12 +29,12 @@ from torch import Tensor
 from spectra.errors import SpectraError
 from spectra.krylov.operator import SymmetricOperator, not_finite
 
-PIECE = 2**14  # entries that one float32 sum runs over
+PIECE = 2**14  # entries that one sum in the basis' own precision runs over
 
 
 @dataclass(frozen=True)
 class Ritz:
-    """Hold the eigenvalues of T, ascending, and the ends of its unit eigenvectors s."""
+    """Hold the eigenvalues of T and the ends of its unit eigenvectors s."""
 
     values: Float64[np.ndarray, " m"]  # θ, ascending
     first: Float64[np.ndarray, " m"]  # s_1 of each
@@ -47,7 +46,7 @@ class Tridiagonal:
     """Hold the outcome of a Lanczos run, A Q - Q T = r e_mᵀ."""
 
     alphas: Float64[np.ndarray, " m"]  # diagonal of T
-    betas: Float64[np.ndarray, " m-1"]  # its off-diagonal, not negative
+    betas: Float64[np.ndarray, " m-1"]  # its off-diagonal, positive
     residual_norm: float  # ‖r‖
     basis: Float[Tensor, "m n"] | None  # Qᵀ, orthonormal rows
     exhausted: bool  # no further direction: m = n, or r is zero to rounding
@@ -59,19 +58,14 @@ class Tridiagonal:
         """Tell m, the number of products made."""
         return len(self.alphas)
 
-    def _eigh(self) -> tuple[np.ndarray, np.ndarray]:
-        # The QL driver: LAPACK's default is faster, but less orthogonal on nearly split T.
-        values, vectors = eigh_tridiagonal(self.alphas, self.betas, lapack_driver="stev")
-        return values, vectors
-
     def ritz(self) -> Ritz:
-        """Solve T; the Ritz value θ_i has the residual `residual_norm * abs(last[i])`."""
-        values, vectors = self._eigh()
+        """Solve T; the Ritz value i has the residual `residual_norm * abs(last[i])`."""
+        values, vectors = self._solve()
         return Ritz(values, vectors[0].copy(), vectors[-1].copy())
 
     def eigenvectors(self) -> Float64[np.ndarray, "m m"]:
         """Give the unit eigenvectors of T as columns, in the order of the Ritz values."""
-        return self._eigh()[1]
+        return self._solve()[1]
 
     def vector(self, index: int) -> Float[Tensor, " n"]:
         """Form a unit Ritz vector y = Q s, in the dtype and on the device of the basis.
@@ -94,6 +88,11 @@ class Tridiagonal:
         """Let the (m, n) basis go and keep T."""
         return replace(self, basis=None)
 
+    def _solve(self) -> tuple[np.ndarray, np.ndarray]:
+        # By QL: LAPACK's default driver is faster, but less orthogonal where T nearly splits.
+        values, vectors = eigh_tridiagonal(self.alphas, self.betas, lapack_driver="stev")
+        return values, vectors
+
 
 def lanczos(
     A: SymmetricOperator,
@@ -102,12 +101,11 @@ def lanczos(
     steps: int,
     callback: Callable[[int], None] | None = None,
 ) -> Tridiagonal:
-    """Run Lanczos from a start vector, with exactly one product per step.
+    """Run Lanczos from a start vector, with exactly one product and one device wait per step.
 
-    Gram-Schmidt is run twice over the whole basis, two matrix-vector products each; α, β and T
-    are float64 whatever the dtype of A; the basis has the dtype of A, but at least float32. The
-    run stops early where β is rounding beside T: the Krylov space is exhausted and T exact. The
-    device is waited for once per step.
+    Gram-Schmidt is run twice over the whole basis; α, β and T are float64 whatever the dtype of A;
+    the basis has that dtype, but at least float32. The run ends early where β is rounding beside
+    T: the Krylov space is exhausted.
 
     Args:
         A: the operator, of size n.
@@ -123,24 +121,21 @@ def lanczos(
     """
     if steps < 1:
         raise SpectraError(f"got steps={steps}, expected 1 or more: T would be empty; raise steps")
-    A._expect(start.shape, "a start vector")
-    steps = min(steps, A.dim)
+    A.expect(start, "a start vector")
     dtype = torch.promote_types(A.dtype, torch.float32)
-    breakdown = 16 * torch.finfo(dtype).eps
-    basis = torch.empty((steps, A.dim), dtype=dtype, device=A.device)
+    basis = torch.empty((min(steps, A.dim), A.dim), dtype=dtype, device=A.device)
     basis[0] = _unit(start.detach().to(A.device, torch.float64))
     alphas: list[float] = []
     betas: list[float] = []
-    size = asymmetry = beta = 0.0
-    for j in range(steps):
-        q = basis[j].to(torch.float64)
-        w = A.apply(basis[j]).to(torch.float64, copy=True)
+    size = asymmetry = 0.0
+    for j, row in enumerate(basis):
+        q, w = row.to(torch.float64), A.apply(row).to(torch.float64, copy=True)
         if callback is not None:
             callback(j + 1)
         diagonal = torch.dot(q, w)
         w.addcmul_(q, diagonal, value=-1)
         if j > 0:
-            w.sub_(basis[j - 1], alpha=beta)
+            w.sub_(basis[j - 1], alpha=betas[-1])
         known = basis[: j + 1]
         leak = _overlaps(known, w)  # zero but for rounding, if A is one symmetric matrix
         w.sub_(known.T @ leak.to(dtype))
@@ -148,25 +143,16 @@ def lanczos(
         facts = torch.stack((diagonal, torch.linalg.vector_norm(w), leak.abs().max()))
         alpha, beta, stray = facts.tolist()  # the one wait for the device
         if not (np.isfinite(alpha) and np.isfinite(beta)):
-            raise not_finite(f"the product of Krylov step {j + 1} of {steps}")
+            raise not_finite(f"the product of Krylov step {j + 1} of {len(basis)}")
         alphas.append(alpha)
         betas.append(beta)
-        asymmetry = max(asymmetry, stray)
-        size = max(size, abs(alpha), beta)
-        if beta <= breakdown * size:
+        size, asymmetry = max(size, abs(alpha), beta), max(asymmetry, stray)
+        exhausted = j + 1 == A.dim or beta <= 16 * torch.finfo(dtype).eps * size
+        if exhausted or j + 1 == len(basis):
             break
-        if j + 1 < steps:
-            basis[j + 1] = w.div_(beta)
-    m = len(alphas)
-    return Tridiagonal(
-        alphas=np.array(alphas),
-        betas=np.array(betas[:-1]),
-        residual_norm=beta,
-        basis=basis[:m],
-        exhausted=m == A.dim or beta <= breakdown * size,
-        dim=A.dim,
-        asymmetry=asymmetry,
-    )
+        basis[j + 1] = w.div_(beta)
+    T = np.array(alphas), np.array(betas[:-1])
+    return Tridiagonal(*T, beta, basis[: len(alphas)], exhausted, A.dim, asymmetry)
 
 
 def _overlaps(known: Float[Tensor, "k n"], w: Float64[Tensor, " n"]) -> Float64[Tensor, " k"]:
