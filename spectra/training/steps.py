@@ -1,0 +1,80 @@
+"""One update of the weights: plain SGD and sharpness-aware minimisation (SAM).
+
+    SAM:  g = ∇L(w),  e = ρ·g/(‖g‖₂ + 1e-12),  then the SGD step at w with ∇L(w + e)
+
+The norm is global over all parameters and the batch is the same in both passes. Batch-norm
+statistics move in the first pass only, and loss and logits are those of the first pass, at w.
+
+References:
+    Foret et al., Sharpness-aware minimization, https://arxiv.org/abs/2010.01412
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+# Runs the network on one batch and gives the mean loss () and the logits (n, C).
+Forward = Callable[[], tuple[Tensor, Tensor]]
+
+
+def sgd_step(forward: Forward, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
+    """Take one step with the gradient at w.
+
+    Returns:
+        Loss () and logits (n, C) at w, detached.
+    """
+    optimizer.zero_grad()
+    loss, logits = forward()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+def sam_step(
+    forward: Forward, optimizer: Optimizer, *, network: nn.Module, rho: float
+) -> tuple[Tensor, Tensor]:
+    """Take one step with the gradient at w + e, where e climbs by the radius ρ.
+
+    Args:
+        forward: called twice, at w and at w + e.
+        optimizer: its step (momentum, weight decay) sees w and the gradient at w + e.
+        network: the owner of the batch-norm statistics.
+        rho: radius in parameter space.
+
+    Returns:
+        Loss () and logits (n, C) at w, detached.
+    """
+    optimizer.zero_grad()
+    loss, logits = forward()
+    torch.autograd.backward(loss)
+    with torch.no_grad():
+        used = [p for group in optimizer.param_groups for p in group["params"]]
+        used = [p for p in used if p.grad is not None]
+        slopes = [p.grad for p in used]
+        before = torch._foreach_add(used, 0)  # copies: subtracting e again would not restore w
+        scale = rho / (nn.utils.get_total_norm(slopes) + 1e-12)
+        torch._foreach_add_(used, torch._foreach_mul(slopes, scale))
+    optimizer.zero_grad()
+    with still_statistics(network):
+        torch.autograd.backward(forward()[0])
+    with torch.no_grad():
+        torch._foreach_copy_(used, before)
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+@contextmanager
+def still_statistics(network: nn.Module) -> Iterator[None]:
+    """Let batch norm use the batch's statistics, as in training, but not remember them."""
+    moving = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for module in moving:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in moving:
+            module.track_running_stats = True
