@@ -39,38 +39,42 @@ def open_data(
     if split not in ("train", "test"):
         raise SpectraError(f"the split is {split!r}; expected train or test")
     place = path if path is not None else os.environ.get("SPECTRA_DATA") or None
-    folder = Path(place).expanduser() if place is not None else None
-    embedded = spec is not None and spec.name == "digits"
-    if folder is not None and not folder.exists() and not (embedded and path is None):
+    if path is None and spec is not None and spec.name == "digits":
+        place = None  # embedded: whatever the variable names for other data sets
+    folder = None if place is None else Path(place).expanduser()
+    if folder is not None and not folder.exists():
         origin = "" if path is not None else " (from SPECTRA_DATA)"
         raise SpectraError(f"{folder}{origin} does not exist; name or make a folder of data")
-    exported = find_exported(folder, split) if folder is not None else None
-    if exported is not None:
+    if folder is not None and (exported := find_exported(folder, split)) is not None:
         held = exported[1]["spec"]
         if spec is None or held == spec.to_dict():
             return open_exported(*exported)
         if held and held["name"] == spec.name:
             raise SpectraError(
-                f"{folder} holds an exported set ({DataSpec.from_dict(held)}) and {spec} was "
-                "asked for; the results would be of other images: name the full data, or ask for "
-                "the set that lies there"
+                f"{folder} holds the exported set {DataSpec.from_dict(held)} and {spec} was asked "
+                "for; the results would be of other images: ask for what lies there, or name "
+                "the folder of the full data"
             )
     if spec is None:
         raise SpectraError(
-            f"no data set was named and {folder or 'no folder'} holds an exported one; looked for "
-            f"{split}.parquet; give --dataset NAME ({', '.join(KNOWN)})"
+            f"no data set was named, and {folder or 'no folder'} holds an exported one "
+            f"({split}.parquet); give --dataset NAME ({', '.join(KNOWN)})"
         )
     source = open_source(spec, folder, split)
-    traits = KNOWN[spec.name]
+    traits, num_classes = KNOWN[spec.name], len(source.class_names)
+    if num_classes != (traits.num_classes or num_classes):
+        raise SpectraError(
+            f"{folder} holds data of {num_classes} classes; {spec.name} has {traits.num_classes}: "
+            "name another folder or data set"
+        )
+    rows = np.argsort(source.labels, kind="stable").astype(np.int64)
+    positions = None
     if split == "train":
-        rows, positions = draw(source.labels, len(source.class_names), spec)
-    else:
-        rows = np.argsort(source.labels, kind="stable").astype(np.int64)
-        positions = None
+        rows, positions = draw(source.labels, num_classes, spec)
     return Samples(
         torch.from_numpy(np.ascontiguousarray(source.decode(rows))),
         torch.from_numpy(source.labels[rows]),
-        len(source.class_names),
+        num_classes,
         source.class_names,
         traits.mean,
         traits.std,

@@ -61,10 +61,11 @@ def read_batches(
         if loader is not None and draws is None:
             _refuse_random(loader)
         pairs = [_pair(batch) for batch in _passes(source, loader, draws, seed)]
-    if not pairs or len({(x.dtype, x.shape[1:]) for x, _ in pairs}) > 1:
+    kinds, total = {(x.dtype, x.shape[1:]) for x, _ in pairs}, sum(len(y) for _, y in pairs)
+    if total == 0 or len(kinds) > 1:
         raise SpectraError(
-            f"the source gave {len(pairs)} batches; expected at least one, and inputs of one dtype "
-            "and one shape (pad or resize them first)"
+            f"the source gave {len(pairs)} batches of {total} samples; expected at least one, and "
+            "inputs of one dtype and one shape (pad or resize them first)"
         )
     inputs, targets = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):

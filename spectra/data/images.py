@@ -22,15 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def decode_images(
     files: Sequence[bytes | Path], side: int | None = None, mode: str = "RGB"
 ) -> Pixels:
-    """Decode n images, given as encoded bytes or paths, in order.
-
-    Args:
-        files: n encoded images, or paths of them.
-        side: S in pixels, or None (see above).
-        mode: "RGB" or "L".
-
-    Returns:
-        (n, 3, h, w), or (n, 1, h, w) for "L".
+    """Decode n images, given as bytes or paths, to (n, 3, h, w), or (n, 1, h, w) in mode "L".
 
     Raises:
         SpectraError: If one of them is missing or is no image.

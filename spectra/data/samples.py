@@ -144,8 +144,13 @@ class Samples:
             raise SpectraError(f"{copies} frozen copies were asked for; expected at least 1")
         generator = torch.Generator().manual_seed(seed)
         draws = [augment(self.inputs, self.augmentation, generator) for _ in range(copies)]
-        everything = self.select(torch.arange(len(self)).repeat(copies).to(self.targets.device))
-        return replace(everything, inputs=torch.cat(draws), augmentation=None)
+        return replace(
+            self,
+            inputs=torch.cat(draws),
+            targets=self.targets.repeat(copies),
+            positions=None if self.positions is None else self.positions.repeat(copies),
+            augmentation=None,
+        )
 
     @cached_property
     def draw_sha256(self) -> str:

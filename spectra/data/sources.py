@@ -125,6 +125,7 @@ def hub_parquet(shards: Sequence[Path], num_classes: int | None, mode: str = "RG
         files = [pq.ParquetFile(shard) for shard in shards]
         schema = files[0].schema_arrow
         label = "fine_label" if "fine_label" in schema.names else "label"
+        schema.field("img")  # a KeyError now, not when the images are read
         labels = np.concatenate([file.read([label])[label].to_numpy() for file in files])
     except (OSError, KeyError, pa.ArrowException) as error:
         raise SpectraError(
@@ -145,7 +146,7 @@ def hub_parquet(shards: Sequence[Path], num_classes: int | None, mode: str = "RG
             column = file.read_row_group(group, ["img"])["img"].combine_chunks().field("bytes")
             local = index[places] - (ends[part - 1] if part else 0)
             for place, value in zip(places, column.take(pa.array(local)).to_pylist(), strict=True):
-                wanted[place] = value
+                wanted[place] = value or b""
         return decode_images(wanted, mode=mode)
 
     return Source(

@@ -64,18 +64,15 @@ class DataSpec:
                 f"imbalance is {self.imbalance!r} and its ratio {self.ratio!r}: which samples are "
                 "drawn would be a guess; give both or neither"
             )
-        if self.ratio is not None:
-            if not 1 <= self.ratio < float("inf"):
-                raise SpectraError(
-                    f"the imbalance ratio is {self.ratio}; expected largest over smallest class "
-                    "count, at least 1 (100, not 0.01)"
-                )
-            object.__setattr__(self, "ratio", float(self.ratio))
-        if not 0 <= self.seed < 2**32 or (self.image_size is not None and self.image_size < 1):
+        ratio = 1.0 if self.ratio is None else float(self.ratio)
+        size = 1 if self.image_size is None else self.image_size
+        if not (1 <= ratio < float("inf") and 0 <= self.seed < 2**32 and size >= 1):
             raise SpectraError(
-                f"the draw's seed is {self.seed} and the image size {self.image_size}; expected 0 "
-                "to 2**32 - 1, and at least 1 pixel"
+                f"ratio {self.ratio}, seed {self.seed}, image size {self.image_size}; expected a "
+                "ratio of at least 1 (100, not 0.01), a seed of 32 bits, and at least 1 pixel"
             )
+        if self.ratio is not None:
+            object.__setattr__(self, "ratio", ratio)  # an integer would be written differently
 
     def __str__(self) -> str:
         draw = f", {self.imbalance}, ratio {self.ratio:g}, seed {self.seed}" if self.ratio else ""

@@ -1,6 +1,8 @@
 """Anyone's batches: read once, kept, random transforms refused by name or stored."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -176,7 +178,30 @@ def test_reading_a_loader_moves_no_random_state(draws):
     assert np.array_equal(legacy, np.random.get_state()[1])  # noqa: NPY002
 
 
+def test_a_data_set_that_draws_from_python_leaves_its_state():
+    code = (
+        "import random, torch; from spectra.data import Samples\n"
+        "class Data(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, i): return torch.tensor([random.random()]), i\n"
+        "before = random.getstate()\n"
+        "Samples.from_batches(torch.utils.data.DataLoader(Data()), draws=2)\n"
+        "assert random.getstate() == before\n"
+    )
+    # A process of its own: beartype, on in the tests, draws from the same generator.
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_worker_processes_draw_the_same_again():
+    """P44: workers are started once, and a seed fixes what they draw."""
+    loader = DataLoader(Pictures(RandomHorizontalFlip()), batch_size=8, num_workers=1)
+    first, again = (Samples.from_batches(loader, draws=1, seed=3) for _ in range(2))
+    assert first.pixels_sha256 == again.pixels_sha256
+
+
 def test_unbatched_loaders_and_tensor_data_sets_are_read():
+    unbatched = DataLoader([(X[:5], Y[:5]), (X[5:], Y[5:])], batch_size=None)
+    assert rows(Samples.from_batches(unbatched)) == rows(Samples.from_batches((X, Y)))
     assert rows(Samples.from_batches(DataLoader(TensorDataset(X, Y), batch_size=7))) == rows(
         Samples.from_batches((X, Y))
     )
@@ -201,6 +226,7 @@ def test_uint8_images_are_normalised_as_told():
         ((X * float("nan"), Y), {}, "NaN or Inf"),
         ((X, Y), {"num_classes": 2}, "labels run from 0 to 2"),
         ((X, Y), {"draws": 2}, "DataLoader"),
+        ((X[:0], Y[:0]), {}, "0 samples"),
         ([(X, Y), (X[:, :1], Y)], {}, "shape"),
     ],
 )

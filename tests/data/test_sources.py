@@ -318,6 +318,20 @@ def test_a_missing_folder_and_an_unknown_split_are_refused(tmp_path):
         open_data(DataSpec("digits"), split="valid")
 
 
+def test_data_of_another_number_of_classes_are_refused(tmp_path):
+    with pytest.raises(SpectraError, match="10 classes; cifar100 has 100"):
+        open_data(DataSpec("cifar100"), path=hub(tmp_path))
+
+
+def test_an_image_that_is_missing_in_the_parquet_is_refused(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = pa.array([{"bytes": None, "path": "elsewhere.png"}] * 10, kind)
+    table = pa.table({"img": cells, "label": list(range(10))})
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(SpectraError, match="0 bytes cannot be decoded"):
+        open_data(DataSpec("cifar10"), path=tmp_path)
+
+
 @pytest.fixture(scope="module")
 def cifar10_lt(real_data):
     return open_data(DataSpec("cifar10", "exp", 100), path=real_data)
