@@ -7,7 +7,7 @@ transform is random by its name, it is refused, unless a number of draws to keep
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,6 +140,8 @@ def _transform_names(data: Any) -> Iterator[str]:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
+    if isinstance(a, Mapping):
+        a, b = list(a.values()), list(b.values())
     if isinstance(a, Sequence) and not isinstance(a, str):
         return len(a) == len(b) and all(_equal(p, q) for p, q in zip(a, b, strict=True))
     return bool(np.all(a == b))

@@ -220,6 +220,7 @@ def test_uint8_images_are_normalised_as_told():
         ([], {}, "gave 0 batches"),
         ([X], {}, "a batch is a Tensor"),
         ([{"x": X}], {}, "a batch is a dict"),
+        (DataLoader([{"x": x} for x in X]), {}, "a batch is a dict"),
         ((X, Y[:3]), {}, r"inputs \(22, 3, 4, 4\) and targets \(3,\)"),
         ((X, Y.double()), {}, "one integer label"),
         ((X, Y[:, None]), {}, "one integer label"),
