@@ -5,8 +5,8 @@ For a random unit vector v, E[n vᵀ f(A) v] = tr f(A). A Lanczos run of m steps
 
     vᵀ f(A) v ≈ Σ_i w_i f(θ_i),   exact for polynomials f of degree below 2m.
 
-Each probe is one independent sample of such a sum; means over probes carry the standard error
-(with at least three probes, else it is unknown) and intervals use Student's t.
+Each probe v is one independent sample of such a sum. Standard errors are the scatter of the probes
+(three at least, else unknown), intervals use Student's t.
 
 References:
     Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017
@@ -35,7 +35,7 @@ from spectra.krylov.operator import SymmetricOperator
 Distribution = Literal["gaussian", "rademacher"]
 Kernel = Literal["default", "paper"]
 
-WIDTH = 0.05  # kernel σ in units of asinh(x / linear zone): 5 % of a node's own size
+WIDTH = 0.05  # kernel σ on the axis asinh(x / linear zone): 5 % of a node far from zero
 LINEAR = 1e-3  # the linear zone around zero, as a share of the largest modulus
 EXTRA_PROBES = 2**32  # number of the first one-product probe; Lanczos probes count from 0
 
@@ -51,16 +51,15 @@ def random_start(
 ) -> Float[Tensor, " n"]:
     """Draw a random unit vector that depends on (seed, probe) alone.
 
-    The pair is the 128-bit key of a counter-based generator on the CPU, so that distinct pairs
-    have distinct streams (torch's CPU generator would keep 32 bits of its seed). It is drawn in
-    float64 and then cast: every device and dtype sees the same probe.
+    The pair is the key of a counter-based CPU generator: distinct pairs have distinct streams
+    (torch's own CPU generator keeps only 32 bits of a seed). The draw is float64 and then cast,
+    so that every device and dtype sees the same probe.
 
     Args:
         n: length.
-        seed: of the whole analysis, from 0 to 2^64 - 1.
-        probe: which of its probes, likewise.
-        distribution: "gaussian" is uniform on the sphere (bounds need it), "rademacher" has the
-            signs ±1/√n.
+        seed: of the analysis, 0 to 2^64 - 1.
+        probe: number of the probe, likewise.
+        distribution: "gaussian" is uniform on the sphere (bounds need that), "rademacher" ±1/√n.
         dtype: of the result.
         device: of the result.
 
@@ -82,10 +81,7 @@ def random_start(
     elif distribution == "rademacher":
         draw = random.integers(2, size=n) * 2.0 - 1.0
     else:
-        raise SpectraError(
-            f"got distribution={distribution!r}, expected 'gaussian' or 'rademacher': another "
-            "one may bias the trace; choose one of the two"
-        )
+        raise _unknown("distribution", distribution, "'gaussian' or 'rademacher'")
     return torch.from_numpy(draw / np.linalg.norm(draw)).to(device, dtype)
 
 
@@ -118,13 +114,13 @@ class Density:
 
     grid: Float64[np.ndarray, " g"]
     mean: Float64[np.ndarray, " g"]  # over the probes
-    low: Float64[np.ndarray, " g"] | None  # band of the mean; None below three probes
-    high: Float64[np.ndarray, " g"] | None
+    low: Float64[np.ndarray, " g"] | None  # band of that mean, pointwise, Student's t;
+    high: Float64[np.ndarray, " g"] | None  # None below three probes
 
 
 @dataclass(frozen=True)
 class SpectralMeasure:
-    """Hold the quadrature of every probe; all else is computed from it without one product."""
+    """Hold the quadrature of every probe; all else is computed from it without a product."""
 
     nodes: tuple[Float64[np.ndarray, " _"], ...]  # (m_p,) Ritz values of probe p, ascending
     weights: tuple[Float64[np.ndarray, " _"], ...]  # (m_p,) not negative, sum 1
@@ -143,64 +139,49 @@ class SpectralMeasure:
 
     def probe_moments(self, k: int) -> Float64[np.ndarray, " p"]:
         """Give vᵀ Aᵏ v of each probe v; exact for k < 2m."""
-        return np.array([w @ x**k for x, w in zip(self.nodes, self.weights, strict=True)])
+        return self._sums(lambda x: x**k)
 
     def moment(self, k: int) -> Estimate:
         """Estimate tr(Aᵏ)/n."""
         return Estimate.of(self.probe_moments(k))
 
     def trace(self) -> Estimate:
-        """Estimate tr(A) from these probes alone; `trace_estimate` pools further ones."""
+        """Estimate tr(A) from these probes alone; `trace_estimate` pools them with others."""
         return trace_estimate(self.probe_moments(1), self.dim)
 
     def mass_below(self, threshold: float) -> Estimate:
         """Estimate the share of the n eigenvalues that lie below the threshold.
 
-        The standard error is the scatter among probes. A Lanczos quadrature cannot say where
-        inside the gap between two nodes the mass lies, which no scatter shows.
+        The standard error is the scatter among probes; that a quadrature cannot tell where between
+        two nodes the mass lies comes on top.
         """
-        pairs = zip(self.nodes, self.weights, strict=True)
-        return Estimate.of(np.array([w[x < threshold].sum() for x, w in pairs]))
+        return Estimate.of(self._sums(lambda x: np.where(x < threshold, 1.0, 0.0)))
 
     def density(self, grid: Float64[np.ndarray, " g"], kernel: Kernel = "default") -> Density:
-        """Smooth the weights with Gaussians, φ(x) = Σ_i w_i N(x; θ_i, σ_i²), at each grid point.
+        """Smooth the weights with Gaussians: φ(x) = Σ_i w_i N(x; θ_i, σ_i²).
 
         Nothing is renormalised: over any interval the density integrates to the difference of
         `cumulative(..., kernel)` at its ends.
 
         Args:
             grid: (g,) eigenvalue axis, in any order.
-            kernel: "default" has σ_i = 0.05 hypot(θ_i, 0.001 max|θ|), a constant width on the
-                axis of `symlog_grid` that follows the scale of A; "paper" has
-                σ² = 1e-5 max(1, λmax - λmin), the published figures' choice.
-
-        Returns:
-            Mean over the probes and a pointwise 95 % band of that mean (Student's t).
+            kernel: "default" has σ_i = 0.05 hypot(θ_i, 0.001 max|θ|), which is a constant width
+                on `symlog_grid` and follows the scale of A; "paper" has the published figures'
+                σ² = 1e-5 max(1, λmax - λmin).
         """
-
-        def smooth(x: np.ndarray, w: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-            z = (grid[:, None] - x) / sigma
-            return np.asarray(np.exp(-0.5 * z * z) @ (w / (sigma * np.sqrt(2 * np.pi))))
-
-        return self._curve(grid, smooth, kernel, ceiling=np.inf)
+        root = np.sqrt(2 * np.pi)
+        return self._curve(grid, kernel, lambda z, s: np.exp(-0.5 * z * z) / (s * root), np.inf)
 
     def cumulative(self, grid: Float64[np.ndarray, " g"], kernel: Kernel | None = None) -> Density:
-        """Sum the weights of the nodes up to each grid point: the distribution function.
+        """Sum the weights up to each grid point: the distribution function, within [0, 1].
 
         Args:
             grid: (g,) eigenvalue axis, in any order.
-            kernel: None for the plain steps, else the integral of `density` with that kernel.
-
-        Returns:
-            Mean over the probes and its pointwise 95 % band, within [0, 1].
+            kernel: None for plain steps, else the integral of `density` with that kernel.
         """
-
-        def sum_up(x: np.ndarray, w: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-            if kernel is None:
-                return np.concatenate(([0.0], np.cumsum(w)))[np.searchsorted(x, grid, "right")]
-            return np.asarray(ndtr((grid[:, None] - x) / sigma) @ w)
-
-        return self._curve(grid, sum_up, kernel or "default", ceiling=1.0)
+        if kernel is None:
+            return self._curve(grid, "default", lambda z, s: np.where(z >= 0, 1.0, 0.0), 1.0)
+        return self._curve(grid, kernel, lambda z, s: np.asarray(ndtr(z)), 1.0)
 
     def symlog_grid(self, points: int | None = None) -> Float64[np.ndarray, " g"]:
         """Lay a symlog axis over the support that resolves and contains the default kernel."""
@@ -218,30 +199,29 @@ class SpectralMeasure:
         if kernel == "paper":
             low, high = self.support
             return np.full_like(nodes, np.sqrt(1e-5 * max(1.0, high - low)))
-        raise SpectraError(
-            f"got kernel={kernel!r}, expected 'default' or 'paper': another bandwidth would draw "
-            "another density; choose one of the two"
-        )
+        raise _unknown("kernel", kernel, "'default' or 'paper'")
+
+    def _sums(self, f: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        pairs = zip(self.nodes, self.weights, strict=True)
+        return np.stack([np.asarray(f(x) @ w) for x, w in pairs])
 
     def _curve(
         self,
         grid: np.ndarray,
-        value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
         kernel: Kernel,
+        value: Callable[[np.ndarray, np.ndarray], np.ndarray],  # of (x - θ)/σ and σ
         ceiling: float,
     ) -> Density:
-        values = np.stack(
-            [
-                value(x, w, self._sigma(x, kernel))
-                for x, w in zip(self.nodes, self.weights, strict=True)
-            ]
-        )
+        def at_grid(x: np.ndarray) -> np.ndarray:
+            sigma = self._sigma(x, kernel)
+            return value((grid[:, None] - x) / sigma, sigma)
+
+        values = self._sums(at_grid)
         mean, p = values.mean(axis=0), len(values)
         if p < 3:
             return Density(grid, mean, None, None)
         reach = student.ppf(0.975, p - 1) * values.std(axis=0, ddof=1) / np.sqrt(p)
-        low, high = np.clip(mean - reach, 0, None), np.clip(mean + reach, None, ceiling)
-        return Density(grid, mean, low, high)
+        return Density(grid, mean, np.maximum(mean - reach, 0), np.minimum(mean + reach, ceiling))
 
 
 def symlog_grid(
@@ -252,15 +232,12 @@ def symlog_grid(
     Args:
         low: left end.
         high: right end.
-        linear: half-width of the linear zone around zero, > 0.
+        linear: half-width of the linear zone, > 0.
         points: g; by default four to a kernel width.
     """
     left, right = np.arcsinh(low / linear), np.arcsinh(high / linear)
-    if points is None:
-        points = int(np.ceil((right - left) / (WIDTH / 4))) + 1
-    grid = linear * np.sinh(np.linspace(left, right, points))
-    grid[0], grid[-1] = low, high
-    return np.asarray(grid)
+    points = points or int(np.ceil((right - left) / (WIDTH / 4))) + 1
+    return np.asarray(linear * np.sinh(np.linspace(left, right, points)))
 
 
 def spectral_measure(
@@ -272,7 +249,7 @@ def spectral_measure(
     distribution: Distribution = "gaussian",
     callback: Callable[[int], None] | None = None,
 ) -> SpectralMeasure:
-    """Run Lanczos from random probes 0, 1, ... of a seed, holding one basis at a time.
+    """Run Lanczos from the probes 0, 1, ... of a seed, holding one basis at a time.
 
     Args:
         A: the operator, of size n.
@@ -288,7 +265,6 @@ def spectral_measure(
     if probes < 1:
         raise SpectraError(f"got probes={probes}, expected 1 or more: nothing would be measured")
     runs = [
-        # The start is cast to the operator's dtype, and each basis let go before the next run.
         lanczos(A, _start(A, seed, p, distribution), steps=steps, callback=callback).without_basis()
         for p in range(probes)
     ]
@@ -296,40 +272,32 @@ def spectral_measure(
 
 
 def quadratic_form_probes(
-    A: SymmetricOperator,
-    *,
-    probes: int,
-    seed: int,
-    first_probe: int = EXTRA_PROBES,
-    distribution: Distribution = "gaussian",
-    callback: Callable[[int], None] | None = None,
+    A: SymmetricOperator, *, probes: int, seed: int, first_probe: int = EXTRA_PROBES
 ) -> Float64[np.ndarray, " p"]:
-    """Sample vᵀ A v over random unit vectors v, one product each.
+    """Sample vᵀ A v over Gaussian unit vectors v, one product each.
 
-    They are samples of the same kind as `SpectralMeasure.probe_moments(1)`, to be pooled with
-    them in `trace_estimate`; by default their probe numbers lie beyond those of Lanczos runs.
+    They are of the same kind as `SpectralMeasure.probe_moments(1)`, to be pooled with them in
+    `trace_estimate`; by default their probe numbers lie beyond those of any Lanczos run.
 
     Args:
         A: the operator.
         probes: p, how many.
         seed: that of the Lanczos runs.
         first_probe: number of the first.
-        distribution: of the entries of v.
-        callback: called with 1, 2, ..., p after each product.
     """
     forms = np.empty(probes)
     for i in range(probes):
-        v = _start(A, seed, first_probe + i, distribution)
-        product = (A @ v).to(torch.float64)
-        v = v.to(torch.float64)
+        v = _start(A, seed, first_probe + i, "gaussian")
+        product, v = (A @ v).to(torch.float64), v.to(torch.float64)
         forms[i] = float(torch.dot(v, product) / torch.dot(v, v))
-        if callback is not None:
-            callback(i + 1)
     return forms
 
 
 def trace_estimate(quadratic_forms: Float64[np.ndarray, " p"], dim: int) -> Estimate:
     """Estimate tr(A) = n E[vᵀ A v] from independent samples of vᵀ A v.
+
+    Its t interval is nominal for spread spectra; where one eigenvalue is most of the trace the
+    samples are skewed, and 95 % means about 87 % at eleven samples.
 
     Args:
         quadratic_forms: (p,) values of vᵀ A v for random *unit* vectors v.
@@ -345,4 +313,10 @@ def trace_estimate(quadratic_forms: Float64[np.ndarray, " p"], dim: int) -> Esti
 def _start(A: SymmetricOperator, seed: int, probe: int, distribution: Distribution) -> Tensor:
     return random_start(
         A.dim, seed=seed, probe=probe, distribution=distribution, dtype=A.dtype, device=A.device
+    )
+
+
+def _unknown(what: str, got: str, expected: str) -> SpectraError:
+    return SpectraError(
+        f"got {what}={got!r}, expected {expected}: nothing else is defined; choose one of them"
     )
