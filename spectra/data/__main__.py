@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (2 after an error that the user can mend)."""
     parser = argparse.ArgumentParser(
         prog="python -m spectra.data",
-        description="Look at a data set as the analysis sees it, or write a drawn set: train and "
-        "test as parquet, lossless, with a description of their own, to be opened anywhere.",
+        description="Look at a data set as the analysis sees it, or write a drawn set (train and\n"
+        "test as lossless parquet with a description of their own) to be opened anywhere.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
