@@ -1,0 +1,349 @@
+"""Draw results: axes in, axes out; the only module that knows matplotlib.
+
+A panel shows one class's eigenvalue density φ(λ), logarithmic over a symlog eigenvalue axis. All
+panels of an analysis share both axes, over all pages. Nothing here spends a product, and nothing
+touches pyplot: no figure outlives its caller, and no axes are drawn on twice.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from spectra.krylov.measure import Density, Kernel, SpectralMeasure
+from spectra.results import Analysis, ClassSpectrum, replacing
+from spectra.tables import number
+
+COLOURS = {"head": "#F08080", "mid": "#6495ED", "tail": "#FFD700"}
+PLAIN, OUTSIDE, ALARM, INK = "#1f77b4", "#8C8C8C", "#B22222", "#262626"
+PANELS_PER_PAGE = 20
+STYLE = Path(__file__).with_name("spectra.mplstyle")
+_LEFT, _RIGHT, _TOP, _BOTTOM, _RIBBON, _LINE = 0.62, 0.08, 0.78, 0.42, 0.15, 0.14  # inches
+_DASHES: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2))}
+_TRIANGLE: dict[str, Any] = {"marker": "v", "color": INK, "markersize": 6.5, "linestyle": "none"}
+_TRIANGLE |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
+_BOX = {"boxstyle": "round,pad=0.3", "facecolor": "white", "alpha": 0.92, "linewidth": 0}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axes that panels share, in the units of the eigenvalues and of their density."""
+
+    low: float  # ends of the eigenvalue axis
+    high: float
+    linear: float  # it is linear between ± this, a power of ten, and logarithmic outside
+    floor: float  # densities below it are drawn as it; a power of ten
+    ceiling: float
+
+    @classmethod
+    def of(cls, spectra: Sequence[ClassSpectrum], kernel: Kernel = "default") -> Scale:
+        """Choose axes that hold every spectrum, from the spectra alone: nothing has a unit.
+
+        The linear zone ends a decade below the usual |λmin|, so that negative outliers stand
+        apart from zero; the floor lies a decade below the kernel of a single eigenvalue.
+        """
+        measures = [s.measure for s in spectra if s.measure is not None]
+        if not measures:
+            return cls(-1.0, 1.0, 0.1, 1e-7, 1e2)
+        low = min(0.0, *(m.support[0] for m in measures))
+        high = max(0.0, *(m.support[1] for m in measures))
+        top = max(-low, high) or 1.0
+        usual = np.median([-m.support[0] for m in measures if m.support[0] < 0] or [top / 100])
+        linear = 10.0 ** math.floor(math.log10(np.clip(usual, top / 1e4, top / 10) / 3))
+        heights = np.concatenate([_heights(m, kernel) for m in measures])
+        ceiling = 2 * float(heights.max())
+        floor = 10.0 ** math.floor(math.log10(max(heights.min() / 10, ceiling / 1e15)))
+        ends = np.arcsinh(np.array([low, high]) / linear)
+        low, high = linear * np.sinh(ends + (0.05 * np.ptp(ends) + 0.2) * np.array([-1, 1]))
+        return cls(float(low), float(high), linear, floor, ceiling)
+
+    def ticks(self, most: int) -> list[float]:
+        """List zero and powers of ten on the axis, thinned out to a number that has room."""
+        first, ticks = round(math.log10(self.linear)), [0.0]
+        for stride in range(1, 20):
+            powers = [10.0 ** (first + stride * k) for k in range(20)]
+            # A label at the very left would run into the panel beside.
+            ticks = [-p for p in reversed(powers) if -p > 0.7 * self.low]
+            ticks += [0.0, *(p for p in powers if p < self.high)]
+            if len(ticks) <= most:
+                break
+        return ticks
+
+
+def density_grid(
+    analysis: Analysis, *, kernel: Kernel | None = None, page: int = PANELS_PER_PAGE
+) -> list[Figure]:
+    """Draw small multiples, one panel a spectrum, in the order of the analysis.
+
+    Args:
+        analysis: what was found; spectra without numbers get a panel that says why.
+        kernel: smoothing of the densities; the analysis's own setting if None.
+        page: most panels on one figure.
+
+    Returns:
+        One figure a page, at most 10 inches wide; all panels of all pages share their axes.
+    """
+    kernel = kernel or analysis.settings.get("kernel") or "default"
+    spectra = analysis.spectra
+    scale = Scale.of(spectra, kernel)
+    pages = max(1, math.ceil(len(spectra) / page))
+    room = max(1, math.ceil(len(spectra) / pages))
+    columns = {1: 1, 2: 2, 4: 2}.get(room, 3 if room <= 6 or room == 9 else 4)
+    width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
+    facts = textwrap.wrap(_facts(analysis, kernel), int(14.5 * width))
+    ribbon = _RIBBON * any(s.caveat for s in spectra)
+    groups = [_group(s, analysis) for s in spectra]
+    colours = [COLOURS.get(g or "", OUTSIDE if any(groups) else PLAIN) for g in groups]
+    figures = []
+    with mpl.rc_context(fname=STYLE):
+        for i in range(pages):
+            part = range(len(spectra))[i * room : (i + 1) * room]
+            top = _TOP + _LINE * len(facts) + ribbon
+            figure, panels = _page(len(part), columns, width, top, 0.36 + ribbon)
+            for ax, k in zip(panels, part, strict=True):
+                draw_density(ax, spectra[k], None, kernel, scale=scale, colour=colours[k])
+            _head(figure, analysis, facts, f"page {i + 1} of {pages}" if pages > 1 else "")
+            figures.append(figure)
+        _make_room([ax for figure in figures for ax in figure.axes], scale)
+    return figures
+
+
+def draw_density(
+    ax: Axes,
+    spectrum: ClassSpectrum,
+    grid: Float64[np.ndarray, " g"] | None = None,
+    kernel: Kernel = "default",
+    *,
+    scale: Scale | None = None,
+    colour: str = PLAIN,
+) -> Axes:
+    """Draw one density with its band, λmin and λmax marked, and its numbers in a box.
+
+    Args:
+        ax: empty axes.
+        spectrum: what to draw; one without nodes gets its error as text.
+        grid: (g,) eigenvalues; by default fine enough for every kernel on the axis.
+        kernel: smoothing.
+        scale: axes to share with other panels; the spectrum's own if None.
+        colour: of the area; the line is a darker shade.
+
+    Returns:
+        The same axes.
+    """
+    scale = scale or Scale.of([spectrum], kernel)
+    _set_axes(ax, scale)
+    _title(ax, spectrum)
+    measure = spectrum.measure
+    if measure is None:
+        reason = textwrap.fill(spectrum.error or "no spectrum", 34)
+        ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color=ALARM)
+        return ax
+    density = _curve(measure, scale, kernel) if grid is None else measure.density(grid, kernel)
+    grid, mean = density.grid, np.maximum(density.mean, scale.floor)
+    line = tuple(0.62 * part for part in to_rgb(colour))
+    ax.fill_between(grid, scale.floor, mean, color=colour, alpha=0.45, linewidth=0)
+    if density.low is not None and density.high is not None:
+        low, high = np.maximum(density.low, scale.floor), np.maximum(density.high, scale.floor)
+        ax.fill_between(grid, low, high, color=line, alpha=0.25, linewidth=0, label="band")
+    ax.plot(grid, mean, color=line, label="density")
+    for name, value in (("λmin", spectrum.lambda_min), ("λmax", spectrum.lambda_max)):
+        if value is not None:
+            ax.axvline(value, label=name, **_DASHES)
+    if spectrum.proven:
+        # θ is what is proven; λmin of a moving operator may lie far from it.
+        theta = spectrum.certificate.get("rayleigh_quotient", spectrum.lambda_min)
+        ax.plot(theta, 0.07, transform=ax.get_xaxis_transform(), label="proven", **_TRIANGLE)
+    box = ax.text(0.97, 0.95, _numbers(spectrum), transform=ax.transAxes, ha="right", va="top")
+    box.set(fontsize=7, family="DejaVu Sans Mono", linespacing=1.25, zorder=5, gid="numbers")
+    box.set_bbox(_BOX)
+    return ax
+
+
+def save(figures: Sequence[Figure], folder: str | Path, stem: str = "esd") -> list[Path]:
+    """Write every page as png and pdf: ``esd.png``, ``esd-2.png``, ...; equal input, equal bytes.
+
+    Returns:
+        The paths, in the order of the pages.
+
+    Raises:
+        SpectraError: If the disk is full or the folder cannot be written.
+    """
+    paths = []
+    dateless: Mapping[str, dict[str, Any]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": "spectra", "Producer": None},
+    }
+    with mpl.rc_context(fname=STYLE):
+        for i, figure in enumerate(figures):
+            for kind, metadata in dateless.items():
+                path = Path(folder) / f"{stem}{f'-{i + 1}' if i else ''}.{kind}"
+                with replacing(path) as partial:
+                    figure.savefig(partial, format=kind, metadata=metadata)
+                paths.append(path)
+    return paths
+
+
+def _page(
+    count: int, columns: int, width: float, top: float, gap: float
+) -> tuple[Figure, list[Axes]]:
+    """Lay panels out in inches, so that nothing depends on what is drawn in them."""
+    wide = (width - _LEFT - _RIGHT - 0.14 * (columns - 1)) / columns
+    high = wide * (0.62 if columns < 4 else 0.7)
+    rows = max(1, math.ceil(count / columns))
+    height = top + rows * high + (rows - 1) * gap + _BOTTOM
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    panels = []
+    for k in range(count):
+        x = _LEFT + k % columns * (wide + 0.14)
+        y = height - top - high - k // columns * (high + gap)
+        ax = figure.add_axes((x / width, y / height, wide / width, high / height))
+        ax.tick_params(labelleft=k % columns == 0, labelbottom=k + columns >= count)
+        panels.append(ax)
+    middle = (height - top + _BOTTOM) / 2 / height
+    figure.text(0.12 / width, middle, "Density", rotation=90, ha="left", va="center")
+    figure.text((width + _LEFT - _RIGHT) / 2 / width, 0.08 / height, "Eigenvalues", ha="center")
+    return figure, panels
+
+
+def _inches(ax: Axes) -> tuple[float, float]:
+    place, size = ax.get_position(), ax.figure.get_figure(root=True).get_size_inches()
+    return float(place.width * size[0]), float(place.height * size[1])
+
+
+def _set_axes(ax: Axes, scale: Scale) -> None:
+    width, height = _inches(ax)
+    ax.set_xscale("symlog", linthresh=scale.linear)
+    ax.set_yscale("log")
+    ax.set_xlim(scale.low, scale.high)
+    ax.set_ylim(scale.floor, scale.ceiling)
+    ax.xaxis.set_major_locator(FixedLocator(scale.ticks(max(3, int(width / 0.34)))))
+    stride = max(1, math.ceil(math.log10(scale.ceiling / scale.floor) / max(2, height / 0.28)))
+    first = round(math.log10(scale.floor))
+    ax.yaxis.set_major_locator(FixedLocator([10.0 ** (first + stride * k) for k in range(40)]))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(_power))
+        axis.set_minor_locator(NullLocator())
+
+
+def _title(ax: Axes, spectrum: ClassSpectrum) -> None:
+    width, height = _inches(ax)
+    top = 1.0
+    if spectrum.caveat is not None:
+        top += _RIBBON / height
+        ribbon = Rectangle((0, 1), 1, top - 1, transform=ax.transAxes, clip_on=False, color=ALARM)
+        ax.add_patch(ribbon)
+        words = ax.text(0.5, 0.55 + 0.45 * top, spectrum.caveat, transform=ax.transAxes)
+        words.set(ha="center", va="center", color="white", weight="bold", fontsize=7)
+    name = f" · {spectrum.name}" if spectrum.name not in ("", spectrum.label) else ""
+    room = int((width - 0.62) / 0.066)  # inches a letter, beside the count
+    ax.set_title(textwrap.shorten(f"{spectrum.label}{name}", room, placeholder="…"), y=top)
+    ax.set_title(f"n = {spectrum.count}", loc="right", y=top, fontweight="normal", fontsize=7)
+
+
+def _numbers(s: ClassSpectrum) -> str:
+    accuracy = "–" if s.test_accuracy is None else f"{100 * s.test_accuracy:.1f}%"
+    values = {"λmax": number(s.lambda_max), "λmin": number(s.lambda_min)}
+    values |= {"test acc": accuracy, "loss": number(s.loss)}
+    lines = [f"{name:<9}{value:>7}" for name, value in values.items()]
+    return "\n".join(lines + ["not converged"] * (not s.converged))
+
+
+def _facts(analysis: Analysis, kernel: Kernel) -> str:
+    facts = {"data": analysis.data.get("name"), "split": analysis.data.get("split")}
+    keys = ("loss", "protocol", "augment", "steps", "probes", "dtype")
+    facts |= {key: analysis.settings.get(key) for key in keys} | {"kernel": kernel}
+    return ",  ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+
+
+def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -> None:
+    """Write above the panels whose they are and what their marks mean."""
+    width, height = figure.get_size_inches()
+    left, top, below = 0.12 / width, 1 - 0.1 / height, 1 - 0.31 / height
+    epoch = analysis.checkpoint.get("epoch")
+    title = f"{analysis.checkpoint.get('file', '')}{'' if epoch is None else f'  epoch {epoch}'}"
+    figure.text(left, top, title, va="top", fontweight="bold", fontsize=9.5)
+    figure.text(1 - _RIGHT / width, top, page, va="top", ha="right")
+    figure.text(left, below, "\n".join(facts), va="top", fontsize=7.5, linespacing=1.3)
+    groups = {_group(s, analysis) for s in analysis.spectra}
+    handles: list[Any] = [
+        Patch(color=colour, alpha=0.6, label=f"{name} classes")
+        for name, colour in COLOURS.items()
+        if name in groups
+    ]
+    handles.append(Line2D([], [], label="λmin, λmax", **_DASHES))
+    if any(s.measure is not None and len(s.measure.nodes) >= 3 for s in analysis.spectra):
+        handles.append(Patch(color=INK, alpha=0.3, label="95 % band over probes"))
+    if any(s.proven for s in analysis.spectra):
+        handles.append(Line2D([], [], label="negative curvature proven", **_TRIANGLE))
+    anchor = (0.05 / width, below - _LINE * len(facts) / height)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=len(handles))
+
+
+def _make_room(panels: Sequence[Axes], scale: Scale) -> None:
+    """Raise the common ceiling until no curve meets the box of numbers above it."""
+    need = 1.0
+    for ax in panels:
+        lines = [line for line in ax.lines if line.get_label() == "density"]
+        boxes = [text for text in ax.texts if text.get_gid() == "numbers"]
+        for line, text in zip(lines, boxes, strict=True):
+            box = text.get_window_extent().padded(6).transformed(ax.transAxes.inverted())
+            place = (line.get_transform() - ax.transAxes).transform(line.get_xydata())
+            under = place[(place[:, 0] >= box.x0) & (place[:, 0] <= box.x1), 1]
+            need = max(need, under.max(initial=0.0) / max(box.y0, 0.1))
+    ceiling = scale.floor * (scale.ceiling / scale.floor) ** need
+    for ax in panels:
+        _set_axes(ax, replace(scale, ceiling=ceiling))
+
+
+def _curve(measure: SpectralMeasure, scale: Scale, kernel: Kernel) -> Density:
+    """Smooth over the whole axis, at every node and closely around it, and keep what is seen."""
+    nodes = np.concatenate(measure.nodes)
+    size = np.hypot(nodes, 1e-3 * max(map(abs, measure.support)))
+    around = np.geomspace(1e-5, 0.3, 20)
+    near = nodes[:, None] + size[:, None] * np.concatenate((-around, [0.0], around))
+    ends = np.array([scale.low, scale.high])
+    grid = np.unique(np.concatenate((ends, near.ravel(), measure.symlog_grid())))
+    density = measure.density(grid[(grid >= ends[0]) & (grid <= ends[1])], kernel)
+    # Of all the points in one pixel only the highest shows: no kernel is lost.
+    left, right = np.arcsinh(ends / scale.linear)
+    pixel = np.digitize(np.arcsinh(density.grid / scale.linear), np.linspace(left, right, 1200))
+    order = np.lexsort((density.mean, pixel))
+    seen = np.sort(order[np.flatnonzero(np.diff(pixel[order], append=-1))])
+    band = (None if curve is None else curve[seen] for curve in (density.low, density.high))
+    return Density(density.grid[seen], density.mean[seen], *band)
+
+
+def _heights(measure: SpectralMeasure, kernel: Kernel) -> Float64[np.ndarray, " _"]:
+    """Give the density at the nodes that weigh at least a tenth of one eigenvalue."""
+    nodes, weights = np.concatenate(measure.nodes), np.concatenate(measure.weights)
+    return measure.density(nodes[weights >= 0.1 / measure.dim], kernel).mean
+
+
+def _group(spectrum: ClassSpectrum, analysis: Analysis) -> str | None:
+    """Tell head, mid or tail, where the analysis knows them and the spectrum lies in one."""
+    groups: Mapping[str, Sequence[int]] = analysis.data.get("groups") or {}
+    if spectrum.label in groups:
+        return spectrum.label
+    inside = (name for name, classes in groups.items() if set(spectrum.classes) <= set(classes))
+    return next(inside, None) if spectrum.classes else None
+
+
+def _power(value: float, _: int | None = None) -> str:
+    power = round(math.log10(abs(value))) if value else 0
+    return rf"${'-' if value < 0 else ''}10^{{{power}}}$" if value else "0"
