@@ -162,7 +162,7 @@ def test_indefinite_matrices_keep_every_negative_value_at_every_depth(matrix_wit
     run = run_on(matrix, steps)
     ritz = run.ritz()
     assert run.steps == min(steps, 5)
-    assert -4.0 - 1e-12 <= ritz.values[0]
+    assert ritz.values[0] >= -4.0 - 1e-12
     assert ritz.values[-1] <= 2.0 + 1e-12
     start = run.basis[0]
     assert np.isclose(ritz.first**2 @ ritz.values, float(start @ matrix @ start), rtol=1e-12)
@@ -270,7 +270,7 @@ def test_the_work_of_a_step_is_a_fixed_number_of_operations(matrix_with):
     A = SymmetricOperator.from_matrix(matrix_with(RANDOM_SPECTRUM))
     start = random_start(A.dim, seed=0, probe=0, device=A.device)
     with Count() as count:
-        lanczos(A, start, steps=60, callback=lambda _: at_step.append(count.calls))
+        lanczos(A, start, steps=30, callback=lambda _: at_step.append(count.calls))
     assert len(set(np.diff(at_step[1:]))) == 1
 
 

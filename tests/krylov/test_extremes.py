@@ -1,0 +1,202 @@
+"""Claims about both ends of the spectrum and the bounds beyond them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import diags_array
+from scipy.sparse.linalg import eigsh
+
+from spectra.krylov import (
+    SymmetricOperator,
+    best_extremes,
+    extreme_eigenvalues,
+    extremes_of,
+    lanczos,
+    lower_bound,
+    posterior_lower_bound,
+    random_start,
+)
+
+
+def diagonal(values, device="cpu"):
+    d = torch.as_tensor(np.asarray(values), dtype=torch.float64, device=device)
+    return SymmetricOperator(lambda v: d * v, len(d), d.dtype, d.device)
+
+
+def runs_from(A, *, steps, seed, probes=1):
+    starts = (random_start(A.dim, seed=seed, probe=p) for p in range(probes))
+    return [lanczos(A, start, steps=steps).without_basis() for start in starts]
+
+
+def test_both_ends_agree_with_scipy_on_a_large_sparse_matrix(device):
+    n = 4000
+    main = np.sin(np.arange(n)) * np.linspace(0, 3, n) ** 2
+    matrix = diags_array([np.ones(n - 1), main, np.ones(n - 1)], offsets=[-1, 0, 1]).tocsr()
+    sparse = torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack(matrix.tocoo().coords)).to(device),
+        torch.from_numpy(matrix.tocoo().data).to(device),
+        (n, n),
+        check_invariants=True,
+    )
+    A = SymmetricOperator(lambda v: torch.mv(sparse, v), n, torch.float64, device)
+    found = extreme_eigenvalues(A, steps=150)
+    low, high = np.sort(eigsh(matrix, k=2, which="BE", return_eigenvectors=False, v0=np.ones(n)))
+    assert abs(found.lambda_min - low) <= found.residual_min + 1e-10
+    assert abs(found.lambda_max - high) <= found.residual_max + 1e-10
+    assert found.converged
+
+
+def test_residuals_are_those_of_the_vectors(matrix_with):
+    """P31, P33"""
+    matrix = matrix_with([-3.0, *np.linspace(-0.5, 1, 80), 12.0])
+    found = extreme_eigenvalues(SymmetricOperator.from_matrix(matrix), steps=9)
+    for value, y, residual in [
+        (found.lambda_min, found.vector_min, found.residual_min),
+        (found.lambda_max, found.vector_max, found.residual_max),
+    ]:
+        assert float(y.norm()) == pytest.approx(1, abs=1e-14)
+        assert float(y @ matrix @ y) == pytest.approx(value, abs=1e-12)
+        assert float((matrix @ y - value * y).norm()) == pytest.approx(residual, abs=1e-12)
+    assert abs(float(found.vector_min @ found.vector_max)) < 1e-13
+
+
+def test_both_ends_have_the_right_sign_where_the_smallest_has_the_largest_modulus(matrix_with):
+    """P30"""
+    found = extreme_eigenvalues(
+        SymmetricOperator.from_matrix(matrix_with([-9.0, *np.linspace(-0.1, 0.1, 60), 4.0]))
+    )
+    assert found.lambda_min == pytest.approx(-9, rel=1e-12)
+    assert found.lambda_max == pytest.approx(4, rel=1e-12)
+    assert found.converged
+
+
+def test_a_run_that_is_too_short_says_so_beside_its_values(device):
+    """P26"""
+    A = diagonal(np.linspace(-1, 1, 3000), device)
+    short, long = (extreme_eigenvalues(A, steps=steps) for steps in (8, 200))
+    assert not short.converged
+    assert short.residual_min > 1e-3
+    assert -1 < short.lambda_min < -0.5
+    assert long.converged
+    assert long.lambda_min == pytest.approx(-1, abs=long.residual_min)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_convergence_is_judged_beside_the_size_of_the_operator(device, scale):
+    """P18"""
+    A = diagonal(scale * np.linspace(-1, 1, 3000), device)
+    assert not extreme_eigenvalues(A, steps=8).converged
+    assert extreme_eigenvalues(A, steps=200).converged
+
+
+@pytest.mark.parametrize("spectrum", [[0.0] * 9, [2.0] * 9, [0.0] * 8 + [-3.0], [5.0]])
+def test_special_operators_have_exact_ends(matrix_with, spectrum):
+    """P21"""
+    found = extreme_eigenvalues(SymmetricOperator.from_matrix(matrix_with(spectrum)))
+    assert found.converged
+    assert found.lambda_min == pytest.approx(min(spectrum), abs=1e-14)
+    assert found.lambda_max == pytest.approx(max(spectrum), abs=1e-14)
+
+
+def test_a_given_start_is_used(device):
+    A = diagonal([1.0, 2.0, 3.0], device)
+    start = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=device)
+    found = extreme_eigenvalues(A, start=start)
+    assert found.lambda_min == found.lambda_max == 2.0
+    assert found.steps == 1
+
+
+def test_the_extremes_cost_only_the_products_of_their_run(matrix_with, counted):
+    """P41"""
+    product = counted(matrix_with(np.linspace(-1, 1, 60)))
+    extreme_eigenvalues(product.operator(), steps=13)
+    assert product.calls == 13
+
+
+def test_merging_probes_takes_each_end_from_the_run_that_reached_farthest(device):
+    A = diagonal(np.linspace(-1, 1, 500), device)
+    starts = [random_start(500, seed=0, probe=p, device=device) for p in range(4)]
+    found = [extremes_of(lanczos(A, start, steps=10)) for start in starts]
+    best = best_extremes(found)
+    assert best.lambda_min == min(e.lambda_min for e in found)
+    assert best.lambda_max == max(e.lambda_max for e in found)
+    y = best.vector_min
+    assert float(y @ (A @ y)) == pytest.approx(best.lambda_min, abs=1e-13)
+    assert not best.converged
+    assert extremes_of(lanczos(A, starts[0], steps=5), vectors=False).vector_max is None
+
+
+# --- lower bounds ---------------------------------------------------------------------------------
+
+HIDDEN = {
+    "edge of a bulk": np.linspace(0, 1, 200),
+    "just outside a bulk": np.array([-0.05, *np.linspace(0, 1, 199)]),
+    "far outside a bulk": np.array([-1.0, *np.linspace(0, 1, 199)]),
+    "alone against a multiple": np.array([-3.0, -1.0] + [0.0] * 99 + [1.0] * 99),
+}
+
+
+@pytest.mark.parametrize(("steps", "probes", "seeds"), [(3, 1, 300), (9, 1, 200), (9, 3, 60)])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_the_lower_bounds_fail_no_more_often_than_they_say(name, steps, probes, seeds):
+    """P34: the bounds hold with 95 %, on any spectrum, at any depth"""
+    A, truth = diagonal(HIDDEN[name]), HIDDEN[name].min()
+    prior = posterior = 0
+    for seed in range(seeds):
+        runs = runs_from(A, steps=steps, seed=seed, probes=probes)
+        ends = [run.ritz().values[[0, -1]] for run in runs]
+        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+        bound = lower_bound(low, high, dim=200, steps=steps, probes=probes)
+        prior += bound is not None and bound > truth + 1e-12
+        posterior += posterior_lower_bound(runs) > truth + 1e-12
+    allowed = 0.05 * seeds + 3 * np.sqrt(0.05 * 0.95 * seeds)
+    assert prior <= allowed
+    assert posterior <= allowed
+
+
+def test_the_lower_bound_is_the_theorems():
+    # 1.648 √10000 exp(-√ε 199) = 0.025 at √ε = log(6592) / 199
+    epsilon = (np.log(6592) / 199) ** 2
+    expected = -1 - epsilon / (1 - 2 * epsilon) * 11
+    assert lower_bound(-1.0, 10.0, dim=10_000, steps=100) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_lower_bound_is_unknown_where_it_would_be_worth_nothing():
+    assert lower_bound(-1.0, 10.0, dim=10_000, steps=6) is None
+    assert lower_bound(-1.0, 10.0, dim=10_000, steps=8) < -1
+    assert lower_bound(-1.0, 10.0, dim=50, steps=50) == -1.0
+
+
+def test_more_steps_probes_and_doubt_raise_the_lower_bound():
+    common = {"dim": 10_000, "steps": 50}
+    plain = lower_bound(0.0, 1.0, **common)
+    assert lower_bound(0.0, 1.0, dim=10_000, steps=100) > plain
+    assert lower_bound(0.0, 1.0, **common, probes=4) > plain
+    assert lower_bound(0.0, 1.0, **common, confidence=0.5) > plain
+
+
+def test_the_posterior_bound_is_tight_where_the_run_has_converged():
+    A = diagonal(HIDDEN["far outside a bulk"])
+    (run,) = runs_from(A, steps=20, seed=0)
+    low, high = run.ritz().values[[0, -1]]
+    assert lower_bound(low, high, dim=200, steps=20) < low - 0.05
+    assert low - 1e-9 < posterior_lower_bound([run]) <= low
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("spectrum", [[0.0] * 4, [3.0], [1.0] * 5, [-1.0, 0.0, 2.0]])
+def test_the_posterior_bound_of_an_exhausted_run_is_its_smallest_value(spectrum, scale):
+    """P18, P21"""
+    (run,) = runs_from(diagonal(scale * np.array(spectrum)), steps=9, seed=0)
+    bound = posterior_lower_bound([run])
+    assert bound == pytest.approx(scale * min(spectrum), abs=1e-12 * scale)
+
+
+def test_the_posterior_bound_follows_the_scale_of_the_operator():
+    """P18"""
+    spectrum = HIDDEN["just outside a bulk"]
+    bounds = [
+        posterior_lower_bound(runs_from(diagonal(s * spectrum), steps=10, seed=0)) / s
+        for s in (1.0, 1e-12, 1e12)
+    ]
+    np.testing.assert_allclose(bounds, bounds[0], rtol=1e-9)
