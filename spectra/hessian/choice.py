@@ -57,7 +57,7 @@ def choose_product(objective: Objective, *, path: ProductName | None = None) -> 
     count = len(objective.samples)
     index = torch.linspace(0, count - 1, min(_SAMPLES, count)).long()
     # A copy of its own, for the finite differences move its parameters.
-    few = objective.select(index.unique()).recut(batch_size=_SAMPLES, dtype=torch.float64)
+    few = objective.select(torch.unique(index)).recut(batch_size=_SAMPLES, dtype=torch.float64)
     few = replace(few, network=copy.deepcopy(few.network), redraw=None)
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(few.dim, generator=generator, dtype=torch.float64).to(few.device)

@@ -22,17 +22,19 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class _AffineNorm(nn.Module):
     """Evaluation-mode batch norm as an affine map, with the parameter names of the original."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        self.register_buffer("running_mean", norm.running_mean)
-        self.register_buffer("running_var", norm.running_var)
+        self.weight: nn.Parameter | None = norm.weight
+        self.bias: nn.Parameter | None = norm.bias
+        self.eps: float = norm.eps
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, norm.get_buffer(name))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        scale = torch.rsqrt(self.running_var + self.eps)  # type: ignore[operator]
+        scale = torch.rsqrt(self.get_buffer("running_var") + self.eps)
         if self.weight is not None:
-            scale = scale * self.weight  # type: ignore[operator]
-        shift = -self.running_mean * scale  # type: ignore[operator]
+            scale = scale * self.weight
+        shift = -self.get_buffer("running_mean") * scale
         if self.bias is not None:
             shift = shift + self.bias
         shape = (1, -1) + (1,) * (inputs.dim() - 2)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -208,12 +209,7 @@ class Objective:
     def gradient(self) -> Float[Tensor, " n"]:
         """Differentiate L once; accumulated in float64 over the batches."""
         theta = self._at()
-
-        def one(f: Function) -> Parameters:
-            gradient: Parameters = torch.func.grad(f)(theta)
-            return gradient
-
-        return self._accumulate(one)
+        return self._accumulate(lambda f: torch.func.grad(f)(theta))
 
     def product(self, vector: Float[Tensor, " n"], path: ProductName) -> Float[Tensor, " n"]:
         """Multiply H with a vector, accumulated in float64 over the batches.
@@ -254,27 +250,26 @@ class Objective:
             x = samples.prepared(self.dtype, self.device, generator=self.redraw)
             if x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield self._function(x, samples.targets, weights.to(self.dtype))
+            yield partial(self._weighted_sum, x, samples.targets, weights.to(self.dtype))
 
-    def _function(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> Function:
-        def weighted_sum(parameters: Parameters) -> Tensor:
-            output = torch.func.functional_call(self.network, parameters, (inputs,))
-            logits = getattr(output, "logits", output)
-            if not isinstance(logits, Tensor):
-                raise SpectraError(
-                    f"got a {type(output).__name__} from the model, expected a tensor of logits or "
-                    "an object with `.logits`; wrap the model so that it returns its logits"
-                )
-            losses = self.loss.per_sample(logits, targets)
-            if losses.shape != weights.shape:
-                raise SpectraError(
-                    f"got a loss of shape {tuple(losses.shape)} for {len(weights)} samples, "
-                    f"expected ({len(weights)},): a reduced loss cannot be weighted by sample and "
-                    'the result would depend on the batches; use reduction="none"'
-                )
-            return (losses * weights).sum()
-
-        return weighted_sum
+    def _weighted_sum(
+        self, inputs: Tensor, targets: Tensor, weights: Tensor, parameters: Parameters
+    ) -> Tensor:
+        output = torch.func.functional_call(self.network, parameters, (inputs,))
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise SpectraError(
+                f"got a {type(output).__name__} from the model, expected a tensor of logits or "
+                "an object with `.logits`; wrap the model so that it returns its logits"
+            )
+        losses = self.loss.per_sample(logits, targets)
+        if losses.shape != weights.shape:
+            raise SpectraError(
+                f"got a loss of shape {tuple(losses.shape)} for {len(weights)} samples, "
+                f"expected ({len(weights)},): a reduced loss cannot be weighted by sample and "
+                'the result would depend on the batches; use reduction="none"'
+            )
+        return (losses * weights).sum()
 
     def _accumulate(self, derivative: Callable[[Function], Parameters]) -> Tensor:
         """Sum a derivative over the batches, divide once; halve the batch when memory runs out."""

@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,13 +27,14 @@ ProductName = Literal["reverse-over-forward", "double-backward", "forward-over-r
 
 def reverse_over_forward(f: Function, at: Parameters, vector: Parameters) -> Parameters:
     """Differentiate the directional derivative of `f` at `at` along `vector`."""
-
-    def directional(parameters: Parameters) -> Tensor:
-        derivative: Tensor = torch.func.jvp(f, (parameters,), (vector,))[1]
-        return derivative
-
+    directional = partial(_directional_derivative, f, vector)
     product: Parameters = torch.func.grad(directional)(at)
     return product
+
+
+def _directional_derivative(f: Function, vector: Parameters, at: Parameters) -> Tensor:
+    derivative: Tensor = torch.func.jvp(f, (at,), (vector,))[1]
+    return derivative
 
 
 def forward_over_reverse(f: Function, at: Parameters, vector: Parameters) -> Parameters:
