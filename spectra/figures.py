@@ -105,7 +105,7 @@ def density_grid(
     room = max(1, math.ceil(len(spectra) / pages))
     columns = {1: 1, 2: 2, 4: 2}.get(room, 3 if room <= 6 or room == 9 else 4)
     width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
-    facts = textwrap.wrap(_facts(analysis, kernel), int(14.5 * width))
+    facts = textwrap.wrap(_facts(analysis, kernel), int(18.5 * width))
     ribbon = _RIBBON * any(s.caveat for s in spectra)
     groups = [_group(s, analysis) for s in spectra]
     colours = [COLOURS.get(g or "", OUTSIDE if any(groups) else PLAIN) for g in groups]
@@ -233,9 +233,10 @@ def _set_axes(ax: Axes, scale: Scale) -> None:
     ax.set_xlim(scale.low, scale.high)
     ax.set_ylim(scale.floor, scale.ceiling)
     ax.xaxis.set_major_locator(FixedLocator(scale.ticks(max(3, int(width / 0.34)))))
-    stride = max(1, math.ceil(math.log10(scale.ceiling / scale.floor) / max(2, height / 0.28)))
-    first = round(math.log10(scale.floor))
-    ax.yaxis.set_major_locator(FixedLocator([10.0 ** (first + stride * k) for k in range(40)]))
+    first, last = (math.log10(end) for end in (scale.floor, scale.ceiling))
+    stride = max(1, math.ceil((last - first) / max(2, height / 0.28)))
+    powers = range(round(first), math.floor(last) + 1, stride)
+    ax.yaxis.set_major_locator(FixedLocator([10.0**power for power in powers]))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(_power))
         axis.set_minor_locator(NullLocator())
@@ -260,7 +261,8 @@ def _numbers(s: ClassSpectrum) -> str:
     accuracy = "–" if s.test_accuracy is None else f"{100 * s.test_accuracy:.1f}%"
     values = {"λmax": number(s.lambda_max), "λmin": number(s.lambda_min)}
     values |= {"test acc": accuracy, "loss": number(s.loss)}
-    lines = [f"{name:<9}{value:>7}" for name, value in values.items()]
+    widest = max(7, *map(len, values.values()))
+    lines = [f"{name:<9}{value:>{widest}}" for name, value in values.items()]
     return "\n".join(lines + ["not converged"] * (not s.converged))
 
 
@@ -268,7 +270,9 @@ def _facts(analysis: Analysis, kernel: Kernel) -> str:
     facts = {"data": analysis.data.get("name"), "split": analysis.data.get("split")}
     keys = ("loss", "protocol", "augment", "steps", "probes", "dtype")
     facts |= {key: analysis.settings.get(key) for key in keys} | {"kernel": kernel}
-    return ",  ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    return ",  ".join(
+        f"{key}\N{NO-BREAK SPACE}{value}" for key, value in facts.items() if value is not None
+    )
 
 
 def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -> None:

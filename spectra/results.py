@@ -96,6 +96,14 @@ class ClassSpectrum:
     quadratic_forms: tuple[float, ...] = ()  # (q,) vᵀHv of further random unit v
     measure: SpectralMeasure | None = None  # nodes and weights, one pair a probe
 
+    def __post_init__(self) -> None:
+        found = self.probes if self.measure is None else len(self.measure.nodes)
+        if found != self.probes or len(self.runs) not in (0, found):
+            raise SpectraError(
+                f"{self.label} has probes={self.probes}, nodes of {found} and {len(self.runs)} "
+                "runs, expected one of each: the files could not be read back; give all of them"
+            )
+
     @property
     def caveat(self) -> str | None:
         """Say what these numbers are not, where the operator changed from product to product."""

@@ -181,6 +181,11 @@ def test_a_spectrum_takes_its_predecessors_place() -> None:
     assert analysis.with_spectrum(failed("a")).spectra[0].error == "NaN in batch 3"
 
 
+def test_spectrum_that_could_not_be_read_back_is_refused() -> None:
+    with pytest.raises(SpectraError, match="probes=3, nodes of 2"):
+        dataclasses.replace(spectrum_of(probes=2), probes=3)
+
+
 def test_one_label_cannot_hide_another() -> None:
     """P46: a hundred classes under one key would be one class."""
     with pytest.raises(SpectraError, match="each label once"):

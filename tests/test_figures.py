@@ -1,0 +1,358 @@
+"""What a reader of the figure relies on, asked of its artists: nothing here compares pixels."""
+
+import dataclasses
+import errno
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from spectra import figures
+from spectra.errors import SpectraError
+from spectra.figures import COLOURS, OUTSIDE, PLAIN, Scale, density_grid, draw_density, save
+from spectra.krylov import SpectralMeasure
+from spectra.results import CAVEAT, Analysis, ClassSpectrum
+
+GROUPS = {"head": [0, 1, 2], "mid": [3, 4, 5, 6], "tail": [7, 8, 9]}
+
+
+def measure_of(seed: int, probes: int = 1, scale: float = 1.0) -> SpectralMeasure:
+    """Make what Lanczos gives: a heavy bulk at zero, light outliers on both sides."""
+    random = np.random.default_rng(seed)
+    nodes, weights = [], []
+    for _ in range(probes):
+        outliers = 10 ** random.uniform(0, 1.7, 8) * np.where(np.arange(8) < 2, -0.05, 1.0)
+        nodes.append(scale * np.sort(np.append(outliers, random.normal(0, 1e-2, 12))))
+        weights.append(np.where(abs(nodes[-1]) < 0.03 * scale, 1.0, 1e-5 * random.chisquare(1, 20)))
+        weights[-1] /= weights[-1].sum()
+    return SpectralMeasure(tuple(nodes), tuple(weights), 1_000_000)
+
+
+def spectrum_of(c: int, probes: int = 1, scale: float = 1.0, **changes: object) -> ClassSpectrum:
+    measure = measure_of(c, probes, scale)
+    low, high = measure.support
+    fields = {
+        "label": f"class {c}",
+        "name": f"thing {c}",
+        "classes": (c,),
+        "count": 5000 - c,
+        "share": 0.1,
+        "loss": 2.3e-3,
+        "probes": probes,
+        "test_accuracy": 0.521,
+        "lambda_min": low,
+        "lambda_max": high,
+        "converged": True,
+        "measure": measure,
+        "certificate": {"negative_curvature": True, "rayleigh_quotient": 0.9 * low},
+    }
+    return ClassSpectrum(**(fields | changes))
+
+
+def failed(label: str) -> ClassSpectrum:
+    return ClassSpectrum(label=label, name="x", count=1, share=0.5, error="NaN in batch 3")
+
+
+def analysis_of(*spectra: ClassSpectrum, groups: bool = True) -> Analysis:
+    return Analysis(
+        checkpoint={"file": "cifar10-lt.pt", "sha256": "ab", "epoch": 200},
+        data={"name": "cifar10", "split": "train"} | ({"groups": GROUPS} if groups else {}),
+        settings={"loss": "ce", "protocol": "exact", "augment": "none", "kernel": "default"},
+        device="cpu",
+        versions={},
+        spectra=spectra,
+    )
+
+
+def all_panels(pages: list[Figure]) -> list[Axes]:
+    return [ax for page in pages for ax in page.axes]
+
+
+def labelled(ax: Axes, label: str) -> list:
+    return [artist for artist in (*ax.lines, *ax.collections) if artist.get_label() == label]
+
+
+def box_of(ax: Axes) -> Text:
+    (box,) = (text for text in ax.texts if text.get_gid() == "numbers")
+    return box
+
+
+def colour_of(ax: Axes) -> tuple[float, float, float]:
+    return to_rgb(ax.collections[0].get_facecolor()[0][:3])
+
+
+@pytest.fixture(scope="module")
+def hundred() -> list[Axes]:
+    return all_panels(density_grid(analysis_of(*map(spectrum_of, range(100)))))
+
+
+def test_a_hundred_classes_are_a_hundred_panels_each_with_one_curve(hundred: list[Axes]) -> None:
+    """P46: no class is left out, none is drawn on another's axes."""
+    assert len(hundred) == len(set(map(id, hundred))) == 100
+    titles = [ax.get_title(loc="left") for ax in hundred]
+    assert titles == [f"class {c} · thing {c}" for c in range(100)]
+    for c, ax in enumerate(hundred):
+        (curve,) = labelled(ax, "density")
+        nodes = measure_of(c).nodes[0]
+        peak = measure_of(c).density(nodes).mean.max()
+        assert peak <= curve.get_ydata().max() < 1.2 * peak
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 21, 41])
+def test_pages_hold_at_most_twenty_panels_and_are_balanced(count: int) -> None:
+    sizes = [
+        len(page.axes) for page in density_grid(analysis_of(*map(failed, map(str, range(count)))))
+    ]
+    assert sum(sizes) == count
+    assert max(sizes) <= 20
+    assert len(sizes) == max(1, -(-count // 20))
+    assert max(sizes) - min(sizes) < len(sizes) + 1
+
+
+def test_drawing_twice_draws_afresh() -> None:
+    """P46: axes are never reused."""
+    analysis = analysis_of(spectrum_of(0), spectrum_of(1))
+    first, second = density_grid(analysis), density_grid(analysis)
+    for a, b in zip(all_panels(first), all_panels(second), strict=True):
+        assert a is not b
+        assert len(labelled(a, "density")) == len(labelled(b, "density")) == 1
+
+
+def test_all_panels_of_all_pages_share_both_axes(hundred: list[Axes]) -> None:
+    assert len({ax.get_xlim() for ax in hundred}) == 1
+    assert len({ax.get_ylim() for ax in hundred}) == 1
+    assert {ax.get_xscale() for ax in hundred} == {"symlog"}
+    assert {ax.get_yscale() for ax in hundred} == {"log"}
+
+
+def test_axes_hold_every_node_with_its_kernel(hundred: list[Axes]) -> None:
+    low, high = hundred[0].get_xlim()
+    for c in range(100):
+        assert low < 1.1 * measure_of(c).support[0]
+        assert high > 1.1 * measure_of(c).support[1]
+
+
+def test_numbers_of_the_panel_stand_in_its_box() -> None:
+    (page,) = density_grid(analysis_of(spectrum_of(0, lambda_min=-22.95, lambda_max=23.11)))
+    words = box_of(page.axes[0]).get_text().split()
+    assert words == ["λmax", "23.1", "λmin", "−22.9", "test", "acc", "52.1%", "loss", "0.00230"]
+    assert page.axes[0].get_title(loc="right") == "n = 5000"
+
+
+def test_unknown_and_unconverged_numbers_are_called_so() -> None:
+    spectrum = spectrum_of(0, lambda_min=None, test_accuracy=None, converged=False)
+    (page,) = density_grid(analysis_of(spectrum))
+    lines = [line.split() for line in box_of(page.axes[0]).get_text().splitlines()]
+    assert lines[1:3] == [["λmin", "–"], ["test", "acc", "–"]]
+    assert lines[-1] == ["not", "converged"]
+    assert labelled(page.axes[0], "λmin") == []
+
+
+def test_extremes_are_marked_where_they_lie() -> None:
+    spectrum = spectrum_of(3)
+    (page,) = density_grid(analysis_of(spectrum))
+    (low,), (high,) = labelled(page.axes[0], "λmin"), labelled(page.axes[0], "λmax")
+    assert set(low.get_xdata()) == {spectrum.lambda_min}
+    assert set(high.get_xdata()) == {spectrum.lambda_max}
+
+
+def test_only_proven_negative_curvature_is_marked_at_its_quotient() -> None:
+    proven = spectrum_of(0)
+    doubtful = spectrum_of(1, certificate={"negative_curvature": False, "rayleigh_quotient": -1.0})
+    (page,) = density_grid(analysis_of(proven, doubtful, spectrum_of(2, certificate={})))
+    (mark,) = labelled(page.axes[0], "proven")
+    assert list(mark.get_xdata()) == [proven.certificate["rayleigh_quotient"]]
+    assert labelled(page.axes[1], "proven") == labelled(page.axes[2], "proven") == []
+
+
+def test_panels_of_a_moving_operator_carry_a_ribbon_and_no_others() -> None:
+    analysis = analysis_of(
+        spectrum_of(0),
+        spectrum_of(1, operator="resampled"),
+        spectrum_of(2, protocol="released"),
+        failed("x"),
+    )
+    panels = all_panels(density_grid(analysis))
+    ribbons = [any(text.get_text() == CAVEAT for text in ax.texts) for ax in panels]
+    assert ribbons == [False, True, True, False]
+
+
+def test_band_needs_three_probes() -> None:
+    (page,) = density_grid(analysis_of(spectrum_of(0, probes=2), spectrum_of(1, probes=3)))
+    assert [len(labelled(ax, "band")) for ax in page.axes] == [0, 1]
+
+
+def test_failed_class_gets_a_panel_with_the_reason() -> None:
+    (page,) = density_grid(analysis_of(spectrum_of(0), failed("class 1")))
+    assert [text.get_text() for text in page.axes[1].texts] == ["NaN in batch 3"]
+    assert labelled(page.axes[1], "density") == []
+
+
+def test_groups_have_the_papers_colours_where_they_are_known() -> None:
+    spectra = [spectrum_of(c) for c in (0, 4, 9)]
+    spectra += [spectrum_of(20, label="tail", classes=(7, 8, 9))]
+    spectra += [spectrum_of(21, label="overall", classes=())]
+    colours = [colour_of(ax) for ax in all_panels(density_grid(analysis_of(*spectra)))]
+    names = [COLOURS["head"], COLOURS["mid"], COLOURS["tail"], COLOURS["tail"], OUTSIDE]
+    assert colours == list(map(to_rgb, names))
+    plain = all_panels(density_grid(analysis_of(*spectra[:3], groups=False)))
+    assert {colour_of(ax) for ax in plain} == {to_rgb(PLAIN)}
+
+
+@pytest.mark.parametrize("kernel", ["default", "paper"])
+def test_no_kernel_falls_between_grid_points(kernel: figures.Kernel) -> None:
+    """P38: the published kernel is a thousand times narrower than the axis at its ends."""
+    spectrum = spectrum_of(5, scale=1e3)
+    (page,) = density_grid(analysis_of(spectrum), kernel=kernel)
+    (curve,) = labelled(page.axes[0], "density")
+    measure = spectrum.measure
+    assert measure is not None
+    (nodes,), (weights,) = measure.nodes, measure.weights
+    heavy = nodes[weights > 1e-6]
+    drawn = np.interp(heavy, curve.get_xdata(), curve.get_ydata())
+    assert np.all(drawn >= 0.9 * measure.density(heavy, kernel).mean)
+
+
+def test_the_picture_does_not_depend_on_the_unit_of_the_loss() -> None:
+    """P37"""
+    (plain,) = density_grid(analysis_of(*(spectrum_of(c) for c in range(3))))
+    (small,) = density_grid(analysis_of(*(spectrum_of(c, scale=1e-6) for c in range(3))))
+    for a, b in zip(plain.axes, small.axes, strict=True):
+        (one,), (other,) = labelled(a, "density"), labelled(b, "density")
+        grid = np.linspace(0.02, 0.98, 50)
+        places = []
+        for ax, line in ((a, one), (b, other)):
+            place = (line.get_transform() - ax.transAxes).transform(line.get_xydata())
+            places.append(np.interp(grid, place[:, 0], place[:, 1]))
+        assert np.allclose(*places, atol=0.02)
+
+
+@pytest.mark.parametrize("nodes", [[0.0], [2.5], [-1.0], [-3.0, 0.0], [1.0, 1e12]])
+def test_degenerate_spectra_are_drawn(nodes: list[float]) -> None:
+    count = len(nodes)
+    measure = SpectralMeasure((np.array(nodes),), (np.full(count, 1 / count),), 4)
+    (page,) = density_grid(analysis_of(spectrum_of(0, measure=measure, probes=1)))
+    (ax,) = page.axes
+    assert ax.get_xlim()[0] < nodes[0] <= nodes[-1] < ax.get_xlim()[1]
+    page.canvas.draw()
+
+
+def texts_of(page: Figure) -> list[Text]:
+    """List what is written: titles, labels of shown ticks, boxes, header, legend."""
+    found = [*page.texts, *page.legends[0].get_texts()]
+    for ax in page.axes:
+        found += [ax.title, ax._left_title, ax._right_title, *ax.texts]
+        found += [*ax.get_xticklabels(), *ax.get_yticklabels()]
+    return [text for text in found if text.get_visible() and text.get_text()]
+
+
+@pytest.mark.parametrize(("count", "moving"), [*((n, True) for n in (1, 2, 3, 4, 5)), (12, False)])
+def test_no_two_texts_overlap(count: int, moving: bool) -> None:
+    changes = {"operator": "resampled", "converged": False} if moving else {}
+    spectra = [
+        spectrum_of(c, probes=3, scale=1e-4, name="a long class name", count=115_846, **changes)
+        for c in range(count)
+    ]
+    (page,) = density_grid(analysis_of(*spectra))
+    page.canvas.draw()
+    boxes = []
+    for text in texts_of(page):
+        place = text.get_window_extent()
+        if place.width and page.bbox.overlaps(place):
+            boxes.append((text.get_text(), place))
+            assert page.bbox.padded(1).contains(place.x0, place.y0), text
+            assert page.bbox.padded(1).contains(place.x1, place.y1), text
+    for (a, one), (b, other) in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other), (a, b)
+
+
+def test_no_curve_runs_under_the_numbers(hundred: list[Axes]) -> None:
+    for ax in hundred:
+        box = box_of(ax).get_window_extent()
+        (curve,) = labelled(ax, "density")
+        points = curve.get_transform().transform(curve.get_xydata())
+        under = points[(points[:, 0] > box.x0) & (points[:, 0] < box.x1), 1]
+        assert under.max() < box.y0
+
+
+def test_one_density_is_drawn_into_anyones_axes() -> None:
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    spectrum = spectrum_of(0)
+    grid = np.linspace(-5, 50, 300)
+    assert draw_density(ax, spectrum, grid, "paper") is ax
+    (curve,) = labelled(ax, "density")
+    assert spectrum.measure is not None
+    expected = spectrum.measure.density(grid, "paper").mean
+    floor = Scale.of([spectrum], "paper").floor
+    assert np.array_equal(curve.get_ydata(), np.maximum(expected, floor))
+
+
+def test_files_of_all_pages_are_written_and_equal_byte_for_byte(tmp_path: Path) -> None:
+    analysis = analysis_of(*(spectrum_of(c) for c in range(3)))
+    paths = save(density_grid(analysis, page=2), tmp_path / "a")
+    assert [path.name for path in paths] == ["esd.png", "esd.pdf", "esd-2.png", "esd-2.pdf"]
+    again = save(density_grid(analysis, page=2), tmp_path / "b")
+    for one, other in zip(paths, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert paths[1].read_bytes().startswith(b"%PDF")
+
+
+def test_figure_is_redrawn_from_the_files_alone(tmp_path: Path) -> None:
+    analysis = analysis_of(*(spectrum_of(c, probes=3) for c in range(2)))
+    analysis.save(tmp_path)
+    (before,), (after,) = density_grid(analysis), density_grid(Analysis.load(tmp_path))
+    for a, b in zip(before.axes, after.axes, strict=True):
+        (one,), (other,) = labelled(a, "density"), labelled(b, "density")
+        assert np.array_equal(one.get_xydata(), other.get_xydata())
+
+
+def test_full_disk_leaves_the_previous_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = density_grid(analysis_of(spectrum_of(0)))
+    before = {path: path.read_bytes() for path in save(pages, tmp_path)}
+
+    def fill_up(self: Figure, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fill_up)
+    with pytest.raises(SpectraError, match="No space left"):
+        save(pages, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    save(density_grid(analysis_of(spectrum_of(0))), tmp_path)
+    assert dict(mpl.rcParams) == before
+
+
+def test_drawing_never_loads_pyplot_or_pandas() -> None:
+    check = (
+        "import sys, spectra.figures; "
+        "sys.exit(bool({'pandas', 'matplotlib.pyplot', 'seaborn'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], timeout=120).returncode == 0
+
+
+def test_a_changed_spectrum_changes_only_its_own_panel() -> None:
+    spectra = [spectrum_of(c) for c in range(3)]
+    changed = dataclasses.replace(spectra[1], loss=1.0)
+    (one,) = density_grid(analysis_of(*spectra))
+    (other,) = density_grid(analysis_of(spectra[0], changed, spectra[2]))
+    pairs = zip(one.axes, other.axes, strict=True)
+    same = [box_of(a).get_text() == box_of(b).get_text() for a, b in pairs]
+    assert same == [True, False, True]
