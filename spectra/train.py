@@ -8,6 +8,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+import torch
+
 from .data import open_data
 from .errors import SpectraError
 from .training.loop import train
@@ -40,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-every", metavar="N", type=int, default=1, help="epochs between evaluations (1)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--quiet", action="store_true", help="no progress, no lines per epoch")
     overrides = parser.add_argument_group("fields of the recipe, each of which can be overridden")
     for field in fields(Recipe)[1:]:
@@ -76,6 +78,17 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe | None, argpar
     return replace(find_recipe(options.recipe), **overrides), options
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.ones(1, device=name).item()  # the meta device has no values to train with
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).partition("\n")[0].partition(" device type")[0]
+        raise SpectraError(f"--device is {name!r} and cannot be used here ({reason})") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -92,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
                 print(radius)
             return 0
-        spec = recipe.data_spec
+        spec, device = recipe.data_spec, _device(options.device)
         out: Path = options.out or Path("runs") / recipe.name / str(recipe.seed)
         result = out if out.suffix == ".pt" else out / "last.pt"
         if out.suffix == ".pt":
@@ -105,13 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result=result,
             save_at=options.save_at,
             eval_every=options.eval_every,
-            device=options.device,
+            device=device,
             quiet=options.quiet,
         )
         print(f"{result}: {run.test.accuracy:.2%} on the test set after the last epoch")
         print(f"best on the test set {run.best_accuracy:.2%} in epoch {run.best_epoch}, no result")
         return 0
-    except SpectraError as error:
+    except (SpectraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

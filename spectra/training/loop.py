@@ -9,7 +9,7 @@ The last epoch is the result; the best epoch on the test set is reported, never 
 import csv
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..checkpoint import COSINE_SCALE, save_checkpoint
 from ..data import Samples
@@ -27,6 +28,8 @@ from ..models import ModelSpec
 from .recipes import Recipe
 from .schedules import deferred_weights, learning_rate
 from .steps import sam_step, sgd_step
+
+_COLUMNS = ("epoch", "lr", "weighted", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,10 @@ def train(
     from tqdm import tqdm
 
     device = torch.device(device)
+    if not all(1 <= epoch <= recipe.epochs for epoch in save_at):
+        raise SpectraError(
+            f"save_at is {tuple(save_at)}; expected epochs from 1 to {recipe.epochs}"
+        )
     samples, test = _on(device, samples), _on(device, test)
     generator = torch.Generator().manual_seed(recipe.seed)
     spec = ModelSpec(recipe.arch, samples.num_classes, recipe.head, samples.inputs.shape[1])
@@ -129,22 +136,9 @@ def train(
                 )
                 loss = replace(loss, weights=weights)
 
-            network.train()
-            total = torch.zeros((), device=device)
-            correct = torch.zeros((), dtype=torch.int64, device=device)
-            order = torch.randperm(len(samples), generator=generator).to(device)
-            for index in torch.split(order, recipe.batch_size):
-                batch = samples.select(index)
-                x = batch.prepared(device=device, generator=generator if recipe.augment else None)
-                forward = partial(_forward, network, loss, x, batch.targets, recipe.precision)
-                if recipe.step == "sam":
-                    value, logits = sam_step(forward, optimizer, network=network, rho=recipe.rho)
-                else:
-                    value, logits = sgd_step(forward, optimizer)
-                total += value * len(index)
-                correct += (logits.argmax(1) == batch.targets).sum()
-                bar.update(len(index))
-            train_loss = float(total) / len(samples)
+            train_loss, train_accuracy = _one_epoch(
+                recipe, network, optimizer, loss, samples, generator, bar.update
+            )
             if not math.isfinite(train_loss):
                 raise SpectraError(
                     f"the loss is {train_loss} in epoch {epoch}; the weights are lost from there "
@@ -152,7 +146,7 @@ def train(
                 )
 
             row = [epoch, lr := optimizer.param_groups[0]["lr"], int(loss.weights is not None)]
-            row += [train_loss, float(correct) / len(samples)]
+            row += [train_loss, train_accuracy]
             last, saved = epoch == recipe.epochs, epoch in save_at
             if last or saved or epoch % eval_every == 0:
                 scores = evaluate(network, test, scale=scale)
@@ -189,7 +183,33 @@ def train(
     return Run(network.eval(), scores, best_epoch, best_accuracy)
 
 
-_COLUMNS = ("epoch", "lr", "weighted", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+def _one_epoch(
+    recipe: Recipe,
+    network: nn.Module,
+    optimizer: Optimizer,
+    loss: LossSpec,
+    samples: Samples,
+    generator: torch.Generator,
+    seen: Callable[[int], object],
+) -> tuple[float, float]:
+    """Go through the samples once; return mean loss and accuracy at w, augmented, as seen."""
+    network.train()
+    device = samples.targets.device
+    total = torch.zeros(2, device=device)  # loss, correct samples: read once, at the end
+    order = torch.randperm(len(samples), generator=generator).to(device)
+    for index in torch.split(order, recipe.batch_size):
+        batch = samples.select(index)
+        x = batch.prepared(device=device, generator=generator if recipe.augment else None)
+        forward = partial(_forward, network, loss, x, batch.targets, recipe.precision)
+        if recipe.step == "sam":
+            value, logits = sam_step(forward, optimizer, network=network, rho=recipe.rho)
+        else:
+            value, logits = sgd_step(forward, optimizer)
+        correct = (logits.argmax(1) == batch.targets).sum()
+        total += torch.stack([value * len(index), correct.to(value.dtype)])
+        seen(len(index))
+    mean_loss, accuracy = (total / len(samples)).tolist()
+    return mean_loss, accuracy
 
 
 def weighted_mean(
