@@ -12,8 +12,7 @@ import torch
 
 from .data import open_data
 from .errors import SpectraError
-from .training.loop import train
-from .training.recipes import RECIPES, Recipe, find_recipe
+from .training import RECIPES, Recipe, find_recipe, train
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -22,50 +21,34 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m spectra.train",
         usage="python -m spectra.train RECIPE [--field value ...] | --list | --help",
-        description="Train a network by recipe and save the checkpoints that the analysis opens.",
+        description="Train a network by recipe; save the checkpoints that the analysis opens.",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name from --list")
-    parser.add_argument("--list", action="store_true", help="print the recipes and stop")
-    parser.add_argument("--data", metavar="DIR", help="folder of the data (or $SPECTRA_DATA)")
-    parser.add_argument(
-        "--out",
-        metavar="PATH",
-        type=Path,
-        help="folder of the run (runs/RECIPE/SEED), or a .pt file for the last checkpoint",
-    )
-    parser.add_argument(
-        "--save-at", metavar="E,E", type=_integers, default=(), help="epochs to save on the way"
-    )
-    parser.add_argument(
-        "--eval-every", metavar="N", type=int, default=1, help="epochs between evaluations (1)"
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no lines per epoch")
+    add = parser.add_argument
+    add("recipe", nargs="?", metavar="RECIPE", help="a name from --list")
+    add("--list", action="store_true", help="print the recipes and stop")
+    add("--data", metavar="DIR", help="folder of the data (or $SPECTRA_DATA)")
+    help_out = "folder of the run (runs/RECIPE/SEED), or a .pt file for the last checkpoint"
+    add("--out", metavar="PATH", type=Path, help=help_out)
+    add("--save-at", metavar="E,E", type=_integers, default=(), help="epochs to save on the way")
+    add("--eval-every", metavar="N", type=int, default=1, help="epochs between evaluations (1)")
+    add("--device", default="auto", help="auto (default), cpu, cuda")
+    add("--quiet", action="store_true", help="no progress, no lines per epoch")
     overrides = parser.add_argument_group("fields of the recipe, each of which can be overridden")
     for field in fields(Recipe)[1:]:
-        flag, kind = "--" + field.name.replace("_", "-"), field.type
-        kind = next((part for part in get_args(kind) if part is not NoneType), kind)
-        options: dict[str, Any] = {"default": argparse.SUPPRESS}
+        kind = next((k for k in get_args(field.type) if k is not NoneType), field.type)
+        how: dict[str, Any] = {"type": _integers if get_origin(kind) is tuple else kind}
         if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": _integers if get_origin(kind) is tuple else kind, "metavar": "X"}
-        overrides.add_argument(flag, **options)
+            how = {"action": argparse.BooleanOptionalAction}
+        overrides.add_argument(
+            f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **how
+        )
     return parser
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe | None, argparse.Namespace]:
-    """Read the command line.
-
-    Returns:
-        The recipe with its overrides (None under --list), and the other options.
-
-    Raises:
-        SpectraError: for an unknown recipe or a value that no run can have.
-    """
+    """Read the command line into the recipe with its overrides (None for --list) and the rest."""
     options = _parser().parse_args(arguments)
     if options.list:
         return None, options
@@ -73,8 +56,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe | None, argpar
         raise SpectraError("no recipe was named; --list prints them, --help the options")
     if options.eval_every < 1:
         raise SpectraError(f"--eval-every is {options.eval_every}; expected at least 1")
-    named = {field.name for field in fields(Recipe)}
-    overrides = {name: value for name, value in vars(options).items() if name in named}
+    names = {field.name for field in fields(Recipe)}
+    overrides = {name: value for name, value in vars(options).items() if name in names}
     return replace(find_recipe(options.recipe), **overrides), options
 
 
@@ -83,46 +66,38 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.ones(1, device=name).item()  # the meta device has no values to train with
-        return torch.device(name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).partition("\n")[0].partition(" device type")[0]
-        raise SpectraError(f"--device is {name!r} and cannot be used here ({reason})") from error
+        raise SpectraError(f"--device {name} is no device here; use cpu or auto") from error
+    return torch.device(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        0, 2 after an error that the user can mend, or 130 after Ctrl-C.
-    """
+    """Run the command line: 0, or 2 after an error that the user can mend, or 130 on Ctrl-C."""
     try:
         recipe, options = parse(arguments)
         if recipe is None:
-            for known in RECIPES.values():
-                radius = f" rho {known.rho:g}" if known.step == "sam" else ""
-                print(
-                    f"{known.name:26}{known.arch}, {known.data_spec}, {known.epochs} epochs", end=""
-                )
-                print(radius)
+            for r in RECIPES.values():
+                radius = f", rho {r.rho:g}" if r.step == "sam" else ""
+                print(f"{r.name:24} {r.arch}; {r.data_spec}; {r.epochs} epochs{radius}")
             return 0
-        spec, device = recipe.data_spec, _device(options.device)
-        out: Path = options.out or Path("runs") / recipe.name / str(recipe.seed)
-        result = out if out.suffix == ".pt" else out / "last.pt"
-        if out.suffix == ".pt":
-            out = Path("runs") / recipe.name / str(recipe.seed)
+        device, folder = _device(options.device), Path("runs") / recipe.name / str(recipe.seed)
+        out: Path = options.out or folder
+        alone = out.suffix == ".pt"
         run = train(
             recipe,
-            open_data(spec, path=options.data, split="train"),
-            open_data(spec, path=options.data, split="test"),
-            folder=out,
-            result=result,
+            *(open_data(recipe.data_spec, path=options.data, split=s) for s in ("train", "test")),
+            folder=folder if alone else out,
+            result=out if alone else None,
             save_at=options.save_at,
             eval_every=options.eval_every,
             device=device,
             quiet=options.quiet,
         )
-        print(f"{result}: {run.test.accuracy:.2%} on the test set after the last epoch")
-        print(f"best on the test set {run.best_accuracy:.2%} in epoch {run.best_epoch}, no result")
+        print(
+            f"{out if alone else out / 'last.pt'}: {run.test.accuracy:.2%} on the test set after "
+            f"the last epoch (highest: {run.best_accuracy:.2%} in epoch {run.best_epoch}, which "
+            "is chosen on test data and no result)"
+        )
         return 0
     except (SpectraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,12 +8,10 @@ The last epoch is the result; the best epoch on the test set is reported, never 
 
 import csv
 import math
-import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from jaxtyping import Float, Int
@@ -23,47 +21,33 @@ from torch.optim import Optimizer
 from ..checkpoint import COSINE_SCALE, save_checkpoint
 from ..data import Samples
 from ..errors import SpectraError
-from ..losses import LossSpec
+from ..losses import LossSpec, effective_number_weights
 from ..models import ModelSpec
 from .recipes import Recipe
-from .schedules import deferred_weights, learning_rate
+from .schedules import learning_rate
 from .steps import sam_step, sgd_step
 
-_COLUMNS = ("epoch", "lr", "weighted", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+COLUMNS = ("epoch", "lr", "weighted", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a network does on a split: evaluation mode, no augmentation, no class weights.
+    """How a network does on a split: evaluation mode, no augmentation, no class weights."""
 
-    Args:
-        loss: mean cross-entropy (a cosine head's scale included), comparable between methods.
-        accuracy: share of correct samples, 0..1.
-        class_loss: mean cross-entropy of each class, (C,).
-        class_accuracy: share of correct samples of each class, (C,).
-    """
-
-    loss: float
-    accuracy: float
-    class_loss: tuple[float, ...]
-    class_accuracy: tuple[float, ...]
+    loss: float  # mean cross-entropy, a cosine head's scale included: comparable between methods
+    accuracy: float  # 0..1
+    class_loss: tuple[float, ...]  # (C,)
+    class_accuracy: tuple[float, ...]  # (C,)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run leaves.
+    """What a run leaves."""
 
-    Args:
-        network: the weights of the last epoch.
-        test: scores of the last epoch.
-        best_epoch: evaluated epoch with the highest test accuracy; chosen on test data, no result.
-        best_accuracy: that accuracy, 0..1.
-    """
-
-    network: nn.Module
-    test: Scores
-    best_epoch: int
-    best_accuracy: float
+    network: nn.Module  # weights of the last epoch, evaluation mode
+    test: Scores  # of the last epoch
+    best_epoch: int  # highest test accuracy among the evaluated epochs: chosen on test data
+    best_accuracy: float  # that accuracy, 0..1
 
 
 def train(
@@ -82,7 +66,7 @@ def train(
 
     Args:
         recipe: what to run.
-        samples: training set, (N, c, h, w).
+        samples: training set, images (N, c, h, w).
         test: test set.
         folder: takes metrics.csv and epoch-<e>.pt.
         result: file of the last epoch; None: last.pt in the folder.
@@ -96,12 +80,14 @@ def train(
     """
     from tqdm import tqdm
 
-    device = torch.device(device)
     if not all(1 <= epoch <= recipe.epochs for epoch in save_at):
         raise SpectraError(
             f"save_at is {tuple(save_at)}; expected epochs from 1 to {recipe.epochs}"
         )
-    samples, test = _on(device, samples), _on(device, test)
+    samples, test = (
+        replace(part, inputs=part.inputs.to(device), targets=part.targets.to(device))
+        for part in (samples, test)
+    )
     generator = torch.Generator().manual_seed(recipe.seed)
     spec = ModelSpec(recipe.arch, samples.num_classes, recipe.head, samples.inputs.shape[1])
     network = spec.build(recipe.seed).to(device)
@@ -114,60 +100,46 @@ def train(
     )
     scale = COSINE_SCALE if recipe.head == "cosine" else 1.0
     loss = LossSpec(recipe.loss, class_counts=samples.counts, scale=scale)
-    groups = samples.groups()
-    drops, started = recipe.drop_epochs, time.monotonic()
-    history: list[tuple[float, int]] = []  # test accuracy, epoch
+    (warmup, drops), groups = recipe.schedule, samples.groups()
+    best = (0.0, 0)  # test accuracy, epoch
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        open(folder / "metrics.csv", "w", newline="", encoding="utf-8") as file,
-        tqdm(
-            total=recipe.epochs * len(samples), unit="img", disable=True if quiet else None
-        ) as bar,
+        open(folder / "metrics.csv", "w", buffering=1, newline="", encoding="utf-8") as file,
+        tqdm(total=recipe.epochs * len(samples), unit="img", disable=quiet or None) as bar,
     ):
-        _write(file, [*_COLUMNS, *groups, *(f"class {name}" for name in test.class_names)])
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*COLUMNS, *groups, *(f"class {name}" for name in test.class_names)])
         for epoch in range(1, recipe.epochs + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    epoch, base=recipe.lr, warmup=recipe.warmup_epochs, drops=drops
-                )
-            if recipe.drw:
-                weights = deferred_weights(
-                    epoch, counts=samples.counts, start=drops[0], beta=recipe.beta
-                )
-                loss = replace(loss, weights=weights)
-
-            train_loss, train_accuracy = _one_epoch(
+            lr = learning_rate(epoch, base=recipe.lr, warmup=warmup, drops=drops)
+            optimizer.param_groups[0]["lr"] = lr
+            if recipe.drw and epoch > drops[0]:
+                loss = replace(loss, weights=effective_number_weights(samples.counts, recipe.beta))
+            mean_loss, accuracy = _one_epoch(
                 recipe, network, optimizer, loss, samples, generator, bar.update
             )
-            if not math.isfinite(train_loss):
+            if not math.isfinite(mean_loss):
                 raise SpectraError(
-                    f"the loss is {train_loss} in epoch {epoch}; the weights are lost from there "
+                    f"the loss is {mean_loss} in epoch {epoch}; the weights are lost from there "
                     "on: lower --lr, or lengthen --warmup"
                 )
-
-            row = [epoch, lr := optimizer.param_groups[0]["lr"], int(loss.weights is not None)]
-            row += [train_loss, train_accuracy]
+            row = [epoch, lr, int(loss.weights is not None), mean_loss, accuracy]
             last, saved = epoch == recipe.epochs, epoch in save_at
             if last or saved or epoch % eval_every == 0:
                 scores = evaluate(network, test, scale=scale)
-                history.append((scores.accuracy, epoch))
-                by_group = [
-                    sum(scores.class_accuracy[c] for c in classes) / max(1, len(classes))
-                    for classes in groups.values()
-                ]
-                row += [scores.loss, scores.accuracy, *by_group, *scores.class_accuracy]
+                best = max(best, (scores.accuracy, epoch), key=lambda pair: pair[0])
+                shares = [_mean([scores.class_accuracy[c] for c in g]) for g in groups.values()]
+                row += [scores.loss, scores.accuracy, *shares, *scores.class_accuracy]
                 if not quiet:
-                    parts = zip(groups, by_group, strict=True)
+                    parts = (f"{g} {x:.1%}" for g, x in zip(groups, shares, strict=True))
                     tqdm.write(
-                        f"epoch {epoch}/{recipe.epochs}  lr {lr:.3g}  loss {train_loss:.4f}  test "
-                        f"{scores.accuracy:.1%}  "
-                        + "  ".join(f"{name} {value:.1%}" for name, value in parts)
-                        + f"  ({time.monotonic() - started:.0f} s)"
+                        f"epoch {epoch}/{recipe.epochs}  lr {lr:.3g}  loss {mean_loss:.4f}  "
+                        f"test {scores.accuracy:.1%}  {'  '.join(parts)}"
                     )
-            _write(file, row)
+            table.writerow(row)
             paths = [folder / f"epoch-{epoch}.pt"] if saved else []
             for path in [*paths, result or folder / "last.pt"] if last else paths:
-                on_train = evaluate(network, samples, scale=scale)
+                both = {"train": evaluate(network, samples, scale=scale), "test": scores}
+                metrics = {f"{k}_{n}": v for k, s in both.items() for n, v in asdict(s).items()}
                 save_checkpoint(
                     path,
                     network,
@@ -175,12 +147,11 @@ def train(
                     data=samples.spec,
                     loss=loss,
                     epoch=epoch,
-                    metrics={**_plain("train", on_train), **_plain("test", scores)},
+                    metrics=metrics,
                     recipe=recipe.to_dict(),
                     draw_sha256=samples.draw_sha256,
                 )
-    best_accuracy, best_epoch = max(history, key=lambda pair: pair[0])
-    return Run(network.eval(), scores, best_epoch, best_accuracy)
+    return Run(network.eval(), scores, best[1], best[0])
 
 
 def _one_epoch(
@@ -212,6 +183,14 @@ def _one_epoch(
     return mean_loss, accuracy
 
 
+def _forward(
+    network: nn.Module, loss: LossSpec, x: Tensor, targets: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits: Tensor = network(x)
+    return weighted_mean(loss, logits.float(), targets), logits
+
+
 def weighted_mean(
     loss: LossSpec, logits: Float[Tensor, "n classes"], targets: Int[Tensor, " n"]
 ) -> Float[Tensor, ""]:
@@ -220,59 +199,31 @@ def weighted_mean(
     return (weights * loss.per_sample(logits, targets)).sum() / weights.sum()
 
 
-def _forward(
-    network: nn.Module, loss: LossSpec, x: Tensor, targets: Tensor, precision: str
-) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits: Tensor = network(x)
-    logits = logits.float()
-    return weighted_mean(loss, logits, targets), logits
-
-
 def evaluate(
     network: nn.Module, samples: Samples, *, scale: float = 1.0, batch_size: int = 500
 ) -> Scores:
     """Score a network on samples, all of which count alike; its mode is restored.
 
     Args:
-        network: gives logits (n, C); a cosine head's are multiplied by `scale`.
-        samples: (N, c, h, w), on the network's device.
-        scale: s of a cosine head.
+        network: gives logits (n, C).
+        samples: on the network's device.
+        scale: s of a cosine head, multiplies the logits.
         batch_size: samples at a time.
     """
     was_training, ce = network.training, LossSpec.cross_entropy(scale)
-    device, classes = samples.targets.device, samples.num_classes
-    # Row 0: losses; row 1: correct samples; float64, so that the cut into batches is lost in it.
-    sums = torch.zeros(2, classes, dtype=torch.float64, device=device)
+    losses, correct = [], []
     network.eval()
     with torch.inference_mode():
-        for index in torch.split(torch.arange(len(samples), device=device), batch_size):
-            batch = samples.select(index)
-            logits = network(batch.prepared(device=device))
-            losses = ce.per_sample(logits, batch.targets).double()
-            right = (logits.argmax(1) == batch.targets).double()
-            sums.index_add_(1, batch.targets, torch.stack([losses, right]))
+        for index in torch.split(torch.arange(len(samples)), batch_size):
+            batch = samples.select(index.to(samples.targets.device))
+            logits = network(batch.prepared(device=batch.targets.device))
+            losses.append(ce.per_sample(logits, batch.targets).double().cpu())
+            correct.append((logits.argmax(1) == batch.targets).double().cpu())
     network.train(was_training)
-    counts = torch.tensor(samples.counts, dtype=torch.float64)
-    sums = sums.cpu()
-    loss, accuracy = (sums.sum(1) / counts.sum()).tolist()
-    class_loss, class_accuracy = (sums / counts).tolist()
-    return Scores(loss, accuracy, tuple(class_loss), tuple(class_accuracy))
+    each, targets = torch.stack([torch.cat(losses), torch.cat(correct)]), samples.targets.cpu()
+    by_class = torch.stack([each[:, targets == c].mean(1) for c in range(samples.num_classes)])
+    return Scores(*each.mean(1).tolist(), *(tuple(values) for values in by_class.T.tolist()))
 
 
-def _plain(split: str, scores: Scores) -> dict[str, Any]:
-    return {
-        f"{split}_loss": scores.loss,
-        f"{split}_accuracy": scores.accuracy,
-        f"{split}_class_loss": list(scores.class_loss),
-        f"{split}_class_accuracy": list(scores.class_accuracy),
-    }
-
-
-def _on(device: torch.device, samples: Samples) -> Samples:
-    return replace(samples, inputs=samples.inputs.to(device), targets=samples.targets.to(device))
-
-
-def _write(file: TextIO, row: list[Any]) -> None:
-    csv.writer(file, lineterminator="\n").writerow(row)
-    file.flush()
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

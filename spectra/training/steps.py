@@ -2,8 +2,8 @@
 
     SAM:  g = ∇L(w),  e = ρ·g/(‖g‖₂ + 1e-12),  then the SGD step at w with ∇L(w + e)
 
-The norm is global over all parameters and the batch is the same in both passes. Batch-norm
-statistics move in the first pass only, and loss and logits are those of the first pass, at w.
+The norm is global over all parameters and the batch is the same in both passes. Both steps return
+the loss () and the logits (n, C) at w, detached.
 
 References:
     Foret et al., Sharpness-aware minimization, https://arxiv.org/abs/2010.01412
@@ -22,49 +22,37 @@ Forward = Callable[[], tuple[Tensor, Tensor]]
 
 
 def sgd_step(forward: Forward, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
-    """Take one step with the gradient at w.
-
-    Returns:
-        Loss () and logits (n, C) at w, detached.
-    """
-    optimizer.zero_grad()
-    loss, logits = forward()
-    torch.autograd.backward(loss)
+    """Take one step with the gradient at w."""
+    loss, logits = _differentiate(forward, optimizer)
     optimizer.step()
-    return loss.detach(), logits.detach()
+    return loss, logits
 
 
 def sam_step(
     forward: Forward, optimizer: Optimizer, *, network: nn.Module, rho: float
 ) -> tuple[Tensor, Tensor]:
-    """Take one step with the gradient at w + e, where e climbs by the radius ρ.
+    """Take one step with the gradient at w + e; momentum and weight decay see w.
 
     Args:
         forward: called twice, at w and at w + e.
-        optimizer: its step (momentum, weight decay) sees w and the gradient at w + e.
-        network: the owner of the batch-norm statistics.
-        rho: radius in parameter space.
-
-    Returns:
-        Loss () and logits (n, C) at w, detached.
+        optimizer: holds the parameters.
+        network: its batch-norm statistics move in the first pass only.
+        rho: radius ρ in parameter space.
     """
-    optimizer.zero_grad()
-    loss, logits = forward()
-    torch.autograd.backward(loss)
+    loss, logits = _differentiate(forward, optimizer)
     with torch.no_grad():
-        used = [p for group in optimizer.param_groups for p in group["params"]]
-        used = [p for p in used if p.grad is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        used = [p for p in parameters if p.grad is not None]
         slopes = [p.grad for p in used]
-        before = torch._foreach_add(used, 0)  # copies: subtracting e again would not restore w
+        before = [p.clone() for p in used]  # kept, because subtracting e would not restore w
         scale = rho / (nn.utils.get_total_norm(slopes) + 1e-12)
         torch._foreach_add_(used, torch._foreach_mul(slopes, scale))
-    optimizer.zero_grad()
     with still_statistics(network):
-        torch.autograd.backward(forward()[0])
+        _differentiate(forward, optimizer)
     with torch.no_grad():
         torch._foreach_copy_(used, before)
     optimizer.step()
-    return loss.detach(), logits.detach()
+    return loss, logits
 
 
 @contextmanager
@@ -78,3 +66,10 @@ def still_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for module in moving:
             module.track_running_stats = True
+
+
+def _differentiate(forward: Forward, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
+    optimizer.zero_grad()
+    loss, logits = forward()
+    torch.autograd.backward(loss)
+    return loss.detach(), logits.detach()
