@@ -116,6 +116,7 @@ def test_more_steps_than_dimensions_stop_there_and_stay_inside_the_spectrum(matr
     run = run_on(matrix_with(spectrum), 100)
     assert run.steps == 6
     assert run.exhausted
+    assert run.basis.untyped_storage().nbytes() == 6 * 6 * 8
     np.testing.assert_allclose(run.ritz().values, spectrum, atol=1e-15)
     single = run_on(matrix_with(spectrum, torch.float32), 100)
     np.testing.assert_allclose(single.ritz().values, spectrum, atol=3e-7)
@@ -295,6 +296,20 @@ def test_a_moving_or_asymmetric_operator_betrays_itself(matrix_with):
     assert lanczos(SymmetricOperator(moving, 100), start, steps=30).asymmetry > 1e-4
     bent = SymmetricOperator(lambda v: (matrix + skew) @ v, 100)
     assert lanczos(bent, start, steps=30).asymmetry > 1e-4
+
+
+def test_the_basis_is_orthonormal_even_where_the_operator_is_not_symmetric(device):
+    """P33: where a product lies in the known space but for 1e-9, one Gram-Schmidt pass fails"""
+    generator = torch.Generator().manual_seed(0)
+    q, upper = torch.randn(2, 30, 30, dtype=torch.float64, generator=generator)
+    q, _ = torch.linalg.qr(q)
+    hessenberg = torch.triu(upper) + 1e-9 * torch.diag(torch.ones(29, dtype=torch.float64), -1)
+    matrix = (q @ hessenberg @ q.T).to(device)
+    A = SymmetricOperator(lambda v: matrix @ v, 30, torch.float64, device)
+    run = lanczos(A, q[:, 0].to(device), steps=10)
+    assert run.steps == 10
+    assert loss_of_orthogonality(run) < 1e-12
+    assert run.asymmetry > 0.1
 
 
 @pytest.mark.parametrize("norm", [1e-300, 1e-12, 1.0, 1e12, 1e300])
