@@ -12,7 +12,7 @@ from spectra.checkpoint import load_checkpoint
 from spectra.data import Samples, open_data
 from spectra.errors import SpectraError
 from spectra.losses import LossSpec, effective_number_weights
-from spectra.training import Recipe, Run, evaluate, find_recipe, train
+from spectra.training import RECIPES, Recipe, Run, evaluate, find_recipe, train
 from spectra.training.loop import weighted_mean
 
 Splits = tuple[Samples, Samples]
@@ -122,3 +122,12 @@ def test_bf16_trains_and_keeps_float32_weights(digits: Splits, tmp_path: Path) -
     run = _short("digits-lt-ce-sgd", digits, tmp_path, precision="bf16")
     assert {p.dtype for p in run.network.parameters()} == {torch.float32}
     assert run.test.accuracy > 0.15
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_on_the_digits(name: str, digits: Splits, tmp_path: Path) -> None:
+    """P49: no recipe of the table is one that cannot run, here on the CPU at a toy budget."""
+    recipe = replace(find_recipe(name), dataset="digits", arch="digits", epochs=2, drops=(1,))
+    run = train(recipe, *digits, folder=tmp_path, eval_every=2, quiet=True)
+    assert 0 < run.test.loss < 100
+    assert run.best_epoch == 2
