@@ -37,7 +37,7 @@ from spectra.hessian.network import culprit
 from spectra.krylov import SymmetricOperator, random_start
 
 PRODUCTS_PER_EXAMINATION = 5
-_DOCTORS_PROBE = -1  # the examination's start vector is none of the Lanczos probes'
+_DOCTORS_PROBE = 2**64 - 1  # the examination's start vector is none of the Lanczos probes'
 
 
 @dataclass(frozen=True)
