@@ -6,7 +6,6 @@ Importing the package loads neither matplotlib nor pandas: figures and tables ar
 
 __version__ = "0.1.0"
 
-from .analysis import Plan as Plan
 from .analysis import analyze as analyze
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import load_checkpoint as load_checkpoint
@@ -32,5 +31,6 @@ from .krylov import random_start as random_start
 from .krylov import spectral_measure as spectral_measure
 from .losses import LossSpec as LossSpec
 from .models import ModelSpec as ModelSpec
+from .plan import Plan as Plan
 from .results import Analysis as Analysis
 from .results import ClassSpectrum as ClassSpectrum

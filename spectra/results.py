@@ -79,6 +79,7 @@ class ClassSpectrum:
     nonconvexity: float | None = None  # max(0, -lambda_min) / lambda_max
     negative_mass: float | None = None  # share of eigenvalues below -negative_mass_threshold
     negative_mass_stderr: float | None = None  # needs three probes
+    negative_mass_bounds: tuple[float, float] | None = None  # what the quadrature leaves open
     negative_mass_threshold: float | None = None
     trace: float | None = None
     trace_stderr: float | None = None
@@ -288,6 +289,8 @@ def _to_spectrum(
     fields = {name: value for name, value in entry.items() if name in names}
     fields["classes"] = tuple(fields.get("classes", ()))
     fields["notes"] = tuple(fields.get("notes", ()))
+    bounds = fields.get("negative_mass_bounds")
+    fields["negative_mass_bounds"] = None if bounds is None else tuple(bounds)
     label, probes = entry["label"], range(entry["probes"])
     try:
         forms = tuple(arrays[f"{label}/quadratic_forms"].tolist())

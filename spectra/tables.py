@@ -121,8 +121,6 @@ def to_csv(analysis: Analysis, path: str | Path) -> Path:
 
 
 def _cells(s: ClassSpectrum) -> list[str]:
-    mass = None if s.negative_mass is None else 100 * s.negative_mass
-    error = None if s.negative_mass_stderr is None else 100 * s.negative_mass_stderr
     accuracies = (
         "–" if value is None else f"{100 * value:.1f}"
         for value in (s.train_accuracy, s.test_accuracy)
@@ -132,8 +130,17 @@ def _cells(s: ClassSpectrum) -> list[str]:
     return [
         *(marks(s), s.label, name, str(s.count), number(100 * s.share), number(s.loss)),
         *(*accuracies, number(s.lambda_min), number(s.lambda_max), residuals),
-        *(number(s.nonconvexity), _with_error(mass, error), _with_error(s.trace, s.trace_stderr)),
+        *(number(s.nonconvexity), _mass(s), _with_error(s.trace, s.trace_stderr)),
     ]
+
+
+def _mass(s: ClassSpectrum) -> str:
+    """Write the share as a range where the quadrature leaves more than a point of % open."""
+    low, high = s.negative_mass_bounds or (0.0, 0.0)
+    if high - low > 0.01:
+        return f"{100 * low:.0f}–{100 * high:.0f}"
+    percent = (None if x is None else 100 * x for x in (s.negative_mass, s.negative_mass_stderr))
+    return _with_error(*percent)
 
 
 def _with_error(value: float | None, stderr: float | None) -> str:

@@ -157,6 +157,22 @@ class SpectralMeasure:
         """
         return Estimate.of(self._sums(lambda x: np.where(x < threshold, 1.0, 0.0)))
 
+    def mass_bounds(self, threshold: float) -> tuple[float, float]:
+        """Bracket what `mass_below` reads off: a node beside the threshold may stand for both sides.
+
+        With the weights w of a Gauss quadrature, the measure below its k-th node is at least
+        w_1 + ... + w_(k-1) and up to it at most w_1 + ... + w_k (Chebyshev, Markov, Stieltjes);
+        between two nodes that leaves the weights of both. Mean over the probes.
+
+        References:
+            Szegő, Orthogonal Polynomials, 1975, section 3.41
+        """
+        sums = [np.concatenate(([0.0, 0.0], np.cumsum(w), [1.0, 1.0])) for w in self.weights]
+        below = [int(np.searchsorted(x, threshold)) for x in self.nodes]
+        low = np.mean([total[k] for total, k in zip(sums, below, strict=True)])
+        high = np.mean([min(1.0, total[k + 2]) for total, k in zip(sums, below, strict=True)])
+        return float(low), float(high)
+
     def density(self, grid: Float64[np.ndarray, " g"], kernel: Kernel = "default") -> Density:
         """Smooth the weights with Gaussians: φ(x) = Σ_i w_i N(x; θ_i, σ_i²).
 

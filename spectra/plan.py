@@ -1,0 +1,113 @@
+"""What an analysis is asked for: the flags, and the sets of samples that each get a spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spectra.data import Samples
+from spectra.errors import SpectraError
+from spectra.hessian import ProductName
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be computed; every field is a flag of `python -m spectra.esd`."""
+
+    overall: bool = False
+    per_class: bool = False
+    classes: tuple[int, ...] = ()
+    groups: bool = False
+    split: Literal["train", "test"] = "train"
+    loss: Literal["ce", "trained"] = "ce"
+    protocol: Literal["exact", "released"] = "exact"
+    augment: str = "none"  # none, frozen, frozen:K, resample
+    steps: int = 100
+    probes: int = 1
+    seed: int = 0
+    batch_size: int | Literal["auto"] = "auto"
+    max_samples: int | None = None
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    tf32: bool = False
+    product: ProductName | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "probes", "max_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpectraError(f"got {name} = {value}, expected at least 1")
+        kind, _, copies = self.augment.partition(":")
+        if kind not in ("none", "frozen", "resample") or (
+            copies and (kind != "frozen" or not copies.isdecimal() or int(copies) < 1)
+        ):
+            raise SpectraError(
+                f"got augment {self.augment!r}, expected none, frozen, frozen:K with K ≥ 1, or "
+                "resample"
+            )
+
+    @property
+    def frozen_copies(self) -> int:
+        """Stored augmentation draws of each sample; 0 for none."""
+        kind, _, copies = self.augment.partition(":")
+        return int(copies or 1) if kind == "frozen" else 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of samples that gets a spectrum."""
+
+    label: str
+    name: str
+    classes: tuple[int, ...]  # () for all
+    index: Tensor  # (k,) rows of the split
+    share: float
+
+
+def choose_parts(plan: Plan, samples: Samples, train: Samples | None) -> Iterator[Part]:
+    """List the sets of samples that a plan asks for: overall, groups, classes.
+
+    Args:
+        plan: what is asked for.
+        samples: of the split that is analysed.
+        train: training samples, whose counts make the groups.
+
+    Raises:
+        SpectraError: for a class that the data do not have, or that has no sample.
+    """
+    targets = samples.targets.cpu()
+    total = sum(samples.counts)
+
+    def part(label: str, name: str, classes: tuple[int, ...]) -> Part:
+        chosen = torch.isin(targets, torch.tensor(classes)) if classes else targets >= 0
+        index = torch.nonzero(chosen)[:, 0]
+        share = len(index) / total
+        if plan.max_samples is not None and len(index) > plan.max_samples:
+            shuffle = torch.randperm(len(index), generator=torch.Generator().manual_seed(plan.seed))
+            index = index[shuffle[: plan.max_samples].sort().values]
+        if len(index) == 0:
+            raise SpectraError(
+                f"got no sample of {label} in the {plan.split} split, expected at least one: its "
+                "Hessian would be 0/0; leave it out"
+            )
+        return Part(label, name, classes, index, share)
+
+    for c in plan.classes:
+        if not 0 <= c < samples.num_classes:
+            raise SpectraError(
+                f"got class {c}, expected 0 to {samples.num_classes - 1}: the data have "
+                f"{samples.num_classes} classes"
+            )
+    if plan.overall or not (plan.per_class or plan.classes or plan.groups):
+        yield part("overall", "all classes", ())
+    if plan.groups:
+        for name, members in (train if train is not None else samples).groups().items():
+            span = f"{members[0]}–{members[-1]}" if len(members) > 1 else str(members[0])
+            yield part(name, f"classes {span}", members)
+    present = [c for c, count in enumerate(samples.counts) if count]
+    for c in present if plan.per_class else sorted(set(plan.classes)):
+        yield part(f"class {c}", samples.class_names[c], (c,))

@@ -1,0 +1,179 @@
+"""From finished Lanczos runs to the numbers of one spectrum, each with its error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from spectra.doctor import Certificate, Examination
+from spectra.hessian import HessianOperator
+from spectra.krylov import (
+    Extremes,
+    SpectralMeasure,
+    Tridiagonal,
+    lower_bound,
+    posterior_lower_bound,
+    trace_estimate,
+)
+from spectra.krylov.extremes import TOLERANCE
+from spectra.results import ClassSpectrum, replacing
+
+
+class RitzVectors:
+    """The Ritz vectors of the outermost values so far, kept on disk between probes."""
+
+    def __init__(self, path: Path | None, label: str) -> None:
+        self.path, self.label = path, label
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self.values = (float("inf"), -float("inf"))
+
+    def take(self, run: Tridiagonal) -> None:
+        """Form the vectors of a run's ends where they lie farther out than those held."""
+        values = run.ritz().values
+        low, high = float(values[0]), float(values[-1])
+        if low < self.values[0]:
+            self.low, self.values = run.vector(0), (low, self.values[1])
+        if high > self.values[1]:
+            self.high, self.values = run.vector(-1), (self.values[0], high)
+
+    def save(self, probes: int) -> None:
+        """Leave the vectors for a resumed run, which has the T of so many probes."""
+        if self.path is not None:
+            state = {"label": self.label, "probes": probes, "values": list(self.values)}
+            with replacing(self.path) as path:
+                torch.save(state | {"low": self.low, "high": self.high}, path)
+
+    def load(self, probes: int) -> bool:
+        """Read what `save` left; False if it belongs to other runs, which then are made anew."""
+        if self.path is None or not self.path.exists():
+            return False
+        state = torch.load(self.path, weights_only=True)
+        if (state["label"], state["probes"]) != (self.label, probes):
+            return False
+        self.low, self.high = state["low"], state["high"]
+        self.values = (state["values"][0], state["values"][1])
+        return True
+
+    def drop(self) -> None:
+        """Remove the file of a finished spectrum."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+def ends_of(operator: HessianOperator, vectors: RitzVectors, steps: int) -> Extremes:
+    """Measure the residuals of both ends with one product each.
+
+    T alone would call them zero once Lanczos has converged, where the rounding of the products
+    still stands, and tells nothing about an operator that moves.
+
+    Args:
+        operator: what Lanczos ran on.
+        vectors: of the outermost Ritz values.
+        steps: Krylov steps of the longest run.
+    """
+    assert vectors.low is not None
+    assert vectors.high is not None
+    low, high = (
+        float(((operator @ y).double() - value * y.double()).norm())
+        for value, y in zip(vectors.values, (vectors.low, vectors.high), strict=True)
+    )
+    return Extremes(
+        lambda_min=vectors.values[0],
+        lambda_max=vectors.values[1],
+        residual_min=low,
+        residual_max=high,
+        vector_min=vectors.low,
+        vector_max=vectors.high,
+        converged=max(low, high) <= TOLERANCE * max(map(abs, vectors.values)),
+        steps=steps,
+    )
+
+
+def assemble(
+    outline: ClassSpectrum,
+    runs: Sequence[Tridiagonal],
+    ends: Extremes,
+    forms: Float64[np.ndarray, " q"],
+    examination: Examination,
+    certificate: Certificate,
+) -> ClassSpectrum:
+    """Read every answer off the runs; what a moving operator cannot say stays unknown.
+
+    Args:
+        outline: what was known before.
+        runs: one Lanczos run a probe, without basis.
+        ends: the outermost Ritz values with their residuals.
+        forms: (q,) vᵀHv of further random unit vectors, for the trace.
+        examination: of the operator.
+        certificate: of the Ritz vector of λmin.
+
+    Returns:
+        The finished spectrum.
+    """
+    measure = SpectralMeasure.from_tridiagonals(runs, runs[0].dim)
+    low, high = ends.lambda_min, ends.lambda_max
+    floor = max(
+        examination.noise_floor(max(abs(low), abs(high))), max(run.asymmetry for run in runs)
+    )
+    known = replace(
+        outline,
+        lambda_min=low,
+        lambda_max=high,
+        residual_min=ends.residual_min,
+        residual_max=ends.residual_max,
+        nonconvexity=max(0.0, -low) / high if high > 0 else None,
+        steps=ends.steps,
+        probes=len(runs),
+        converged=ends.converged,
+        doctor=asdict(examination) | {"noise_floor": floor},
+        certificate=asdict(certificate),
+        runs=tuple(runs),
+        quadratic_forms=tuple(forms.tolist()),
+        measure=measure,
+    )
+    if examination.culprit is not None:
+        known = replace(known, notes=(*outline.notes, f"the operator moves: {examination.culprit}"))
+    if len(forms):
+        trace = trace_estimate(np.concatenate([measure.probe_moments(1), forms]), measure.dim)
+        known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
+    if outline.caveat is not None or not examination.fixed_operator:
+        return known
+    threshold = max(floor, 1e-6 * max(high, 0.0))
+    mass = measure.mass_below(-threshold)
+    return replace(
+        known,
+        negative_mass=mass.value,
+        negative_mass_stderr=mass.stderr,
+        negative_mass_bounds=measure.mass_bounds(-threshold),
+        negative_mass_threshold=threshold,
+        certificate={
+            **known.certificate,
+            "lower_bound_95": _lower_bound(runs, low, high, floor),
+        },
+    )
+
+
+def _lower_bound(
+    runs: Sequence[Tridiagonal], low: float, high: float, floor: float
+) -> float | None:
+    # Each of the two bounds holds with 97.5 %, so the better one of them with 95 %.
+    prior = lower_bound(
+        low,
+        high,
+        dim=runs[0].dim,
+        steps=min(run.steps for run in runs),
+        probes=len(runs),
+        confidence=0.975,
+    )
+    bounds = (prior, posterior_lower_bound(runs, confidence=0.975))
+    finite = [bound for bound in bounds if bound is not None and np.isfinite(bound)]
+    return max(finite) - floor if finite else None
