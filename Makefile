@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: esd test lint types pytest clean
+.PHONY: esd test lint types pytest train-digits bench clean
 esd: $(VENV)/.installed
 	$(BIN)/python -m spectra.esd checkpoints/digits-lt-ce-drw-sgd.pt --overall --per-class
 
@@ -28,6 +28,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
+
+# Remake the committed checkpoints (two reruns on one machine agree bit for bit).
+train-digits: $(VENV)/.installed
+	$(BIN)/python -m spectra.train digits-lt-ce-drw-sgd --out runs/digits-lt-ce-drw-sgd/0
+	$(BIN)/python -m spectra.train digits-lt-ce-drw-sam --out runs/digits-lt-ce-drw-sam/0
+	cp runs/digits-lt-ce-drw-sgd/0/last.pt checkpoints/digits-lt-ce-drw-sgd.pt
+	cp runs/digits-lt-ce-drw-sam/0/last.pt checkpoints/digits-lt-ce-drw-sam.pt
+
+bench: $(VENV)/.tested
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -35,8 +35,10 @@ from spectra.readings import RitzVectors, assemble, ends_of
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
 
+_ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
-_CERTIFICATE_COST = 6  # in products of the fast path: two float64 passes, one by double backward
+_CERTIFICATE = 2  # products: two float64 passes, one by double backward,
+_CERTIFICATE_COST = 6  # which take about as long as six of the fast path
 
 
 @runtime_checkable
@@ -251,8 +253,9 @@ class _Study:
         """Count products, and the samples that they pass over."""
         steps = min(self.plan.steps, self.objective.dim) * self.plan.probes
         extra = TRACE_PROBES if self.plan.protocol == "exact" else 0
-        each = PRODUCTS_PER_EXAMINATION + steps + 2 + extra + _CERTIFICATE_COST
-        return each * len(parts), each * sum(self._work(part) for part in parts)
+        each = PRODUCTS_PER_EXAMINATION + steps + _ENDS + extra
+        work = (each + _CERTIFICATE_COST) * sum(self._work(part) for part in parts)
+        return (each + _CERTIFICATE) * len(parts), work
 
     def _work(self, part: Part) -> int:
         return len(part.index) * max(1, self.plan.frozen_copies)
@@ -285,8 +288,8 @@ class _Study:
         """Compute one part; yield it after every probe, the last time complete."""
         plan, work = self.plan, self._work(part)
 
-        def tick(products: int = 1) -> None:
-            meter.tick(part.label, products, products * work)
+        def tick(products: int = 1, cost: int | None = None) -> None:
+            meter.tick(part.label, products, (products if cost is None else cost) * work)
 
         fixed = self._operator(part, tick)
         redraw = torch.Generator()
@@ -326,7 +329,7 @@ class _Study:
         assert vectors.low is not None
         name = f"frozen:{copies}" if (copies := plan.frozen_copies) else "none"
         certificate = certify(fixed, vectors.low, name=name)
-        tick(_CERTIFICATE_COST)
+        tick(_CERTIFICATE, _CERTIFICATE_COST)
         vectors.drop()
         yield assemble(outline, runs, ends, forms, examination, certificate)
 

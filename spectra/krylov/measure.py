@@ -158,7 +158,7 @@ class SpectralMeasure:
         return Estimate.of(self._sums(lambda x: np.where(x < threshold, 1.0, 0.0)))
 
     def mass_bounds(self, threshold: float) -> tuple[float, float]:
-        """Bracket what `mass_below` reads off: a node beside the threshold may stand for both sides.
+        """Bracket what `mass_below` reads off: nodes beside the threshold stand for both sides.
 
         With the weights w of a Gauss quadrature, the measure below its k-th node is at least
         w_1 + ... + w_(k-1) and up to it at most w_1 + ... + w_k (Chebyshev, Markov, Stieltjes);

@@ -414,3 +414,17 @@ def test_shifting_and_scaling_the_operator_shifts_and_scales_the_measure(shift, 
     moved = spectral_measure(diagonal(scale * spectrum + shift), steps=7, seed=seed)
     np.testing.assert_allclose(moved.nodes[0], scale * plain.nodes[0] + shift, atol=1e-10)
     np.testing.assert_allclose(moved.weights[0], plain.weights[0], atol=1e-10)
+
+
+def test_the_bracket_of_the_mass_below_holds_for_each_start_vector() -> None:
+    """P37's neighbour: a quadrature cannot say on which side of a threshold a node's mass lies."""
+    values = np.concatenate([np.linspace(-1, 0.2, 150), np.geomspace(0.3, 50, 50)])
+    A = SymmetricOperator.from_matrix(torch.diag(torch.tensor(values)))
+    for seed in range(20):
+        start = random_start(len(values), seed=seed, probe=0)
+        measure = SpectralMeasure.from_tridiagonals([lanczos(A, start, steps=12)], len(values))
+        for threshold in np.linspace(-1.5, 60, 97):
+            truth = float((start.numpy() ** 2)[values < threshold].sum())
+            low, high = measure.mass_bounds(float(threshold))
+            assert low - 1e-12 <= truth <= high + 1e-12
+            assert low <= measure.mass_below(float(threshold)).value <= high + 1e-12
