@@ -12,12 +12,14 @@ The certificate of a unit vector y is its Rayleigh quotient θ = yᵀHy, recompu
 another way of differentiating, over other batches. θ ≥ λmin for every y, so θ + noise floor < 0
 proves negative curvature. The noise floor is
 
-    |θ − θ'| + (n + N)·2⁻⁵³·‖Hy‖
+    ‖Hy − H'y‖ + (n + N)·2⁻⁵³·‖H‖,   ‖H‖ = √n ‖Hz‖, z a random unit vector
 
-where θ' is a second float64 pass along another path or cut. The last term bounds the rounding of
-the inner product over n parameters and of the sum over N samples in the worst case; the rounding
-inside the network is what the disagreement of the two passes measures. ‖Hy − θy‖ says that *some*
-eigenvalue lies within it of θ, no more.
+where H' is a second float64 pass along another path or cut; |θ − θ'| ≤ ‖Hy − H'y‖, and the norm,
+unlike the difference of two numbers, is not small by accident. The last term bounds the rounding
+of the inner product over n parameters and of the sum over N samples in the worst case; it is taken
+at the size of H (√n ‖Hz‖ is its Frobenius norm on average) and not of Hy, for a y in the null
+space has nothing but rounding in Hy. The rounding inside the network is what the disagreement of
+the two passes measures. ‖Hy − θy‖ says that *some* eigenvalue lies within it of θ, no more.
 
 References:
     B. Parlett, "The Symmetric Eigenvalue Problem", SIAM 1998, ch. 4,
@@ -33,10 +35,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectra.hessian import HessianOperator
-from spectra.hessian.network import culprit
+from spectra.hessian.network import culprit, forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
 
 PRODUCTS_PER_EXAMINATION = 5
+PRODUCTS_PER_CERTIFICATE = 3  # in float64
+_SMALLEST = torch.finfo(torch.float64).tiny  # a zero operator has a noise floor, too
 _DOCTORS_PROBE = 2**64 - 1  # the examination's start vector is none of the Lanczos probes'
 
 
@@ -79,6 +83,11 @@ def examine(operator: SymmetricOperator, *, seed: int = 0) -> Examination:
     Returns:
         The defects, relative to the size of the product.
     """
+    with forked_random_state(operator.device):  # a random layer draws from the global state
+        return _examine(operator, seed)
+
+
+def _examine(operator: SymmetricOperator, seed: int) -> Examination:
     v = random_start(
         operator.dim, seed=seed, probe=_DOCTORS_PROBE, dtype=operator.dtype, device=operator.device
     )
@@ -115,6 +124,8 @@ def certify(
 ) -> Certificate:
     """Recompute the Rayleigh quotient of a vector in two independent float64 passes.
 
+    Three products are spent; the third measures the size of the operator.
+
     Args:
         operator: the fixed operator; only what it is the Hessian of is used, not its products.
         vector: (n,) any nonzero vector; the Ritz vector of λmin gives the sharpest bound.
@@ -131,10 +142,13 @@ def certify(
     first = objective.recut(dtype=torch.float64, backwards=True)
     hy = first.product(y, choice.reference)
     theta = _dot(y, hy)
-    second = first.recut(batch_size=max(1, first.batch_size // 2 + 1), backwards=False)
-    other = _dot(y, second.product(y, choice.path))
+    # One sample more at once than the first pass: the cuts differ wherever they can.
+    second = first.recut(batch_size=first.batch_size + 1, backwards=False)
+    disagreement = _norm(hy - second.product(y, choice.path))
+    z = random_start(objective.dim, seed=0, probe=_DOCTORS_PROBE, device=objective.device)
+    size = objective.dim**0.5 * _norm(first.product(z, choice.reference))
     operations = objective.dim + len(objective.samples)
-    floor = abs(theta - other) + operations * 2.0**-53 * _norm(hy)
+    floor = disagreement + operations * 2.0**-53 * max(size, _norm(hy), _SMALLEST)
     return Certificate(
         name,
         "float64",

@@ -1,8 +1,9 @@
 """Trust a way of differentiating only after it has been compared with another, in float64.
 
 Reverse-over-forward is silently wrong through LayerNorm and InstanceNorm, double backward through
-`weight_norm`; other layers lack a formula. One product over a few samples tells: double backward is
-held against a central difference of the gradient, the faster paths against double backward.
+`weight_norm`; other layers lack a formula. One product over a few samples tells: every path is held
+against a central difference of the gradient, and the chosen one against another path. Both are
+taken a little beside the model's own parameters, where no ReLU stands exactly on its kink.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.hessian.network import culprit, forked_random_state
 from spectra.hessian.objective import Objective
 from spectra.hessian.products import ProductName
+from spectra.krylov.operator import not_finite
 
 # The fastest first; the reference stands last and needs no comparison with itself.
 _PREFERENCE: tuple[ProductName, ...] = (
@@ -26,7 +29,9 @@ _PREFERENCE: tuple[ProductName, ...] = (
 )
 _SAMPLES = 8
 _AGREEMENT = 1e-8  # relative, between two exact float64 paths
-_DIFFERENCE = 1e-2  # relative, against finite differences: kinks of ReLU lie between the two points
+_DIFFERENCE = 1e-4  # relative, against finite differences
+_ASIDE = 1e-3  # how far from the model's parameters the paths are compared, relative to their size
+_STEPS = (1e-4, 1e-6, 1e-8, 1e-9)  # of the differences: the small ones find no kink in between
 
 
 @dataclass(frozen=True)
@@ -52,88 +57,114 @@ def choose_product(objective: Objective, *, path: ProductName | None = None) -> 
 
     Raises:
         SpectraError: no path agrees with a finite difference of the gradient, or the path that was
-            asked for does not.
+            asked for does not; a layer is random (it is named); a gradient is not finite.
     """
-    count = len(objective.samples)
-    index = torch.linspace(0, count - 1, min(_SAMPLES, count)).long()
-    # A copy of its own, for the finite differences move its parameters.
-    few = objective.select(torch.unique(index)).recut(batch_size=_SAMPLES, dtype=torch.float64)
+    seen = torch.nonzero(objective.weights)[:, 0]
+    index = seen[torch.linspace(0, len(seen) - 1, min(_SAMPLES, len(seen))).long()]
+    # A copy of its own, for its parameters are moved; random layers draw from the global state.
+    few = objective.select(index).recut(batch_size=_SAMPLES, dtype=torch.float64)
     few = replace(few, network=copy.deepcopy(few.network), redraw=None)
+    with forked_random_state(few.device):
+        return _compare(few, path)
+
+
+def _compare(few: Objective, path: ProductName | None) -> ProductChoice:
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(few.dim, generator=generator, dtype=torch.float64).to(few.device)
-    truth = _central_difference(few, vector)
+    vector, aside = torch.randn(2, few.dim, generator=generator, dtype=torch.float64).to(few.device)
+    vector = vector / vector.norm()
+    size = max(1e-3, float(torch.cat([p.reshape(-1) for p in few._at().values()]).norm()))
+    _move(few, aside * (_ASIDE * size / aside.norm()))
 
     products: dict[ProductName, Tensor] = {}
     refused: dict[str, str] = {}
-    errors: dict[ProductName, float] = {}
     for name in _PREFERENCE:
         try:
             products[name] = few.product(vector, name)
-        except SpectraError:
-            raise
         except (RuntimeError, NotImplementedError) as error:
             refused[name] = str(error).splitlines()[0][:160]
-            continue
-        errors[name] = min(_relative(products[name], estimate) for estimate, _ in truth)
-        # A Hessian that is zero leaves nothing but the rounding of the gradients.
-        if not any(
-            float((products[name] - estimate).norm())
-            <= _DIFFERENCE * float(estimate.norm()) + noise
-            for estimate, noise in truth
-        ):
-            refused[name] = (
-                f"{errors[name]:.0%} away from a finite difference of the gradient in float64"
-            )
-    right = [name for name in _PREFERENCE if name in products and name not in refused]
-    if not right or (path is not None and path not in right):
-        raise SpectraError(
-            f"got a model whose Hessian-vector product is wrong or missing ({_explain(refused)}), "
-            f"expected {path or 'one path'} to agree with finite differences: the spectrum would "
-            "be that of no matrix; replace the layer at fault (weight_norm, grid_sample and "
-            "fused kernels are known ones)"
+    truth, noise, conclusive = _central_difference(few, vector, size)
+    if not bool(torch.isfinite(truth).all()):
+        raise not_finite("the gradient of the loss")
+    # Too many kinks, or too little curvature, for differences: then two paths have to agree.
+    right = [
+        name
+        for name, product in products.items()
+        if float((product - truth).norm()) <= _DIFFERENCE * float(truth.norm()) + noise
+        or (not conclusive and _confirmed(name, products))
+    ]
+    for name in products.keys() - set(right):
+        refused[name] = (
+            f"{_relative(products[name], truth):.0%} away from a finite difference of the "
+            "gradient in float64"
         )
-    reference = right[-1]
-    for name in right:
+    if not right or (path is not None and path not in right):
+        raise _refusal(few, path, refused)
+    for name in right if path is None else [path]:
+        reference = next((other for other in reversed(right) if other != name), name)
         disagreement = _relative(products[name], products[reference])
-        if disagreement < _AGREEMENT and path in (None, name):
-            return ProductChoice(name, reference, disagreement, errors[reference], refused)
+        if disagreement < _AGREEMENT or right == [name]:
+            off = _relative(products[reference], truth)
+            return ProductChoice(name, reference, disagreement, off, refused)
         refused[name] = f"{disagreement:.1e} away from {reference} in float64"
-    raise SpectraError(
-        f"got a request for {path}, which is wrong for this model ({_explain(refused)}); leave the "
-        "choice to spectra"
+    raise _refusal(few, path, refused)
+
+
+def _central_difference(
+    few: Objective, vector: Float[Tensor, " n"], size: float
+) -> tuple[Tensor, float, bool]:
+    """Difference the gradient along a unit vector, with the steps that agree best.
+
+    Returns:
+        The estimate of the product, the rounding in it, and whether two steps agree at all: a
+        kink of ReLU between the two points of a step makes it useless.
+    """
+    estimates, noises = [], []
+    at = 0.0
+    for step in (relative * size for relative in _STEPS):
+        sides = []
+        for to in (step, -step):
+            _move(few, (to - at) * vector)
+            at = to
+            sides.append(few.gradient())
+        estimates.append((sides[0] - sides[1]) / (2 * step))
+        noises.append(1e-13 * float(sides[0].norm() + sides[1].norm()) / step)
+    _move(few, -at * vector)
+    pairs = zip(estimates, estimates[1:], noises, strict=False)
+    spread, k = min((float((a - b).norm()), k) for k, (a, b, _) in enumerate(pairs))
+    noise = noises[k + 1]
+    return estimates[k], noise, spread <= _DIFFERENCE * float(estimates[k].norm()) + noise
+
+
+def _move(few: Objective, direction: Float[Tensor, " n"]) -> None:
+    with torch.no_grad():
+        for name, piece in few._split(direction).items():
+            few.network.get_parameter(name).add_(piece)
+
+
+def _confirmed(name: ProductName, products: dict[ProductName, Tensor]) -> bool:
+    return any(
+        other != name and _relative(products[name], product) < _AGREEMENT
+        for other, product in products.items()
     )
 
 
-def _central_difference(few: Objective, vector: Float[Tensor, " n"]) -> list[tuple[Tensor, float]]:
-    """Difference the gradient along a vector; each estimate comes with its rounding noise.
-
-    Three steps, of which the best counts: a kink of ReLU may lie between the two points of one.
-    """
-    theta = {name: few.network.get_parameter(name) for name in few.parameters}
-    start = {name: value.detach().clone() for name, value in theta.items()}
-    size = float(torch.cat([value.reshape(-1) for value in start.values()]).norm())
-    direction = few._split(vector)
-    estimates = []
-    for relative in (1e-4, 1e-5, 1e-6):
-        step = relative * max(size, 1e-3) / float(vector.norm())
-        sides = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                for name, piece in direction.items():
-                    theta[name].copy_(start[name] + sign * step * piece)
-            sides.append(few.gradient())
-        noise = 1e-13 * float(sides[0].norm() + sides[1].norm()) / step
-        estimates.append(((sides[0] - sides[1]) / (2 * step), noise))
-    with torch.no_grad():
-        for name, value in start.items():
-            theta[name].copy_(value)
-    return estimates
+def _refusal(few: Objective, path: ProductName | None, refused: dict[str, str]) -> SpectraError:
+    layer = culprit(few.network, few.samples.prepared(few.dtype, few.device))
+    if layer is not None:
+        return SpectraError(
+            f"got a model whose {layer} gives another output in every pass, expected a fixed "
+            "function of the parameters: every product would be with another matrix; take the "
+            "randomness out (F.dropout needs training=self.training)"
+        )
+    why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    return SpectraError(
+        f"got a model whose Hessian-vector product is wrong or missing ({why}), expected "
+        f"{path or 'one path'} to agree with finite differences and other paths: the spectrum "
+        "would be that of no matrix; replace the layer at fault (weight_norm, custom autograd "
+        "functions and fused kernels are known ones), or leave the choice of the path to spectra"
+    )
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
     scale = max(float(a.norm()), float(b.norm()))
     return float((a - b).norm()) / scale if scale > 0 else 0.0
-
-
-def _explain(refused: dict[str, str]) -> str:
-    return "; ".join(f"{name}: {why}" for name, why in refused.items())

@@ -53,9 +53,19 @@ def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) 
         The copy. Parameters keep their names, order and ties; all of them require gradients.
 
     Raises:
-        SpectraError: a batch norm uses the statistics of the batch even in evaluation mode.
+        SpectraError: a batch norm uses the statistics of the batch even in evaluation mode, or the
+            model cannot be copied.
     """
-    network = copy.deepcopy(model).to(device=device, dtype=dtype).eval()
+    try:
+        network = copy.deepcopy(model).to(device=device, dtype=dtype).eval()
+    except RuntimeError as error:
+        if "deepcopy" not in str(error):
+            raise
+        raise SpectraError(
+            "got a model that cannot be copied, expected one whose tensors are parameters or "
+            "buffers: a computed weight, as the old torch.nn.utils.weight_norm keeps it, would "
+            "not follow its parameters; remove_weight_norm first"
+        ) from error
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise SpectraError(
@@ -74,16 +84,21 @@ def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) 
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     # On CPU and GPU alike, convolutions and their derivatives then keep one memory layout.
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 @contextlib.contextmanager
-def exact_arithmetic(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
+def exact_arithmetic(
+    device: torch.device, *, tf32: bool = False, recurrent: bool = False
+) -> Iterator[None]:
     """Run products with kernels that have second derivatives, in the precision that was asked for.
 
-    Attention takes its plain form (the fused ones lack second derivatives), recurrent layers leave
-    cuDNN, convolutions and matrix products use TF32 only when `tf32` says so, and cuDNN uses
-    deterministic algorithms. Every setting is put back on the way out.
+    Attention takes its plain form (the fused ones lack second derivatives), `recurrent` networks
+    leave cuDNN for the same reason, convolutions and matrix products use TF32 only when `tf32` says
+    so, and cuDNN uses deterministic algorithms. Every setting is put back on the way out.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -101,7 +116,17 @@ def exact_arithmetic(device: torch.device, *, tf32: bool = False) -> Iterator[No
                 setattr, torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic
             )
             torch.backends.cudnn.deterministic = True
+            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+            torch.backends.cudnn.enabled &= not recurrent
         yield
+
+
+def forked_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Put the global random state, of the CPU and of `device`, back on the way out."""
+    fork: contextlib.AbstractContextManager[None] = torch.random.fork_rng(
+        devices=[device] if device.type == "cuda" else []
+    )
+    return fork
 
 
 def culprit(network: nn.Module, inputs: Tensor) -> str | None:
@@ -123,7 +148,7 @@ def culprit(network: nn.Module, inputs: Tensor) -> str | None:
 
     hooks = [module.register_forward_hook(record) for module in names]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), forked_random_state(inputs.device):
             network(inputs)
             first, outputs = outputs, []
             network(inputs)

@@ -7,6 +7,7 @@ Sums run over samples and are divided once, so no way of cutting the data into b
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from spectra.data import IGNORED, Samples
 from spectra.errors import SpectraError
 from spectra.hessian.network import exact_arithmetic, private_copy
-from spectra.hessian.products import PRODUCTS, Function, Parameters, ProductName
+from spectra.hessian.products import PRODUCTS, Function, Parameters, ProductName, gradient
 from spectra.krylov import SymmetricOperator
 from spectra.losses import CallableLoss, LossSpec, as_loss
 
@@ -202,14 +203,14 @@ class Objective:
     def value(self) -> float:
         """Evaluate L."""
         theta = self._at()
-        with torch.no_grad(), exact_arithmetic(self.device, tf32=self.tf32):
+        with torch.no_grad(), self._arithmetic():
             total = sum(float(f(theta).double()) for f in self._functions())
         return total / self.normalizer
 
     def gradient(self) -> Float[Tensor, " n"]:
         """Differentiate L once; accumulated in float64 over the batches."""
         theta = self._at()
-        return self._accumulate(lambda f: torch.func.grad(f)(theta))
+        return self._accumulate(lambda f: gradient(f, theta))
 
     def product(self, vector: Float[Tensor, " n"], path: ProductName) -> Float[Tensor, " n"]:
         """Multiply H with a vector, accumulated in float64 over the batches.
@@ -276,7 +277,7 @@ class Objective:
         while True:
             try:
                 total: Tensor | None = None
-                with exact_arithmetic(self.device, tf32=self.tf32):
+                with self._arithmetic():
                     for f in self._functions():
                         part = self._flatten(derivative(f))
                         total = part.double() if total is None else total.add_(part)
@@ -290,6 +291,10 @@ class Objective:
             self.batching.parts = []
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self.network.modules())
+        return exact_arithmetic(self.device, tf32=self.tf32, recurrent=recurrent)
 
     def _at(self) -> Parameters:
         live = [name for name in self.parameters if name not in self.frozen]
@@ -336,7 +341,7 @@ class Objective:
         leaves = [m for m in self.network.modules() if next(m.children(), None) is None]
         hooks = [m.register_forward_hook(count) for m in leaves]
         try:
-            with torch.no_grad(), exact_arithmetic(self.device):
+            with torch.no_grad(), self._arithmetic():
                 one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
                 self.network(one.prepared(self.dtype, self.device))
         finally:
@@ -345,7 +350,10 @@ class Objective:
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0]
         else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            # macOS only tells how much memory there is, not how much of it is free.
+            known = "SC_AVPHYS_PAGES" in os.sysconf_names
+            pages = os.sysconf("SC_AVPHYS_PAGES" if known else "SC_PHYS_PAGES")
+            free = pages * os.sysconf("SC_PAGE_SIZE")
         fits = free // 4 // max(1, seen * _ACTIVATION_FACTOR)
         return int(max(1, min(fits, _LARGEST_BATCH.get(self.device.type, 128))))
 

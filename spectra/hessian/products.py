@@ -25,6 +25,15 @@ Function = Callable[[Parameters], Tensor]
 ProductName = Literal["reverse-over-forward", "double-backward", "forward-over-reverse"]
 
 
+def gradient(f: Function, at: Parameters) -> Parameters:
+    """Differentiate `f` once, by the engine that every custom autograd function knows."""
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    first = torch.autograd.grad(
+        f(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(leaves, first, strict=True))
+
+
 def reverse_over_forward(f: Function, at: Parameters, vector: Parameters) -> Parameters:
     """Differentiate the directional derivative of `f` at `at` along `vector`."""
     directional = partial(_directional_derivative, f, vector)
