@@ -19,7 +19,12 @@ from torch import Tensor
 import spectra
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
-from spectra.doctor import PRODUCTS_PER_EXAMINATION, certify, examine
+from spectra.doctor import (
+    PRODUCTS_PER_CERTIFICATE,
+    PRODUCTS_PER_EXAMINATION,
+    certify,
+    examine,
+)
 from spectra.errors import SpectraError
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.krylov import (
@@ -37,8 +42,7 @@ from spectra.results import Analysis, ClassSpectrum
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
-_CERTIFICATE = 2  # products: two float64 passes, one by double backward,
-_CERTIFICATE_COST = 6  # which take about as long as six of the fast path
+_CERTIFICATE_COST = 9  # in products of the fast path: float64 passes, two by double backward
 
 
 @runtime_checkable
@@ -255,7 +259,7 @@ class _Study:
         extra = TRACE_PROBES if self.plan.protocol == "exact" else 0
         each = PRODUCTS_PER_EXAMINATION + steps + _ENDS + extra
         work = (each + _CERTIFICATE_COST) * sum(self._work(part) for part in parts)
-        return (each + _CERTIFICATE) * len(parts), work
+        return (each + PRODUCTS_PER_CERTIFICATE) * len(parts), work
 
     def _work(self, part: Part) -> int:
         return len(part.index) * max(1, self.plan.frozen_copies)
@@ -329,7 +333,7 @@ class _Study:
         assert vectors.low is not None
         name = f"frozen:{copies}" if (copies := plan.frozen_copies) else "none"
         certificate = certify(fixed, vectors.low, name=name)
-        tick(_CERTIFICATE, _CERTIFICATE_COST)
+        tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
         vectors.drop()
         yield assemble(outline, runs, ends, forms, examination, certificate)
 
