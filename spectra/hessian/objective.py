@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spectra.data import IGNORED, Samples
 from spectra.errors import SpectraError
-from spectra.hessian.network import exact_arithmetic, private_copy
+from spectra.hessian.network import exact_arithmetic, forked_random_state, private_copy
 from spectra.hessian.products import PRODUCTS, Function, Parameters, ProductName, gradient
 from spectra.krylov import SymmetricOperator
 from spectra.losses import CallableLoss, LossSpec, as_loss
@@ -341,7 +341,7 @@ class Objective:
         leaves = [m for m in self.network.modules() if next(m.children(), None) is None]
         hooks = [m.register_forward_hook(count) for m in leaves]
         try:
-            with torch.no_grad(), self._arithmetic():
+            with torch.no_grad(), self._arithmetic(), forked_random_state(self.device):
                 one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
                 self.network(one.prepared(self.dtype, self.device))
         finally:
