@@ -138,6 +138,11 @@ class _Study:
                 "got a checkpoint that does not say which loss it was trained with, expected one "
                 "that does: --loss trained would be a guess; use --loss ce"
             )
+        if plan.augment == "resample" and samples.augmentation is None:
+            raise SpectraError(
+                "got --augment resample for data that name no augmentation, expected images with "
+                "one: nothing would move, and be called moving; use --augment none"
+            )
         plain = LossSpec.cross_entropy(scale=checkpoint.head_scale)
         loss = checkpoint.loss if plan.loss == "trained" and checkpoint.loss else plain
         copies = plan.frozen_copies

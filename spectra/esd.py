@@ -75,21 +75,39 @@ def _run(options: argparse.Namespace) -> int:
     finally:
         if bar is not None:
             bar.close()
-    return _show(analysis, folder, options)
+    return _show(analysis, checkpoint, folder, options)
 
 
-def _show(analysis: Analysis, folder: Path, options: argparse.Namespace) -> int:
-    from spectra import figures, tables
+def _show(
+    analysis: Analysis, checkpoint: Checkpoint, folder: Path, options: argparse.Namespace
+) -> int:
+    from spectra import SpectraError, figures, tables
 
-    analysis = replace(analysis, settings={**analysis.settings, "kernel": _kernel(options)})
+    spec = analysis.data.get("spec") or {}
+    rest = {  # the flags that are not the plan's: smoothing, data and network
+        "kernel": _kernel(options),
+        "data": None if options.data is None else Path(options.data).name,
+        "dataset": spec.get("name"),
+        "imbalance_ratio": spec.get("ratio"),
+        "model": options.model,
+        "arch": checkpoint.model_spec.arch,
+        "num_classes": checkpoint.model_spec.num_classes,
+    }
+    analysis = replace(analysis, settings={**analysis.settings, **rest})
     analysis.save(folder)
     tables.to_csv(analysis, folder / "esd.csv")
     drawn = figures.save(figures.density_grid(analysis, kernel=_kernel(options)), folder)
+    for page in set(folder.glob("esd-*.png")) | set(folder.glob("esd-*.pdf")):
+        if page not in drawn:  # a page of an earlier run, which had more of them
+            page.unlink()
     if not options.quiet:
         print(tables.render(analysis, width=_width()))
         files = ["esd.json", "esd.npz", "esd.csv", *(path.name for path in drawn)]
         print(f"\n{folder}{os.sep}: {', '.join(files)}")
-    return 2 if analysis.spectra and all(s.error for s in analysis.spectra) else 0
+    errors = [spectrum.error for spectrum in analysis.spectra if spectrum.error is not None]
+    if not errors or len(errors) < len(analysis.spectra):
+        return 0
+    raise SpectraError(f"every spectrum failed, the first because: {errors[0]}")
 
 
 def _open(
@@ -241,7 +259,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of the products")
     add("--tf32", action=argparse.BooleanOptionalAction, default=False, help="allow TF32 on CUDA")
-    add("--product", default="auto", help="insist on one way of differentiating (default auto)")
+    add(
+        "--product",
+        choices=("auto", "reverse-over-forward", "forward-over-reverse", "double-backward"),
+        default="auto",
+        help="insist on one way of differentiating (default auto: the fastest that is right)",
+    )
     add(
         "--kernel",
         choices=("default", "paper"),

@@ -41,6 +41,8 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SpectraError(f"got {name} = {value}, expected at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise SpectraError(f"got seed = {self.seed}, expected 0 to 2**63 - 1")
         kind, _, copies = self.augment.partition(":")
         if kind not in ("none", "frozen", "resample") or (
             copies and (kind != "frozen" or not copies.isdecimal() or int(copies) < 1)

@@ -1,0 +1,493 @@
+"""The hallway: what `analyze` promises about interruptions, failures, counts and side effects."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import spectra
+from spectra import (
+    Analysis,
+    Checkpoint,
+    ClassSpectrum,
+    ModelSpec,
+    Plan,
+    Samples,
+    SpectraError,
+    analyze,
+    class_operators,
+    hessian_operator,
+)
+from spectra.analysis import TRACE_PROBES
+from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
+from spectra.hessian import Objective
+from spectra.losses import LossSpec
+
+CLASSES = 3
+
+
+def network(seed: int = 0, inputs: int = 4, classes: int = CLASSES) -> nn.Module:
+    """A smooth network of 43 parameters whose Hessian is indefinite."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, classes)).eval()
+
+
+def samples(seed: int = 0, counts: tuple[int, ...] = (9, 5, 2)) -> Samples:
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    inputs = torch.randn(len(targets), 4, generator=generator)
+    return Samples.from_batches((inputs, targets), num_classes=len(counts))
+
+
+def checkpoint(model: nn.Module | None = None, loss: LossSpec | None = None) -> Checkpoint:
+    return Checkpoint(
+        model=model or network(),
+        model_spec=ModelSpec("toy", CLASSES),
+        data=None,
+        loss=loss,
+        epoch=3,
+        metrics={},
+        sha256="ab" * 32,
+        file="toy.pt",
+    )
+
+
+PLAN = Plan(overall=True, per_class=True, steps=8, probes=3, device="cpu")
+
+
+class Meter:
+    """Counts products; interrupts like Ctrl-C when a label has had so many."""
+
+    def __init__(self, label: str = "", after: int = 0) -> None:
+        self.label, self.after = label, after
+        self.announced = self.work = self.done = self.worked = 0
+        self.by_label: dict[str, int] = {}
+
+    def begin(self, products: int, work: int) -> None:
+        self.announced, self.work = products, work
+
+    def tick(self, label: str, products: int, work: int) -> None:
+        self.done += products
+        self.worked += work
+        self.by_label[label] = self.by_label.get(label, 0) + products
+        if label == self.label and self.by_label[label] > self.after:
+            raise KeyboardInterrupt
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "esd.npz", allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def same_files(one: Path, other: Path) -> bool:
+    a, b = arrays_of(one), arrays_of(other)
+    return (
+        (one / "esd.json").read_bytes() == (other / "esd.json").read_bytes()
+        and a.keys() == b.keys()
+        and all(np.array_equal(a[key], b[key]) for key in a)
+    )
+
+
+@pytest.mark.parametrize("after", [0, 3, 14, 22, 30, 40], ids=lambda n: f"product{n}")
+@pytest.mark.parametrize("augment", ["none", "resample"])
+def test_kill_and_resume_equals_an_uninterrupted_run_bit_for_bit(
+    augment: str, after: int, tmp_path: Path
+) -> None:
+    """P47: whichever product of the second class is the last; probes are kept, too."""
+    plan, data = replace(PLAN, augment=augment), images()
+    held = checkpoint(pictures())
+    analyze(held, plan, train=data, folder=tmp_path / "whole")
+    stop = Meter("class 1", after)
+    with pytest.raises(KeyboardInterrupt):
+        analyze(held, plan, train=data, folder=tmp_path / "cut", progress=stop)
+    partial = Analysis.load(tmp_path / "cut")
+    assert partial.finished == ("overall", "class 0")
+    doctor = PRODUCTS_PER_EXAMINATION
+    finished = min(2, max(0, after - doctor) // plan.steps)
+    entry = partial.get("class 1")
+    assert (0 if entry is None else entry.probes) == finished
+    assert entry is None or not entry.complete
+
+    meter = Meter()
+    analyze(held, plan, train=data, folder=tmp_path / "cut", resume=True, progress=meter)
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+    assert set(meter.by_label) == {"class 1", "class 2"}  # what was finished is not touched
+    assert meter.done == meter.announced
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["esd.json", "esd.npz"]
+
+
+def images() -> Samples:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (12, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    targets = torch.tensor([0] * 6 + [1] * 4 + [2] * 2)
+    return Samples(pixels, targets, 3, ("a", "b", "c"), (0.5,), (0.3,), "crop:1")
+
+
+def pictures() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), *network(inputs=16)).eval()
+
+
+def test_resuming_keeps_negative_zero_and_failed_entries(tmp_path: Path) -> None:
+    """P47: a marker like "value ≤ 0" would compute negative ones again."""
+    data, held = samples(), checkpoint()
+    done = analyze(held, PLAN, train=data, folder=tmp_path)
+    negative = done.get("class 1")
+    assert negative is not None
+    assert negative.lambda_min < 0
+    zero = replace(done.get("class 0"), lambda_min=0.0, nonconvexity=0.0, trace=0.0)
+    failed = replace(done.get("class 2"), error="NaN in batch 3", lambda_min=None)
+    done.with_spectrum(zero).with_spectrum(failed).save(tmp_path)
+    meter = Meter()
+    again = analyze(held, PLAN, train=data, folder=tmp_path, resume=True, progress=meter)
+    assert meter.announced == meter.done == 0
+    assert again.get("class 0").lambda_min == 0.0
+    assert again.get("class 1").lambda_min == negative.lambda_min
+    assert again.get("class 2").error == "NaN in batch 3"
+
+
+def test_resuming_may_ask_for_more_and_loses_nothing(tmp_path: Path) -> None:
+    data, held = samples(), checkpoint()
+    fewer = replace(PLAN, overall=False, per_class=False, classes=(2,))
+    first = analyze(held, fewer, train=data, folder=tmp_path)
+    meter = Meter()
+    more = analyze(held, PLAN, train=data, folder=tmp_path, resume=True, progress=meter)
+    assert more.labels == ("overall", "class 0", "class 1", "class 2")
+    assert "class 2" not in meter.by_label
+    assert more.get("class 2").trace == first.get("class 2").trace
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"steps": 9}, "steps"),
+        ({"probes": 4}, "probes"),
+        ({"seed": 1}, "seed"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"split": "test"}, "split"),
+        ({"max_samples": 4}, "max_samples"),
+        ({"batch_size": 3}, "batch_size"),
+        ({"protocol": "released"}, "protocol"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_resuming_with_other_settings_is_refused_by_name(
+    changes: dict[str, object], word: str, tmp_path: Path
+) -> None:
+    data, held = samples(), checkpoint()
+    few = replace(PLAN, overall=False, per_class=False, classes=(2,), probes=1, steps=4)
+    analyze(held, few, train=data, test=data, folder=tmp_path)
+    before = (tmp_path / "esd.json").read_bytes()
+    plan = replace(few, **changes)
+    with pytest.raises(SpectraError, match=rf"other settings.*{word} \("):
+        analyze(held, plan, train=data, test=data, folder=tmp_path, resume=True)
+    assert (tmp_path / "esd.json").read_bytes() == before
+
+
+def test_resuming_with_another_checkpoint_or_draw_is_refused(tmp_path: Path) -> None:
+    few = Plan(classes=(2,), steps=4, device="cpu")
+    analyze(checkpoint(), few, train=samples(), folder=tmp_path)
+    other = replace(checkpoint(), sha256="cd" * 32)
+    with pytest.raises(SpectraError, match="checkpoint"):
+        analyze(other, few, train=samples(), folder=tmp_path, resume=True)
+    with pytest.raises(SpectraError, match="draw"):
+        analyze(checkpoint(), few, train=samples(counts=(9, 5, 3)), folder=tmp_path, resume=True)
+    moved = analyze(checkpoint(), few, train=samples(seed=1), folder=tmp_path, resume=True)
+    assert any("other pixels" in note for note in moved.notes)  # the draw agrees: reused, and told
+
+
+class Squares(nn.Module):
+    """Overflows in float32 for the inputs of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x * x)
+
+
+def test_one_class_that_fails_leaves_the_others_results_alone(tmp_path: Path) -> None:
+    """P40: the NaN is named, not averaged away."""
+    data = samples(counts=(9, 9, 9))
+    inputs = data.inputs.clone()
+    inputs[10] = 1e30  # not among the samples that the choice of the product looks at
+    plan = Plan(per_class=True, steps=5, device="cpu")
+    healthy = analyze(checkpoint(Squares()), plan, train=data)
+    found = analyze(
+        checkpoint(Squares()), plan, train=replace(data, inputs=inputs), folder=tmp_path
+    )
+    assert found.labels == ("class 0", "class 1", "class 2")
+    assert found.get("class 1").error is not None
+    assert "NaN" in found.get("class 1").error
+    assert found.get("class 1").lambda_min is None
+    for label in ("class 0", "class 2"):
+        assert found.get(label).error is None
+        assert found.get(label).lambda_min == healthy.get(label).lambda_min
+    assert Analysis.load(tmp_path).get("class 1").error == found.get("class 1").error
+
+
+@pytest.mark.parametrize("sizes", [(1, 16), (3, 5)])
+def test_results_do_not_depend_on_the_batches(sizes: tuple[int, int]) -> None:
+    plans = [replace(PLAN, dtype="float64", batch_size=size, probes=1) for size in sizes]
+    one, other = (analyze(checkpoint(), plan, train=samples()) for plan in plans)
+    for a, b in zip(one.spectra, other.spectra, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-12)
+        for key in ("lambda_min", "lambda_max", "trace", "trace_stderr", "nonconvexity"):
+            assert getattr(a, key) == pytest.approx(getattr(b, key), rel=1e-9), key
+
+
+def test_shares_sum_to_one_and_losses_and_traces_add_up() -> None:
+    """Law 1: Σ_c (N_c/N) H_c = H, for the quadratic forms of one and the same probe."""
+    found = analyze(checkpoint(), replace(PLAN, dtype="float64"), train=samples())
+    overall, *classes = found.spectra
+    assert overall.share == 1.0
+    assert sum(s.share for s in classes) == pytest.approx(1.0, abs=1e-15)
+    assert sum(s.share * s.loss for s in classes) == pytest.approx(overall.loss, rel=1e-12)
+    forms = sum(s.share * np.array(s.quadratic_forms) for s in classes)
+    np.testing.assert_allclose(forms, overall.quadratic_forms, rtol=1e-10)
+
+
+def dense(label: str, data: Samples) -> np.ndarray:
+    which = data if label == "overall" else data.of_class(int(label.split()[1]))
+    return hessian_operator(network(), which, dtype=torch.float64).dense().numpy()
+
+
+def test_a_full_run_gives_the_dense_matrix_eigenvalues_and_a_certificate_that_holds() -> None:
+    """Steps reach the number of parameters: nodes are eigenvalues, and θ = λmin."""
+    data = samples()
+    plan = replace(PLAN, steps=100, probes=1, dtype="float64")
+    for spectrum in analyze(checkpoint(), plan, train=data).spectra:
+        values = np.linalg.eigvalsh(dense(spectrum.label, data))
+        scale = abs(values).max()
+        assert spectrum.lambda_min == pytest.approx(values[0], abs=1e-10 * scale)
+        assert spectrum.lambda_max == pytest.approx(values[-1], abs=1e-10 * scale)
+        assert spectrum.converged
+        certificate = spectrum.certificate
+        theta, floor = certificate["rayleigh_quotient"], certificate["noise_floor"]
+        assert floor > 0
+        assert theta == pytest.approx(values[0], abs=1e-10 * scale)
+        assert theta + floor >= values[0]
+        assert certificate["lower_bound_95"] <= values[0] + 1e-10 * scale
+        assert certificate["negative_curvature"] == spectrum.proven == (theta + floor < 0)
+        assert spectrum.nonconvexity == pytest.approx(max(0.0, -values[0]) / values[-1])
+        assert spectrum.trace == pytest.approx(values.sum(), abs=6 * spectrum.trace_stderr)
+        below = (values < -spectrum.negative_mass_threshold).mean()
+        assert spectrum.negative_mass_threshold >= 1e-6 * spectrum.lambda_max
+        assert abs(spectrum.negative_mass - below) < 0.5
+
+
+def test_a_short_run_is_bracketed_by_its_certificate_and_its_bound() -> None:
+    """θ ≥ λmin always; the 95 % bound lies below λmin here; non-convergence is said."""
+    data = samples()
+    plan = replace(PLAN, steps=4, probes=2, dtype="float64")
+    for spectrum in analyze(checkpoint(), plan, train=data).spectra:
+        values = np.linalg.eigvalsh(dense(spectrum.label, data))
+        certificate = spectrum.certificate
+        assert certificate["rayleigh_quotient"] + certificate["noise_floor"] >= values[0]
+        bound = certificate["lower_bound_95"]
+        assert bound is None or bound <= values[0]
+        near = abs(values - spectrum.lambda_min).min()
+        assert near <= spectrum.residual_min + spectrum.doctor["noise_floor"]
+        assert spectrum.converged or spectrum.residual_min > 0
+
+
+def test_a_convex_problem_has_no_proven_negative_curvature() -> None:
+    """Softmax regression: λmin = 0 to rounding, whatever sign the Ritz value took."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        linear = nn.Linear(4, CLASSES)
+    for dtype in ("float32", "float64"):
+        plan = replace(PLAN, steps=15, probes=1, dtype=dtype)
+        for spectrum in analyze(checkpoint(linear), plan, train=samples()).spectra:
+            assert not spectrum.proven
+            assert 0 <= spectrum.nonconvexity < 1e-5
+            assert spectrum.negative_mass < 0.5
+
+
+def snapshot(model: nn.Module) -> dict[str, object]:
+    parameters = list(model.parameters())
+    return {
+        "weights and buffers": {name: v.clone() for name, v in model.state_dict().items()},
+        "requires_grad": [p.requires_grad for p in parameters],
+        "grad": [None if p.grad is None else p.grad.clone() for p in parameters],
+        "training": [module.training for module in model.modules()],
+        "torch's random state": torch.get_rng_state(),
+        "numpy's random state": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "TF32": torch.backends.cudnn.allow_tf32,
+        "default dtype": torch.get_default_dtype(),
+        "gradients on": torch.is_grad_enabled(),
+    }
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"augment": "resample"}, {"augment": "frozen:2"}, {"protocol": "released"}],
+    ids=str,
+)
+def test_nothing_outside_is_touched(changes: dict[str, str]) -> None:
+    """Law 7, bit for bit (Python's own generator is left out: beartype draws from it here)."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    model.train()
+    model[3].weight.requires_grad_(False)
+    model[3].bias.grad = torch.ones(3)
+    before = snapshot(model)
+    plan = replace(PLAN, steps=3, probes=1, classes=(1,), per_class=False, **changes)
+    analyze(checkpoint(model), plan, train=images(), test=images())
+    after = snapshot(model)
+    assert [what for what in before if not equal(before[what], after[what])] == []
+
+
+def passes(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, int], Meter]:
+    """Count the products of one class by precision, leaving out the choice over a few samples."""
+    counted = {"torch.float32": 0, "torch.float64": 0}
+    product = Objective.product
+
+    def counting(self: Objective, *args: object, **kwargs: object) -> torch.Tensor:
+        if len(self.samples) == 9:
+            counted[str(self.dtype)] += 1
+        return product(self, *args, **kwargs)
+
+    meter = Meter()
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "product", counting)
+        analyze(checkpoint(), plan, train=samples(), progress=meter)
+    return counted, meter
+
+
+def test_a_run_of_m_steps_takes_m_products_and_the_stated_few_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P41: no product is hidden, and the bar counts those that there are."""
+    plan = Plan(classes=(0,), steps=7, device="cpu")
+    counted, meter = passes(plan, monkeypatch)
+    ends = 2  # one product each for the residuals of λmin and λmax
+    assert counted["torch.float32"] == 7 + PRODUCTS_PER_EXAMINATION + TRACE_PROBES + ends
+    assert counted["torch.float64"] == PRODUCTS_PER_CERTIFICATE
+    assert meter.announced == meter.done == sum(counted.values())
+    assert meter.work == meter.worked
+    longer, _ = passes(replace(plan, steps=12), monkeypatch)
+    assert longer["torch.float32"] - counted["torch.float32"] == 5
+    more, meter = passes(replace(plan, probes=3), monkeypatch)
+    assert more["torch.float32"] - counted["torch.float32"] == 14
+    assert meter.announced == meter.done
+
+
+def test_steps_end_where_the_space_does() -> None:
+    """Softmax regression with two features has 9 parameters; no step is spent beyond."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        linear = nn.Linear(2, CLASSES)
+    data = samples()
+    meter = Meter()
+    narrow = replace(data, inputs=data.inputs[:, :2])
+    plan = Plan(steps=50, device="cpu", dtype="float64")
+    (spectrum,) = analyze(checkpoint(linear), plan, train=narrow, progress=meter).spectra
+    assert spectrum.steps <= 9
+    assert meter.announced <= 9 + 30
+
+
+def test_probes_are_those_of_the_seed_whatever_else_is_computed() -> None:
+    data = samples()
+    alone = analyze(checkpoint(), Plan(classes=(2,), steps=5, device="cpu"), train=data)
+    beside = analyze(checkpoint(), replace(PLAN, steps=5, probes=1), train=data)
+    other = analyze(checkpoint(), Plan(classes=(2,), steps=5, seed=1, device="cpu"), train=data)
+    a, b, c = (x.get("class 2").runs[0].alphas for x in (alone, beside, other))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def sources() -> dict[str, Callable[[], object]]:
+    data = samples()
+    pair = (data.inputs, data.targets)
+    ragged = [(data.inputs[i:j], data.targets[i:j]) for i, j in itertools.pairwise((0, 7, 13, 16))]
+    return {
+        "pair": lambda: pair,
+        "list": lambda: ragged,
+        "loader": lambda: DataLoader(TensorDataset(*pair), batch_size=5),
+        "samples": lambda: data,
+    }
+
+
+@pytest.mark.parametrize("name", sources())
+def test_any_source_of_batches_gives_the_same_spectrum(name: str) -> None:
+    """The README's five lines with a pair of tensors, a list, a loader and samples."""
+    operator = class_operators(network(), sources()[name](), dtype=torch.float64)[1]
+    run = spectra.lanczos(operator, spectra.random_start(operator.dim, seed=0, probe=0), steps=43)
+    certificate = spectra.certify(operator, run.vector(0))
+    values = np.linalg.eigvalsh(dense("class 1", samples()))
+    assert certificate.rayleigh_quotient == pytest.approx(values[0], abs=1e-10)
+    assert certificate.negative_curvature
+
+
+def test_the_analysis_of_a_loader_equals_that_of_its_samples(tmp_path: Path) -> None:
+    loader = sources()["loader"]()
+    read = Samples.from_batches(loader, num_classes=3)
+    found = analyze(checkpoint(), replace(PLAN, steps=4), train=read, folder=tmp_path)
+    direct = analyze(checkpoint(), replace(PLAN, steps=4), train=samples())
+    assert found.data["name"] == "own tensors"
+    assert found.data["spec"] is None
+    assert [s.lambda_min for s in found.spectra] == [s.lambda_min for s in direct.spectra]
+    loaded = Analysis.load(tmp_path)
+    assert [s.to_dict() for s in loaded.spectra] == [s.to_dict() for s in found.spectra]
+
+
+def test_what_does_not_fit_together_is_refused_before_any_product() -> None:
+    data, held = samples(), checkpoint()
+    with pytest.raises(SpectraError, match="no test samples"):
+        analyze(held, Plan(split="test", device="cpu"), train=data)
+    with pytest.raises(SpectraError, match="--loss ce"):
+        analyze(held, Plan(loss="trained", device="cpu"), train=data)
+    with pytest.raises(SpectraError, match="3 outputs for data of 4 classes"):
+        analyze(held, Plan(device="cpu"), train=samples(counts=(3, 3, 3, 3)))
+    with pytest.raises(SpectraError, match="expected 0 to 2"):
+        analyze(held, Plan(classes=(3,), device="cpu"), train=data)
+    empty = Samples.from_batches((data.inputs[:14], data.targets[:14]), num_classes=3)
+    with pytest.raises(SpectraError, match="no sample of class 2"):
+        analyze(held, Plan(classes=(2,), device="cpu"), train=empty)
+    assert analyze(held, Plan(per_class=True, steps=2, device="cpu"), train=empty).labels == (
+        "class 0",
+        "class 1",
+    )
+    with pytest.raises(SpectraError, match="augmentation"):
+        analyze(held, Plan(augment="resample", device="cpu"), train=data)
+
+
+def test_the_trained_loss_overall_is_the_weighted_mean() -> None:
+    """Σ w_i ℓ_i / Σ w_i, no weight decay; within one class the weights cancel."""
+    weights = (0.2, 1.0, 1.8)
+    held = checkpoint(loss=LossSpec("ce", weights=weights))
+    data = samples()
+    trained = analyze(held, replace(PLAN, loss="trained", dtype="float64"), train=data)
+    plain = analyze(held, replace(PLAN, dtype="float64"), train=data)
+    for c in range(3):
+        assert trained.get(f"class {c}").loss == plain.get(f"class {c}").loss
+    sums = [weights[c] * data.counts[c] for c in range(3)]
+    mean = sum(w * plain.get(f"class {c}").loss for c, w in enumerate(sums)) / sum(sums)
+    assert trained.get("overall").loss == pytest.approx(mean, rel=1e-12)
+
+
+def test_a_result_says_unknown_and_never_zero_for_what_one_probe_cannot_tell() -> None:
+    (spectrum,) = analyze(checkpoint(), Plan(steps=3, device="cpu"), train=samples()).spectra
+    assert spectrum.negative_mass_stderr is None
+    assert spectrum.test_accuracy is None
+    assert spectrum.trace_stderr is not None
+    known = ClassSpectrum(label="x", name="x", count=1, share=1.0).to_dict()
+    assert {known[k] for k in ("loss", "lambda_min", "trace", "nonconvexity")} == {None}
+    assert asdict(PLAN)["probes"] == 3
