@@ -1,0 +1,101 @@
+"""What every benchmark shares: a problem, interleaved timing, a table and a result file.
+
+Seconds do not transfer from machine to machine; ratios within one run do.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectra.models import ModelSpec
+
+# On one thread the processor's time is the better clock: other processes hardly disturb it.
+CLOCK = "process_time" if torch.get_num_threads() == 1 else "perf_counter"
+clock: Callable[[], float] = getattr(time, CLOCK)
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "curvlinops-for-pytorch", "pyhessian", "hessian-eigenthings")
+
+
+def options(question: str | None) -> argparse.ArgumentParser:
+    """Make the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=question and question.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer samples and repetitions")
+    parser.add_argument("--arch", default="resnet32", help="network (resnet32)")
+    parser.add_argument("--repetitions", type=int, default=3, help="that count (3)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    return parser
+
+
+def problem(arch: str, samples: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Build a network and random CIFAR-shaped data, the batch norms' statistics taken from them."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(samples, 3, 32, 32, generator=generator)
+    targets = torch.randint(10, (samples,), generator=generator)
+    model = ModelSpec(arch, 10).build(seed=0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # plain average instead of a tenth of it
+    with torch.no_grad():
+        model(inputs[:128])
+    return model.eval(), inputs, targets
+
+
+def interleaved(tasks: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
+    """Time the tasks in turns, so that a busy minute hits all; give medians.
+
+    The first turn warms up and does not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(repetitions + 1):
+        for name, task in tasks.items():
+            start = clock()
+            task()
+            if turn > 0:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows under their headings."""
+    text = [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *text, strict=True)]
+    for row in (columns, *text):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def save(name: str, folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> Path:
+    """Write a result file that says where and with what it was made, without any path."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    cpu = names[0].strip() if names else platform.processor() or platform.machine()
+    record = {
+        "benchmark": name,
+        "machine": {
+            "cpu": cpu,
+            "cores": os.cpu_count(),
+            "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+            "load_average_1min": round(os.getloadavg()[0], 2),
+        },
+        "versions": {"python": platform.python_version()}
+        | {d.name.lower(): d.version for d in distributions() if d.name.lower() in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "clock": CLOCK,
+        "settings": settings,
+        "results": results,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{re.sub('[^a-z0-9]+', '-', cpu.lower()).strip('-')}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path

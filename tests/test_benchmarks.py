@@ -1,0 +1,53 @@
+"""The benchmarks run, at sizes that say nothing about speed."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def bench(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        for module in (name, "common"):
+            sys.modules.pop(module, None)
+        importlib.import_module(name).main(
+            ["--quick", "--arch", "resnet20", "--out", str(tmp_path), *arguments]
+        )
+        (written,) = tmp_path.glob(f"{name}-*.json")
+        assert str(Path.home()) not in written.read_text()
+        assert str(repository) not in written.read_text()
+        record: dict[str, Any] = json.loads(written.read_text())
+        assert record["benchmark"] == name
+        assert record["machine"]["cpu"]
+        assert record["versions"]["torch"]
+        return record["results"]
+
+    return run
+
+
+def test_all_ways_of_multiplying_agree_to_rounding_in_float64(bench):
+    results = bench("product", "--samples", "4", "--batch-size", "2", "--repetitions", "1")
+    assert results["gradient"]["gradients"] == 1
+    errors = {name: row["error"] for name, row in results.items() if name != "gradient"}
+    assert {"reverse-over-forward", "forward-over-reverse", "double-backward"} <= set(errors)
+    assert max(errors.values()) < 1e-10
+
+
+def test_the_share_beside_the_products_is_one(bench):
+    results = bench("overhead", "--steps", "3", "--cap", "4", "--repetitions", "1")
+    assert len(results["classes"]) == 10
+    assert 0 < results["share"] < results["share_of_the_smallest_class"] < 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc is Linux's")
+def test_memory_is_measured_in_processes_of_their_own(bench):
+    sizes = ("--batch-sizes", "2", "--steps", "3", "--samples", "4", "--room", "1000")
+    results = bench("memory", *sizes)
+    assert results["runs"][0]["basis_formula_mb"] == pytest.approx(3 * 269_722 * 4 / 2**20)
+    assert results["too_little_memory"]["error"] < 1e-4
