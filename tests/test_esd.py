@@ -567,6 +567,15 @@ def test_a_hundred_classes_give_a_hundred_spectra_on_clean_pages(
     torch.manual_seed(0)
     state = nn.Sequential(nn.Flatten(), nn.Linear(12, 100)).state_dict()
     torch.save(state, tmp_path / "toy.pt")
+
+    def save_names(drawn: list[Any], folder: Path) -> list[Path]:  # rendering is tested elsewhere
+        stems = ["esd", *(f"esd-{i + 2}" for i in range(len(drawn) - 1))]
+        names = [f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")]
+        for name in names:
+            (folder / name).touch()
+        return [folder / name for name in names]
+
+    monkeypatch.setattr(figures, "save", save_names)
     flags = ("--model", "toy_factory:build", "--data", str(tmp_path / "images"))
     flags += ("--dataset", "folder", "--per-class")
     result = command(*flags, checkpoint=tmp_path / "toy.pt", steps=3)

@@ -1,0 +1,277 @@
+"""The house as a whole: which room may know which, what an import costs, whether README runs."""
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "spectra"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+README = ROOT / "README.md"
+
+GROUND = {"errors", "krylov"}
+SHARED = GROUND | {"models", "data", "losses", "checkpoint"}
+HALLWAY = SHARED | {"hessian", "doctor", "plan", "released", "results", "readings"}
+# What each room may import; design.md: imports point one way.
+MAY_IMPORT = {
+    "errors": set(),
+    "krylov": {"errors"},
+    "models": {"errors"},
+    "losses": {"errors"},
+    "data": {"errors"},
+    "checkpoint": {"errors", "models", "data", "losses"},
+    "hessian": {"errors", "krylov", "data", "losses"},
+    "doctor": {"errors", "krylov", "hessian", "data"},
+    "released": {"errors", "krylov"},
+    "results": {"errors", "krylov"},
+    "plan": {"errors", "data", "hessian"},
+    "readings": {"errors", "krylov", "hessian", "doctor", "results"},
+    "analysis": HALLWAY | {"spectra"},
+    "tables": {"errors", "results"},
+    "figures": {"errors", "krylov", "results", "tables"},
+    "training": {"errors", "models", "data", "losses", "checkpoint"},
+    "esd": {"spectra", "errors", "analysis", "plan", "tables", "figures"},
+    "train": {"errors", "data", "training"},
+    "spectra": HALLWAY | {"analysis"},
+}
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "spectra" if first == "__init__" else first
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield every module that a file imports, wherever in it, as an absolute dotted name."""
+    package = ("spectra", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*home, *([node.module] if node.module else [])))
+            yield module
+            if module == "spectra":  # `from spectra import tables` names a room, too
+                yield from (f"spectra.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "spectra":
+            names.add(parts[1] if len(parts) > 1 and parts[1] in rooms else "spectra")
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = room_of(path)
+    assert room in MAY_IMPORT, f"{room} is a new room: say in MAY_IMPORT what it may know"
+    surplus = rooms_imported(path) - MAY_IMPORT[room] - {room}
+    assert not surplus, f"{room} imports {surplus}"
+
+
+def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
+    order: list[str] = []
+    rest = {room: may - {"spectra"} for room, may in MAY_IMPORT.items() if room != "spectra"}
+    while rest:
+        free = [room for room, may in rest.items() if may <= set(order)]
+        assert free, f"a cycle among {sorted(rest)}"
+        order += free
+        rest = {room: may for room, may in rest.items() if room not in free}
+    analysis = {"krylov", "hessian", "doctor", "analysis", "readings", "released"}
+    assert not MAY_IMPORT["training"] & analysis
+    assert all("training" not in MAY_IMPORT[room] for room in analysis | SHARED)
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("pandas", {"tables"}),
+        ("matplotlib", {"figures"}),
+        ("seaborn", set()),
+        ("pooch", {"data"}),
+        ("pyarrow", {"data"}),
+        ("PIL", {"data"}),
+        ("sklearn", {"data"}),
+        ("tqdm", {"esd", "training"}),
+    ],
+)
+def test_a_library_is_known_to_few_rooms(library: str, rooms: set[str]) -> None:
+    knowing = {
+        room_of(path)
+        for path in SOURCES
+        if any(name.split(".")[0] == library for name in imports_of(path))
+    }
+    assert knowing == rooms
+
+
+def test_only_the_hallway_knows_the_released_protocol() -> None:
+    assert [p.name for p in SOURCES if "released" in rooms_imported(p)] == ["analysis.py"]
+
+
+def test_krylov_knows_no_network() -> None:
+    for path in (PACKAGE / "krylov").glob("*.py"):
+        assert not any(name.startswith(("torch.nn", "torch.func")) for name in imports_of(path))
+
+
+def test_importing_the_package_loads_no_library_that_only_some_need() -> None:
+    heavy = ("matplotlib", "pandas", "pooch", "pyarrow", "PIL", "sklearn", "seaborn", "beartype")
+    code = f"import sys, spectra; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
+
+
+# What pyproject calls otherwise, or conda does.
+CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+
+
+def requirement(line: str) -> tuple[str, str]:
+    name, bound = re.fullmatch(r"([\w.-]+)(.*)", line.replace(" ", "")).groups()
+    return CONDA.get(name, name), bound
+
+
+def test_conda_and_pip_ask_for_the_same_packages_in_the_same_ranges() -> None:
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^  - ([^:\n]+)$", text.split("dependencies:")[1], flags=re.MULTILINE)
+    conda = dict(requirement(line) for line in listed)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["notebooks"]
+    expected = dict(requirement(line) for line in lines)
+    expected |= {"python": project["requires-python"], "pip": ""}
+    assert conda == expected
+    assert "channels:\n  - conda-forge\n" in text
+
+
+def test_every_declared_package_is_imported_and_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    imported = {name.split(".")[0] for path in SOURCES for name in imports_of(path)}
+    names = {"pillow": "PIL", "scikit-learn": "sklearn"}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower()
+    for line in project["dependencies"]:
+        name = requirement(line)[0]
+        assert names.get(name, name) in imported, f"{name} is imported nowhere"
+        assert f"\n{name}==" in pins, f"{name} has no pin"
+    for line in project["optional-dependencies"]["test"]:
+        assert f"\n{requirement(line)[0]}==" in pins, line
+
+
+def tracked() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name]
+
+
+def test_no_tracked_file_names_a_place_of_one_machine() -> None:
+    place = re.compile(rb"(?<![\w.:/])/(work|home|Users|root|mnt|opt)/[\w.-]+")
+    for path in tracked():
+        if path.is_file() and path.suffix not in (".png", ".pt") and path != Path(__file__):
+            found = place.search(path.read_bytes())
+            assert not found, f"{path.relative_to(ROOT)}: {found}"
+
+
+def test_the_committed_files_stay_small() -> None:
+    sizes = {path: path.stat().st_size for path in tracked() if path.is_file()}
+    checkpoints = [size for path, size in sizes.items() if path.parent.name == "checkpoints"]
+    assert sum(checkpoints) < 16e6
+    assert (ROOT / "docs" / "digits.png").stat().st_size < 200e3
+    assert not [path for path, size in sizes.items() if size > 16e6]
+
+
+def blocks(language: str) -> list[str]:
+    text = README.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the README's relative paths mean what they mean in a clone."""
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.delenv("SPECTRA_DATA", raising=False)
+    return tmp_path
+
+
+def test_the_readme_has_the_commands_and_the_five_lines() -> None:
+    assert {"make esd", "make test"} <= set(commands())
+    assert any(line.startswith("python -m spectra.esd") for line in commands())
+    (block,) = blocks("python")
+    statements = [line for line in block.splitlines() if line and not line.startswith("import ")]
+    assert len(statements) <= 6
+
+
+def test_the_readmes_commands_run_on_a_tiny_budget(elsewhere: Path) -> None:
+    """P49: every printed command works; only its steps are cut."""
+    budget = {"spectra.esd": ["--steps", "3", "--max-samples", "6", "--quiet"]}
+    budget |= {"spectra.train": ["--epochs", "1"]}
+    lines = [line for line in commands() if line.startswith("python -m ")]
+    assert lines
+    for line in lines:
+        _, _, module, *flags = shlex.split(line)
+        name = "spectra.data.__main__" if module == "spectra.data" else module
+        assert importlib.import_module(name).main([*flags, *budget.get(module, [])]) == 0, line
+    assert (elsewhere / "reports/digits-lt-ce-drw-sgd/esd.png").exists()
+
+
+def test_the_readmes_python_runs_as_printed(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import matplotlib.pyplot as plt
+
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert "negative_curvature=True" in capsys.readouterr().out
+    assert plt.gca().lines
+    plt.close("all")
+
+
+def test_make_has_every_target_that_is_spoken_of() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    texts = [README.read_text(encoding="utf-8"), (ROOT / ".ci/run").read_text(encoding="utf-8")]
+    code = re.compile(r"`make ([a-z-]+)`|^(?:exec )?make ([a-z-]+)", flags=re.MULTILINE)
+    spoken = {a or b for text in texts for a, b in code.findall(text)}
+    assert {"esd", "test"} <= spoken
+    for target in spoken:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_readme_documents_every_flag_and_every_key_of_the_format() -> None:
+    from spectra import esd
+    from spectra.results import CERTIFICATE_KEYS, DOCTOR_KEYS, ClassSpectrum
+
+    text = README.read_text(encoding="utf-8")
+    for action in esd._parser()._actions:
+        for flag in action.option_strings:
+            if flag not in ("-h", "--help", "--no-tf32"):
+                assert f"`{flag}" in text or f" {flag}" in text, flag
+    entry = ClassSpectrum(label="x", name="x", count=1, share=1.0).to_dict()
+    for key in (*entry, *DOCTOR_KEYS, *CERTIFICATE_KEYS):
+        short = f"`_{key.removeprefix('negative_mass_')}`"
+        assert f"`{key}`" in text or short in text, key
+    assert (ROOT / "docs/digits.png").exists()
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        assert (ROOT / link).exists(), link
+
+
+def test_ci_runs_what_a_person_runs() -> None:
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
