@@ -317,6 +317,17 @@ def test_the_two_passes_of_a_certificate_share_neither_path_nor_cut(
         assert first[3] == second[3] == torch.float64
 
 
+def test_where_one_path_is_right_alone_the_second_pass_is_a_central_difference() -> None:
+    """The same path twice would round alike and agree with itself, be it wrong or right."""
+    H = hessian_operator(mlp(), data(4), dtype=torch.float64)
+    alone = replace(H, choice=replace(H.choice, path="double-backward"))
+    lowest = torch.linalg.eigh(H.dense())
+    c = certify(alone, lowest.eigenvectors[:, 0])
+    assert c.rayleigh_quotient == pytest.approx(float(lowest.eigenvalues[0]), rel=1e-10)
+    assert 1e-14 < c.noise_floor < 1e-5
+    assert c.negative_curvature
+
+
 def test_under_redrawing_the_certificate_is_that_of_the_plain_operator() -> None:
     """A redrawn operator has no λmin; the vector that it gave is judged by the fixed one."""
     H = hessian_operator(conv_net(), pictures(), dtype=torch.float64)

@@ -72,8 +72,7 @@ def _compare(few: Objective, path: ProductName | None) -> ProductChoice:
     generator = torch.Generator().manual_seed(0)
     vector, aside = torch.randn(2, few.dim, generator=generator, dtype=torch.float64).to(few.device)
     vector = vector / vector.norm()
-    size = max(1e-3, float(torch.cat([p.reshape(-1) for p in few._at().values()]).norm()))
-    _move(few, aside * (_ASIDE * size / aside.norm()))
+    _move(few, aside * (_ASIDE * _size(few) / aside.norm()))
 
     products: dict[ProductName, Tensor] = {}
     refused: dict[str, str] = {}
@@ -82,7 +81,7 @@ def _compare(few: Objective, path: ProductName | None) -> ProductChoice:
             products[name] = few.product(vector, name)
         except (RuntimeError, NotImplementedError) as error:
             refused[name] = str(error).splitlines()[0][:160]
-    truth, noise, conclusive = _central_difference(few, vector, size)
+    truth, noise, conclusive = central_difference(few, vector)
     if not bool(torch.isfinite(truth).all()):
         raise not_finite("the gradient of the loss")
     # Too many kinks, or too little curvature, for differences: then two paths have to agree.
@@ -109,15 +108,21 @@ def _compare(few: Objective, path: ProductName | None) -> ProductChoice:
     raise _refusal(few, path, refused)
 
 
-def _central_difference(
-    few: Objective, vector: Float[Tensor, " n"], size: float
-) -> tuple[Tensor, float, bool]:
+def central_difference(
+    objective: Objective, vector: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], float, bool]:
     """Difference the gradient along a unit vector, with the steps that agree best.
+
+    Args:
+        objective: in float64; its network is copied, for the parameters are moved.
+        vector: (n,) of norm 1.
 
     Returns:
         The estimate of the product, the rounding in it, and whether two steps agree at all: a
         kink of ReLU between the two points of a step makes it useless.
     """
+    few = replace(objective, network=copy.deepcopy(objective.network))
+    size = _size(few)
     estimates, noises = [], []
     at = 0.0
     for step in (relative * size for relative in _STEPS):
@@ -128,11 +133,14 @@ def _central_difference(
             sides.append(few.gradient())
         estimates.append((sides[0] - sides[1]) / (2 * step))
         noises.append(1e-13 * float(sides[0].norm() + sides[1].norm()) / step)
-    _move(few, -at * vector)
     pairs = zip(estimates, estimates[1:], noises, strict=False)
     spread, k = min((float((a - b).norm()), k) for k, (a, b, _) in enumerate(pairs))
     noise = noises[k + 1]
     return estimates[k], noise, spread <= _DIFFERENCE * float(estimates[k].norm()) + noise
+
+
+def _size(few: Objective) -> float:
+    return max(1e-3, float(torch.cat([p.reshape(-1) for p in few._at().values()]).norm()))
 
 
 def _move(few: Objective, direction: Float[Tensor, " n"]) -> None:
