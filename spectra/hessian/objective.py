@@ -359,7 +359,9 @@ class Objective:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # The CPU allocator, the C++ library under it, and oneDNN, which does not say memory.
+    words = ("can't allocate memory", "bad_alloc", "could not create a")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _select_parameters(names: list[str], wanted: str | Sequence[str] | None) -> tuple[str, ...]:

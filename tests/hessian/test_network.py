@@ -34,23 +34,18 @@ def images(n: int = 5) -> Tensor:
     return torch.randn(n, 2, 5, 5, generator=torch.Generator().manual_seed(3)).double()
 
 
-def test_batch_norm_as_an_affine_map_gives_the_outputs_of_evaluation_mode(
-    device: torch.device,
-) -> None:
-    """P11: in every number of axes, with and without γ and β."""
+def test_the_copy_gives_the_outputs_of_evaluation_mode(device: torch.device) -> None:
+    """P11: with and without γ and β."""
     model = batch_normed()
     copy = private_copy(model, dtype=torch.float64, device=device)
     expected = model.double().eval()(images())
     assert torch.allclose(copy(images().to(device)).cpu(), expected, rtol=1e-12, atol=1e-12)
-    for norm, shape in (
-        (nn.BatchNorm1d(4), (6, 4)),
-        (nn.BatchNorm1d(4), (6, 4, 3)),
-        (nn.BatchNorm3d(4), (2, 4, 2, 3, 2)),
-    ):
-        norm.running_mean.uniform_(generator=torch.Generator().manual_seed(1))
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-        alone = private_copy(norm, dtype=torch.float64, device=CPU)
-        assert torch.allclose(alone(x.double()), norm.double().eval()(x.double()), atol=1e-12)
+
+
+def test_an_embedding_that_rewrites_its_weights_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(SpectraError, match="embedding `0` with max_norm"):
+        private_copy(model, dtype=torch.float64, device=CPU)
 
 
 def test_the_copy_keeps_names_order_and_ties_and_the_original_everything() -> None:
