@@ -95,32 +95,52 @@ def same_files(one: Path, other: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize("after", [0, 3, 14, 22, 30, 40], ids=lambda n: f"product{n}")
-@pytest.mark.parametrize("augment", ["none", "resample"])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Plan], Path]:
+    """Uninterrupted runs over the images, one a plan."""
+    kept: dict[Plan, Path] = {}
+
+    def run(plan: Plan) -> Path:
+        if plan not in kept:
+            kept[plan] = tmp_path_factory.mktemp("whole")
+            analyze(checkpoint(pictures()), plan, train=images(), folder=kept[plan])
+        return kept[plan]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("augment", "after", "probes"),
+    [
+        ("none", 3, 0),  # while the doctor examines
+        ("none", 8, 0),
+        ("none", 12, 1),
+        ("none", 18, 2),
+        ("none", 25, 2),  # all probes done, the trace not
+        ("resample", 12, 1),
+        ("resample", 25, 2),
+    ],
+)
 def test_kill_and_resume_equals_an_uninterrupted_run_bit_for_bit(
-    augment: str, after: int, tmp_path: Path
+    augment: str, after: int, probes: int, whole: Callable[[Plan], Path], tmp_path: Path
 ) -> None:
-    """P47: whichever product of the second class is the last; probes are kept, too."""
-    plan, data = replace(PLAN, augment=augment), images()
-    held = checkpoint(pictures())
-    analyze(held, plan, train=data, folder=tmp_path / "whole")
-    stop = Meter("class 1", after)
+    """P47: whichever product of the second class is the last; finished probes are kept, too."""
+    plan = replace(PLAN, augment=augment, steps=5, overall=False)
+    held, data = checkpoint(pictures()), images()
     with pytest.raises(KeyboardInterrupt):
-        analyze(held, plan, train=data, folder=tmp_path / "cut", progress=stop)
-    partial = Analysis.load(tmp_path / "cut")
-    assert partial.finished == ("overall", "class 0")
-    doctor = PRODUCTS_PER_EXAMINATION
-    finished = min(2, max(0, after - doctor) // plan.steps)
+        analyze(held, plan, train=data, folder=tmp_path, progress=Meter("class 1", after))
+    partial = Analysis.load(tmp_path)
+    assert partial.finished == ("class 0",)
     entry = partial.get("class 1")
-    assert (0 if entry is None else entry.probes) == finished
+    assert (0 if entry is None else entry.probes) == probes
     assert entry is None or not entry.complete
 
     meter = Meter()
-    analyze(held, plan, train=data, folder=tmp_path / "cut", resume=True, progress=meter)
-    assert same_files(tmp_path / "whole", tmp_path / "cut")
+    analyze(held, plan, train=data, folder=tmp_path, resume=True, progress=meter)
+    assert same_files(whole(plan), tmp_path)
     assert set(meter.by_label) == {"class 1", "class 2"}  # what was finished is not touched
     assert meter.done == meter.announced
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["esd.json", "esd.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["esd.json", "esd.npz"]
 
 
 def images() -> Samples:
