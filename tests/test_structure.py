@@ -216,7 +216,7 @@ def test_the_readme_has_the_commands_and_the_five_lines() -> None:
     assert any(line.startswith("python -m spectra.esd") for line in commands())
     (block,) = blocks("python")
     statements = [line for line in block.splitlines() if line and not line.startswith("import ")]
-    assert len(statements) <= 6
+    assert len(statements) == 5
 
 
 def test_the_readmes_commands_run_on_a_tiny_budget(elsewhere: Path) -> None:

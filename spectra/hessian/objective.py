@@ -250,7 +250,9 @@ class Objective:
         for samples, weights in reversed(parts) if self.backwards else parts:
             x = samples.prepared(self.dtype, self.device, generator=self.redraw)
             if x.dim() == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
+                # A copy with its own strides: one channel is channels-last in any layout, and the
+                # kernels, and with them the last bits, would follow the layout of the source.
+                x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
             yield partial(self._weighted_sum, x, samples.targets, weights.to(self.dtype))
 
     def _weighted_sum(

@@ -199,6 +199,13 @@ class SpectralMeasure:
             return self._curve(grid, "default", lambda z, s: np.where(z >= 0, 1.0, 0.0), 1.0)
         return self._curve(grid, kernel, lambda z, s: np.asarray(ndtr(z)), 1.0)
 
+    def curve(
+        self, kernel: Kernel = "default"
+    ) -> tuple[Float64[np.ndarray, " g"], Float64[np.ndarray, " g"]]:
+        """Give the grid of `symlog_grid` and the mean density over it, ready to plot."""
+        grid = self.symlog_grid()
+        return grid, self.density(grid, kernel).mean
+
     def symlog_grid(self, points: int | None = None) -> Float64[np.ndarray, " g"]:
         """Lay a symlog axis over the support that resolves and contains the default kernel."""
         low, high = self.support

@@ -428,3 +428,11 @@ def test_the_bracket_of_the_mass_below_holds_for_each_start_vector() -> None:
             low, high = measure.mass_bounds(float(threshold))
             assert low - 1e-12 <= truth <= high + 1e-12
             assert low <= measure.mass_below(float(threshold)).value <= high + 1e-12
+
+
+def test_the_curve_is_the_density_on_its_own_grid() -> None:
+    measure = one_probe([-1.0, 0.0, 3.0], [0.2, 0.7, 0.1])
+    grid, mean = measure.curve()
+    np.testing.assert_array_equal(grid, measure.symlog_grid())
+    np.testing.assert_array_equal(mean, measure.density(grid).mean)
+    assert trapezoid(mean, grid) == pytest.approx(1, abs=1e-2)
