@@ -25,7 +25,7 @@ from spectra.doctor import (
     certify,
     examine,
 )
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, StorageError
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.krylov import (
     SpectralMeasure,
@@ -38,7 +38,7 @@ from spectra.losses import LossSpec
 from spectra.plan import Part, Plan, choose_parts
 from spectra.readings import RitzVectors, assemble, ends_of
 from spectra.released import released_lanczos
-from spectra.results import Analysis, ClassSpectrum
+from spectra.results import Analysis, ClassSpectrum, require_writable
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
@@ -88,6 +88,8 @@ def analyze(
     folder = Path(folder) if folder is not None else None
     if resume and folder is not None and (folder / "esd.json").exists():
         analysis, study = study.resumed(Analysis.load(folder))
+    if folder is not None:
+        require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
     meter = progress or _Silent()
     meter.begin(*study.cost(todo))
@@ -97,6 +99,8 @@ def analyze(
                 analysis = analysis.with_spectrum(spectrum)
                 if folder is not None:
                     analysis.save(folder)
+        except StorageError:
+            raise  # the numbers are right and cannot be kept: nothing to go on for
         except SpectraError as error:
             # One class that fails must not throw away the others' results.
             failed = replace(study.outline(part), error=str(error))
@@ -192,6 +196,8 @@ class _Study:
             "batch_size": self.objective.batch_size,
             "device": self.objective.device.type,
             "product": self.path.choice.path,
+            # The same weights are another function in another network.
+            "network": self.checkpoint.model_spec.to_dict(),
         }
         spec, train = self.samples.spec, self.train
         return Analysis(

@@ -6,3 +6,7 @@ class SpectraError(ValueError):
 
     The command lines print the message and exit with code 2; library calls raise it.
     """
+
+
+class StorageError(SpectraError):
+    """Tell that results cannot be written: the disk is full, or the folder is not writable."""

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
     from spectra import Analysis, Checkpoint, Samples
@@ -28,8 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    from spectra.errors import SpectraError
-
     try:
         return _run(options)
     except SpectraError as error:
@@ -37,11 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         folder = _folder(options)
-        print(
-            f"\ninterrupted: what is finished lies in {folder}; the same command with --resume "
-            "goes on from there",
-            file=sys.stderr,
-        )
+        held = (folder / "esd.json").exists()
+        rest = f"what is finished lies in {folder}; the same command with --resume goes on there"
+        print(f"\ninterrupted: {rest if held else 'nothing was finished yet'}", file=sys.stderr)
         return 130
 
 
@@ -81,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
 def _show(
     analysis: Analysis, checkpoint: Checkpoint, folder: Path, options: argparse.Namespace
 ) -> int:
-    from spectra import SpectraError, figures, tables
+    from spectra import figures, tables
 
     spec = analysis.data.get("spec") or {}
     rest = {  # the flags that are not the plan's: smoothing, data and network
@@ -114,7 +112,7 @@ def _open(
     options: argparse.Namespace, checkpoint: Checkpoint
 ) -> tuple[Samples | None, Samples | None]:
     """Open the data that the flags, or else the checkpoint, name."""
-    from spectra import DataSpec, SpectraError, open_data
+    from spectra import DataSpec, open_data
 
     spec = checkpoint.data
     if options.dataset is not None:
@@ -209,8 +207,14 @@ def _batch(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number nor auto")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line: the usage of thirty flags would bury it."""
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m spectra.esd",
         description="Compute the Hessian eigenvalue density of a checkpoint's loss, class by "
         "class, with certified extreme eigenvalues.",

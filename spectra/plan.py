@@ -12,6 +12,15 @@ from torch import Tensor
 from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian import ProductName
+from spectra.hessian.products import PRODUCTS
+
+CHOICES = {
+    "split": ("train", "test"),
+    "loss": ("ce", "trained"),
+    "protocol": ("exact", "released"),
+    "dtype": ("float32", "float64"),
+    "product": ("auto", *PRODUCTS),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,11 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SpectraError(f"got {name} = {value}, expected at least 1")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SpectraError(
+                    f"got {name} {getattr(self, name)!r}, expected {' or '.join(known)}"
+                )
         if not 0 <= self.seed < 2**63:
             raise SpectraError(f"got seed = {self.seed}, expected 0 to 2**63 - 1")
         kind, _, copies = self.augment.partition(":")
@@ -108,6 +122,8 @@ def choose_parts(plan: Plan, samples: Samples, train: Samples | None) -> Iterato
         yield part("overall", "all classes", ())
     if plan.groups:
         for name, members in (train if train is not None else samples).groups().items():
+            if not members:  # fewer than three classes
+                continue
             span = f"{members[0]}–{members[-1]}" if len(members) > 1 else str(members[0])
             yield part(name, f"classes {span}", members)
     present = [c for c, count in enumerate(samples.counts) if count]

@@ -55,11 +55,14 @@ class RitzVectors:
         """Read what `save` left; False if it belongs to other runs, which then are made anew."""
         if self.path is None or not self.path.exists():
             return False
-        state = torch.load(self.path, weights_only=True)
-        if (state["label"], state["probes"]) != (self.label, probes):
+        try:
+            state = torch.load(self.path, weights_only=True)
+            if (state["label"], state["probes"]) != (self.label, probes):
+                return False
+            self.low, self.high = state["low"], state["high"]
+            self.values = (state["values"][0], state["values"][1])
+        except Exception:  # whatever a damaged file raises: its vectors can be made again
             return False
-        self.low, self.high = state["low"], state["high"]
-        self.values = (state["values"][0], state["values"][1])
         return True
 
     def drop(self) -> None:
@@ -153,7 +156,9 @@ def assemble(
         known,
         negative_mass=mass.value,
         negative_mass_stderr=mass.stderr,
-        negative_mass_bounds=measure.mass_bounds(-threshold),
+        negative_mass_bounds=(mass.value, mass.value)
+        if all(run.exhausted for run in runs)  # T is exact, and so is the sum of its weights
+        else measure.mass_bounds(-threshold),
         negative_mass_threshold=threshold,
         certificate={
             **known.certificate,

@@ -41,7 +41,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, StorageError
 from spectra.krylov import SpectralMeasure, Tridiagonal
 
 SCHEMA = 1
@@ -233,7 +233,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its name once the block has ended well.
 
     Raises:
-        SpectraError: If the disk is full or the folder cannot be written; `path` is as it was.
+        StorageError: If the disk is full or the folder cannot be written; `path` is as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -241,13 +241,21 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        raise SpectraError(
+        raise StorageError(
             f"{path} cannot be written ({error.strerror or error}); what lay there before is "
             "untouched; free some space or choose another folder with --out"
         ) from error
     finally:
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and try it out; raise StorageError if nothing can be written there."""
+    probe = folder / "writable"
+    with replacing(probe) as partial:
+        partial.touch()
+    probe.unlink()
 
 
 def _plain(value: Any) -> Any:

@@ -57,8 +57,8 @@ def open_data(
             )
     if spec is None:
         raise SpectraError(
-            f"no data set was named, and {folder or 'no folder'} holds an exported one "
-            f"({split}.parquet); give --dataset NAME ({', '.join(KNOWN)})"
+            f"no data set was named, and {folder or 'no folder was given that'} does not hold an "
+            f"exported one ({split}.parquet); give --dataset NAME ({', '.join(KNOWN)})"
         )
     source = open_source(spec, folder, split)
     traits, num_classes = KNOWN[spec.name], len(source.class_names)

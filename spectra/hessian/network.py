@@ -19,7 +19,7 @@ from spectra.errors import SpectraError
 
 
 def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Copy a model for differentiation: evaluation mode, `dtype`, `device`, channels-last.
+    """Copy a model for differentiation: evaluation mode, `dtype`, `device`, one layout.
 
     Args:
         model: any module; it is left exactly as it is.
@@ -59,11 +59,18 @@ def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) 
             )
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    # On CPU and GPU alike, convolutions and their derivatives then keep one memory layout.
+    # Convolutions and their derivatives then keep one memory layout.
     for parameter in network.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.contiguous(memory_format=memory_format(network))
     return network
+
+
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """Choose the layout of images: channels-last, but where torch has no forward mode for it."""
+    grouped = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+    contiguous = any(isinstance(module, grouped) for module in network.modules())
+    return torch.contiguous_format if contiguous else torch.channels_last
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from spectra.data import IGNORED, Samples
 from spectra.errors import SpectraError
-from spectra.hessian.network import exact_arithmetic, forked_random_state, private_copy
+from spectra.hessian.network import (
+    exact_arithmetic,
+    forked_random_state,
+    memory_format,
+    private_copy,
+)
 from spectra.hessian.products import PRODUCTS, Function, Parameters, ProductName, gradient
 from spectra.krylov import SymmetricOperator
 from spectra.losses import CallableLoss, LossSpec, as_loss
@@ -117,15 +122,20 @@ class Objective:
             tf32,
         )
         objective._require_samples("the data")
-        size = objective._automatic_batch() if batch_size == "auto" else int(batch_size)
-        if size < 1:
-            raise SpectraError(f"got a batch size of {size}, expected at least 1 or 'auto'")
+        seen = objective._try_out()
+        size = objective._automatic_batch(seen) if batch_size == "auto" else batch_size
+        if not isinstance(size, int) or size < 1:
+            raise SpectraError(f"got a batch size of {size!r}, expected at least 1 or 'auto'")
         return replace(objective, batching=_Batching(size))
 
     @property
     def dim(self) -> int:
         """Number of rows of H."""
         return sum(self.network.get_parameter(name).numel() for name in self.parameters)
+
+    @cached_property
+    def _layout(self) -> torch.memory_format:
+        return memory_format(self.network)
 
     @property
     def batch_size(self) -> int:
@@ -252,7 +262,7 @@ class Objective:
             if x.dim() == 4:
                 # A copy with its own strides: one channel is channels-last in any layout, and the
                 # kernels, and with them the last bits, would follow the layout of the source.
-                x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+                x = torch.empty_like(x, memory_format=self._layout).copy_(x)
             yield partial(self._weighted_sum, x, samples.targets, weights.to(self.dtype))
 
     def _weighted_sum(
@@ -312,7 +322,7 @@ class Objective:
             if name in self.frozen:
                 continue
             if piece.dim() == 4:
-                piece = piece.contiguous(memory_format=torch.channels_last)
+                piece = piece.contiguous(memory_format=self._layout)
             pieces[name] = piece
         return pieces
 
@@ -331,8 +341,8 @@ class Objective:
                 "over nothing has no Hessian; choose classes that the data hold"
             )
 
-    def _automatic_batch(self) -> int:
-        """Guess from the layer outputs of one sample how many fit into a quarter of free memory."""
+    def _try_out(self) -> int:
+        """Pass one sample through the network; count the bytes that its layers put out."""
         seen = 0
 
         def count(_: nn.Module, __: object, output: object) -> None:
@@ -342,13 +352,32 @@ class Objective:
 
         leaves = [m for m in self.network.modules() if next(m.children(), None) is None]
         hooks = [m.register_forward_hook(count) for m in leaves]
+        one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
+        x = one.prepared(self.dtype, self.device)
         try:
             with torch.no_grad(), self._arithmetic(), forked_random_state(self.device):
-                one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
-                self.network(one.prepared(self.dtype, self.device))
+                output = self.network(x)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise SpectraError(
+                f"got inputs of shape {tuple(x.shape[1:])}, which the network cannot take "
+                f"({str(error).splitlines()[0][:160]}); expected what it was built for: check "
+                "--dataset, --data and --model"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()
+        logits, highest = getattr(output, "logits", output), int(self.samples.targets.max())
+        known = isinstance(self.loss, LossSpec) and isinstance(logits, Tensor)
+        if known and not highest < logits.shape[-1]:
+            raise SpectraError(
+                f"got a network with {logits.shape[-1]} outputs and the label {highest}, expected "
+                "an output for every class: the loss would be undefined; check --dataset and "
+                "--num-classes"
+            )
+        return seen
+
+    def _automatic_batch(self, seen: int) -> int:
+        """Guess how many samples that put out so many bytes fit into a quarter of free memory."""
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0]
         else:
