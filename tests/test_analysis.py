@@ -26,6 +26,7 @@ from spectra import (
 )
 from spectra.analysis import TRACE_PROBES
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
+from spectra.errors import StorageError
 from spectra.hessian import Objective
 from spectra.losses import LossSpec
 
@@ -511,3 +512,68 @@ def test_a_result_says_unknown_and_never_zero_for_what_one_probe_cannot_tell() -
     known = ClassSpectrum(label="x", name="x", count=1, share=1.0).to_dict()
     assert {known[k] for k in ("loss", "lambda_min", "trace", "nonconvexity")} == {None}
     assert asdict(PLAN)["probes"] == 3
+
+
+def test_resuming_in_another_network_with_the_same_weights_is_refused(tmp_path: Path) -> None:
+    plan = replace(PLAN, probes=1, steps=3)
+    analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    other = replace(checkpoint(), model_spec=ModelSpec("other", CLASSES))
+    with pytest.raises(SpectraError, match="network"):
+        analyze(other, plan, train=samples(), folder=tmp_path, resume=True)
+
+
+def test_a_full_disk_stops_the_run_and_no_class_counts_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(PLAN, probes=1, steps=3)
+    save, saved = Analysis.save, []
+
+    def full(self: Analysis, folder: str | Path) -> Path:
+        if len(saved) == 2:
+            raise StorageError("no space left on the device")
+        saved.append(self.labels)
+        return save(self, folder)
+
+    monkeypatch.setattr(Analysis, "save", full)
+    with pytest.raises(StorageError):
+        analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    monkeypatch.undo()
+    assert Analysis.load(tmp_path).finished == ("overall", "class 0")
+    done = analyze(checkpoint(), plan, train=samples(), folder=tmp_path, resume=True)
+    assert [s.error for s in done.spectra] == [None] * 4
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_product(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    meter = Meter()
+    with pytest.raises(StorageError, match="cannot be written"):
+        analyze(
+            checkpoint(), PLAN, train=samples(), folder=tmp_path / "file" / "in", progress=meter
+        )
+    assert meter.done == 0
+
+
+def test_damaged_ritz_vectors_are_made_anew(whole: Callable[[Plan], Path], tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=5, overall=False)
+    held, data = checkpoint(pictures()), images()
+    with pytest.raises(KeyboardInterrupt):
+        analyze(held, plan, train=data, folder=tmp_path, progress=Meter("class 1", 12))
+    (tmp_path / "ritz-vectors.pt").write_bytes(b"damaged")
+    analyze(held, plan, train=data, folder=tmp_path, resume=True)
+    assert same_files(whole(plan), tmp_path)
+
+
+def test_two_classes_have_the_groups_that_two_classes_can_fill() -> None:
+    two = replace(checkpoint(network(classes=2)), model_spec=ModelSpec("toy", 2))
+    plan = Plan(groups=True, steps=3, device="cpu")
+    labels = analyze(two, plan, train=samples(counts=(5, 3))).labels
+    assert labels == ("head", "mid")
+
+
+def test_data_that_the_network_cannot_take_get_one_line() -> None:
+    wrong = Samples.from_batches((torch.zeros(4, 7), torch.tensor([0, 1, 2, 0])))
+    with pytest.raises(SpectraError, match=r"inputs of shape \(7,\)") as told:
+        analyze(checkpoint(), PLAN, train=wrong)
+    assert "\n" not in str(told.value)
+    with pytest.raises(SpectraError, match="batch size"):
+        hessian_operator(network(), samples(), batch_size="some")
