@@ -544,6 +544,8 @@ def test_a_signal_from_the_terminal_leaves_results_that_open(
         stderr=subprocess.PIPE,
         text=True,
         cwd=repository,
+        # A suite that was started in the background ignores the signal, and its children would.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not (folder / "esd.json").exists() and time.monotonic() < deadline:
