@@ -2,8 +2,7 @@
 
 Nothing here touches the caller's module. Batch norm in evaluation mode is an affine map of its
 inputs, and torch's own kernel for it the fastest form of that map under reverse-over-forward:
-written out as multiply and add it costs 3 % more on ResNet-32 and a third more on the digits
-(`benchmarks/product.py`).
+written out as multiply and add it costs 4 % more on ResNet-32 (`benchmarks/product.py`).
 """
 
 from __future__ import annotations
