@@ -27,6 +27,7 @@ from spectra.doctor import (
 )
 from spectra.errors import SpectraError, StorageError
 from spectra.hessian import HessianOperator, Objective, choose_product
+from spectra.hessian.network import exact_arithmetic, forked_random_state
 from spectra.krylov import (
     SpectralMeasure,
     Tridiagonal,
@@ -381,7 +382,9 @@ class _Silent:
 def _classify(objective: Objective, samples: Samples) -> Tensor:
     """Tell for each sample whether the network's largest logit is its label's."""
     device, hits = objective.device, []
-    with torch.no_grad():
+    # As in the products: plain kernels, and a random layer must not move the caller's state.
+    arithmetic = exact_arithmetic(device, tf32=objective.tf32)
+    with torch.no_grad(), arithmetic, forked_random_state(device):
         for start in range(0, len(samples), 256):
             part = samples.select(slice(start, start + 256))
             output = objective.network(part.prepared(objective.dtype, device))

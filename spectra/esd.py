@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spectra.errors import SpectraError
+from spectra.plan import CHOICES
 
 if TYPE_CHECKING:
     from spectra import Analysis, Checkpoint, Samples
@@ -234,16 +235,16 @@ def _parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("of which loss")
     add = group.add_argument
-    add("--split", choices=("train", "test"), default="train", help="samples (default train)")
+    add("--split", choices=CHOICES["split"], default="train", help="samples (default train)")
     add(
         "--loss",
-        choices=("ce", "trained"),
+        choices=CHOICES["loss"],
         default="ce",
         help="plain cross-entropy (default), or the loss that the checkpoint was trained with",
     )
     add(
         "--protocol",
-        choices=("exact", "released"),
+        choices=CHOICES["protocol"],
         default="exact",
         help="released: the paper's own analysis, which is not the spectrum of a matrix",
     )
@@ -261,11 +262,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the probes and draws (default 0)")
     add("--batch-size", type=_batch, default="auto", metavar="N|auto", help="samples at once")
     add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    add("--dtype", choices=("float32", "float64"), default="float32", help="of the products")
+    add("--dtype", choices=CHOICES["dtype"], default="float32", help="of the products")
     add("--tf32", action=argparse.BooleanOptionalAction, default=False, help="allow TF32 on CUDA")
     add(
         "--product",
-        choices=("auto", "reverse-over-forward", "forward-over-reverse", "double-backward"),
+        choices=CHOICES["product"],
         default="auto",
         help="insist on one way of differentiating (default auto: the fastest that is right)",
     )

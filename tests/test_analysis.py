@@ -577,3 +577,21 @@ def test_data_that_the_network_cannot_take_get_one_line() -> None:
     assert "\n" not in str(told.value)
     with pytest.raises(SpectraError, match="batch size"):
         hessian_operator(network(), samples(), batch_size="some")
+
+
+def test_a_random_layer_is_refused_and_leaves_the_random_state_alone() -> None:
+    """Law 7, P3: accuracies are taken before the choice of the product refuses the layer."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.net(nn.functional.dropout(x, training=True))
+            return logits
+
+    before = torch.random.get_rng_state()
+    with pytest.raises(SpectraError, match="gives another output in every pass"):
+        analyze(checkpoint(Noisy()), PLAN, train=samples())
+    assert torch.equal(before, torch.random.get_rng_state())
