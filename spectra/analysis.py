@@ -19,6 +19,7 @@ from torch import Tensor
 import spectra
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
+from spectra.devices import device_name, find_device
 from spectra.doctor import (
     PRODUCTS_PER_CERTIFICATE,
     PRODUCTS_PER_EXAMINATION,
@@ -156,7 +157,7 @@ class _Study:
             samples.frozen(copies, plan.seed) if copies else samples,
             loss,
             dtype=getattr(torch, plan.dtype),
-            device=_device(plan.device),
+            device=find_device(plan.device),
             batch_size=plan.batch_size,
             tf32=plan.tf32,
         )
@@ -220,7 +221,7 @@ class _Study:
                 else {k: list(v) for k, v in train.groups().items()},
             },
             settings=settings,
-            device=_device_name(self.objective.device),
+            device=device_name(self.objective.device),
             versions={
                 "spectra": spectra.__version__,
                 "torch": str(torch.__version__),
@@ -409,23 +410,3 @@ def _seed(generator: torch.Generator, seed: int, *names: str) -> None:
     """Start the augmentation draws of one part and probe, whatever ran before."""
     words = np.frombuffer("/".join(names).encode(), dtype=np.uint8).tolist()
     generator.manual_seed(int(np.random.SeedSequence([seed, *words]).generate_state(1)[0]))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpectraError(
-            f"got the device {name!r}, which this machine cannot use "
-            f"({str(error).splitlines()[0]}); use --device cpu or auto"
-        ) from error
-    return device
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

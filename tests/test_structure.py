@@ -18,18 +18,19 @@ PACKAGE = ROOT / "spectra"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 README = ROOT / "README.md"
 
-GROUND = {"errors", "krylov"}
+GROUND = {"errors", "krylov", "devices"}
 SHARED = GROUND | {"models", "data", "losses", "checkpoint"}
 HALLWAY = SHARED | {"hessian", "doctor", "plan", "released", "results", "readings"}
 # What each room may import; design.md: imports point one way.
 MAY_IMPORT = {
     "errors": set(),
+    "devices": {"errors"},
     "krylov": {"errors"},
     "models": {"errors"},
     "losses": {"errors"},
     "data": {"errors"},
     "checkpoint": {"errors", "models", "data", "losses"},
-    "hessian": {"errors", "krylov", "data", "losses"},
+    "hessian": {"errors", "devices", "krylov", "data", "losses"},
     "doctor": {"errors", "krylov", "hessian", "data"},
     "released": {"errors", "krylov"},
     "results": {"errors", "krylov"},
@@ -38,9 +39,9 @@ MAY_IMPORT = {
     "analysis": HALLWAY | {"spectra"},
     "tables": {"errors", "results"},
     "figures": {"errors", "krylov", "results", "tables"},
-    "training": {"errors", "models", "data", "losses", "checkpoint"},
+    "training": {"errors", "devices", "models", "data", "losses", "checkpoint"},
     "esd": {"spectra", "errors", "analysis", "plan", "tables", "figures"},
-    "train": {"errors", "data", "training"},
+    "train": {"errors", "devices", "data", "training"},
     "spectra": HALLWAY | {"analysis"},
 }
 

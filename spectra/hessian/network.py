@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from spectra.devices import arithmetic
 from spectra.errors import SpectraError
 
 
@@ -89,15 +90,8 @@ def exact_arithmetic(
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        stack.enter_context(arithmetic(device, precision="tf32" if tf32 else "ieee"))
         if device.type == "cuda":
-            precision = "tf32" if tf32 else "ieee"
-            for backend in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):  # type: ignore[attr-defined]
-                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-                backend.fp32_precision = precision
-            stack.callback(
-                setattr, torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic
-            )
-            torch.backends.cudnn.deterministic = True
             stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
             torch.backends.cudnn.enabled &= not recurrent
         yield

@@ -1,0 +1,68 @@
+"""Where the numbers are computed, and in which arithmetic."""
+
+import contextlib
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from .errors import SpectraError
+
+
+def find_device(name: str) -> torch.device:
+    """Find the device of a name, and try whether it can hold a value.
+
+    Args:
+        name: "auto" (CUDA where there is a GPU, else the CPU), or what `torch.device` takes.
+
+    Returns:
+        The device.
+
+    Raises:
+        SpectraError: for no device, one that this machine lacks, or "meta", which holds no values.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch without CUDA asserts
+        raise SpectraError(
+            f"got the device {name!r}, expected one of this machine that can hold a value "
+            f"({(str(error).splitlines() or [''])[0][:120]}): nothing could be computed; use "
+            "--device cpu or auto"
+        ) from error
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device for the reader of a result: the GPU's own name, or the CPU's kind."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+@contextlib.contextmanager
+def arithmetic(
+    device: torch.device, *, precision: str = "ieee", deterministic: bool = True
+) -> Iterator[None]:
+    """Say how CUDA multiplies float32 numbers; other devices have one way only.
+
+    cuDNN's convolutions round to TF32 unless they are told not to. Every setting is put back on
+    the way out.
+
+    Args:
+        device: where the block computes.
+        precision: "ieee" (float32), or "tf32" (10 bits of mantissa), of convolutions and matrices.
+        deterministic: let cuDNN use only algorithms that repeat their results bit by bit.
+    """
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+            for owner, name, value in (
+                (conv, "fp32_precision", precision),
+                (matmul, "fp32_precision", precision),
+                (torch.backends.cudnn, "deterministic", deterministic),
+            ):
+                stack.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
+        yield
