@@ -27,6 +27,7 @@ from spectra.doctor import (
     examine,
 )
 from spectra.errors import SpectraError, StorageError
+from spectra.files import require_writable
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.hessian.network import exact_arithmetic, forked_random_state
 from spectra.krylov import (
@@ -40,7 +41,7 @@ from spectra.losses import LossSpec
 from spectra.plan import Part, Plan, choose_parts
 from spectra.readings import RitzVectors, assemble, ends_of
 from spectra.released import released_lanczos
-from spectra.results import Analysis, ClassSpectrum, require_writable
+from spectra.results import Analysis, ClassSpectrum
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error

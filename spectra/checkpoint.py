@@ -11,11 +11,9 @@ References:
     torch.load and weights_only, https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
-import contextlib
 import copy
 import hashlib
 import io
-import os
 import re
 import warnings
 import zipfile
@@ -30,6 +28,7 @@ from torch import Tensor, nn
 
 from .data.spec import DataSpec
 from .errors import SpectraError
+from .files import replacing
 from .losses import LossSpec
 from .models import ARCHITECTURES, ModelSpec, canonical_names, infer_spec, strip_wrappers
 
@@ -112,23 +111,9 @@ def save_checkpoint(
             f"{path.name} was not written, it could not be loaded again ({what}): metrics, recipe "
             "and training may hold tensors, numbers, strings, lists and dictionaries"
         ) from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SpectraError(
-            f"{path.name} ({len(buffer.getbuffer()) / 1e6:.1f} MB) was not written "
-            f"({error.strerror}), an older file of that name is unchanged: free or choose another "
-            f"place than {str(path.parent)!r}"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    content = buffer.getbuffer()
+    with replacing(path, size=len(content)) as partial:
+        partial.write_bytes(content)
 
 
 def load_checkpoint(

@@ -25,8 +25,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from spectra.files import replacing
 from spectra.krylov.measure import Density, Kernel, SpectralMeasure
-from spectra.results import Analysis, ClassSpectrum, replacing
+from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import number
 
 COLOURS = {"head": "#F08080", "mid": "#6495ED", "tail": "#FFD700"}

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from spectra.doctor import Certificate, Examination
+from spectra.files import replacing
 from spectra.hessian import HessianOperator
 from spectra.krylov import (
     Extremes,
@@ -23,7 +24,7 @@ from spectra.krylov import (
     trace_estimate,
 )
 from spectra.krylov.extremes import TOLERANCE
-from spectra.results import ClassSpectrum, replacing
+from spectra.results import ClassSpectrum
 
 
 class RitzVectors:

@@ -29,11 +29,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -41,7 +39,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from spectra.errors import SpectraError, StorageError
+from spectra.errors import SpectraError
+from spectra.files import replacing
 from spectra.krylov import SpectralMeasure, Tridiagonal
 
 SCHEMA = 1
@@ -226,36 +225,6 @@ class Analysis:
     @property
     def _sha256(self) -> str:
         return str(self.checkpoint.get("sha256"))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name once the block has ended well.
-
-    Raises:
-        StorageError: If the disk is full or the folder cannot be written; `path` is as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}); what lay there before is "
-            "untouched; free some space or choose another folder with --out"
-        ) from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
-
-
-def require_writable(folder: Path) -> None:
-    """Make a folder and try it out; raise StorageError if nothing can be written there."""
-    probe = folder / "writable"
-    with replacing(probe) as partial:
-        partial.touch()
-    probe.unlink()
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectra.results import CAVEAT, Analysis, ClassSpectrum, replacing
+from spectra.files import replacing
+from spectra.results import CAVEAT, Analysis, ClassSpectrum
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -546,7 +546,7 @@ def test_a_full_disk_stops_the_run_and_no_class_counts_as_failed(
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_product(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     meter = Meter()
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="was not written"):
         analyze(
             checkpoint(), PLAN, train=samples(), folder=tmp_path / "file" / "in", progress=meter
         )

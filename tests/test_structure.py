@@ -18,28 +18,29 @@ PACKAGE = ROOT / "spectra"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 README = ROOT / "README.md"
 
-GROUND = {"errors", "krylov", "devices"}
+GROUND = {"errors", "krylov", "devices", "files"}
 SHARED = GROUND | {"models", "data", "losses", "checkpoint"}
 HALLWAY = SHARED | {"hessian", "doctor", "plan", "released", "results", "readings"}
 # What each room may import; design.md: imports point one way.
 MAY_IMPORT = {
     "errors": set(),
     "devices": {"errors"},
+    "files": {"errors"},
     "krylov": {"errors"},
     "models": {"errors"},
     "losses": {"errors"},
-    "data": {"errors"},
-    "checkpoint": {"errors", "models", "data", "losses"},
+    "data": {"errors", "files"},
+    "checkpoint": {"errors", "files", "models", "data", "losses"},
     "hessian": {"errors", "devices", "krylov", "data", "losses"},
     "doctor": {"errors", "krylov", "hessian", "data"},
     "released": {"errors", "krylov"},
-    "results": {"errors", "krylov"},
+    "results": {"errors", "files", "krylov"},
     "plan": {"errors", "data", "hessian"},
-    "readings": {"errors", "krylov", "hessian", "doctor", "results"},
+    "readings": {"errors", "files", "krylov", "hessian", "doctor", "results"},
     "analysis": HALLWAY | {"spectra"},
-    "tables": {"errors", "results"},
-    "figures": {"errors", "krylov", "results", "tables"},
-    "training": {"errors", "devices", "models", "data", "losses", "checkpoint"},
+    "tables": {"errors", "files", "results"},
+    "figures": {"errors", "files", "krylov", "results", "tables"},
+    "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
     "esd": {"spectra", "errors", "analysis", "plan", "tables", "figures"},
     "train": {"errors", "devices", "data", "training"},
     "spectra": HALLWAY | {"analysis"},

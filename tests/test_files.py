@@ -1,0 +1,52 @@
+"""Files take their names whole or not at all."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from spectra.errors import StorageError
+from spectra.files import replacing, require_writable
+
+
+def test_a_file_takes_its_name_at_the_end_and_its_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with replacing(path) as partial:
+        partial.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises((StorageError, KeyboardInterrupt)):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_message_says_how_much_where_and_why_in_one_line(tmp_path: Path) -> None:
+    message = r"a.pt \(3.0 MB\) was not written \(No space left\); .* is unchanged; .*--out"
+    with (
+        pytest.raises(StorageError, match=message) as caught,
+        replacing(tmp_path / "a.pt", size=3_000_000),
+    ):
+        raise OSError(errno.ENOSPC, "No space left")
+    assert "\n" not in str(caught.value)
+
+
+def test_trying_a_folder_out_leaves_nothing_in_it(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="was not written"):
+        require_writable(tmp_path / "file" / "in")
