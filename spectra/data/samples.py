@@ -37,7 +37,7 @@ class Samples:
     class_names: tuple[str, ...]  # (C,)
     mean: tuple[float, ...] | None = None  # (c,) of uint8 pixels scaled to 0..1, or of the inputs
     std: tuple[float, ...] | None = None  # (c,)
-    augmentation: str | None = None  # "crop-flip:4", "crop:1"; None: the source has none
+    augmentation: str | None = None  # a name that ``augment`` knows; None: no augmentation
     spec: DataSpec | None = None  # where the samples come from
     positions: Int64[Tensor, " n"] | None = None  # within the class in the source; None: as given
 
