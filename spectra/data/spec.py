@@ -14,7 +14,7 @@ class Traits:
     about: str
     mean: tuple[float, ...]  # (c,) of pixels scaled to 0..1
     std: tuple[float, ...]  # (c,)
-    augmentation: str | None = None
+    augmentation: str | None = None  # a name that ``augment`` knows
     num_classes: int | None = None  # None: as many as the files show
     sizes: tuple[int, int] | None = None  # classes in head and mid; None: thirds
     by_count: bool = False  # whether head, mid and tail are cut from the classes sorted by count
@@ -23,16 +23,19 @@ class Traits:
 # Normalisation and augmentation: the reference recipe, also for CIFAR-100 (paper.md 4.2, 4.5);
 # head, mid and tail: paper.md 4.4. The digits' constants are those of their training part.
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "crop-flip:4"
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None
-INATURALIST = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192), None
+LARGE = "resized-crop-flip-jitter:0.4"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), LARGE
+INATURALIST = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192), LARGE
 KNOWN: dict[str, Traits] = {
     "digits": Traits("embedded, nothing to download", (0.3055,), (0.3754,), "crop:1", 10),
     "cifar10": Traits("binary archive or hub parquet", *CIFAR, 10, (3, 4)),
     "cifar100": Traits("binary archive or hub parquet", *CIFAR, 100, (36, 35)),
     "folder": Traits("train/<class>/*.png|jpg|webp, test/ or val/", *IMAGENET),
-    "list": Traits("train.txt, test.txt: `path label` per line", *IMAGENET),
-    "imagenet-lt": Traits("ImageNet_LT_train.txt, ...", *IMAGENET, 1000, (390, 445), True),
-    "inat2018": Traits("iNaturalist18_train.txt, ...", *INATURALIST, 8142, (842, 3701), True),
+    "list": Traits("one *train.txt, *test.txt: `path label` lines", *IMAGENET),
+    "imagenet-lt": Traits("ImageNet_LT_train.txt, ..._test.txt", *IMAGENET, 1000, (390, 445), True),
+    "inat2018": Traits(
+        "iNaturalist18_train.txt, ..._val.txt", *INATURALIST, 8142, (842, 3701), True
+    ),
 }
 
 
@@ -45,7 +48,8 @@ class DataSpec:
         imbalance: "exp", "step", or None for all samples.
         ratio: Largest over smallest class count, at least 1; None without imbalance.
         seed: Seed of the draw; the published draws use 0.
-        image_size: Side in pixels that image files are cut to (see ``sources``); None: their own.
+        image_size: Side S in pixels that image files are cut to: the shorter side is resized to
+            S·256/224 and the centre cut out. None: their own, or 224 where they differ in size.
     """
 
     name: str

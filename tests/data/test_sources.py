@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spectra.data import DataSpec, export, open_data, sources
+from spectra.data import KNOWN, DataSpec, export, open_data, sources
 from spectra.data.longtail import draw
 from spectra.errors import SpectraError
 
@@ -238,9 +238,25 @@ def test_an_image_folder_is_read_by_the_names_of_its_classes(tmp_path, suffix, t
     train = open_data(DataSpec("folder"), path=tmp_path)
     assert train.class_names == ("ant", "cat")
     assert train.counts == (3, 3)
-    assert train.augmentation is None
+    assert train.augmentation == "resized-crop-flip-jitter:0.4"
     assert torch.equal(train.inputs[3], torch.from_numpy(picture(0, 8).transpose(2, 0, 1)))
     assert open_data(DataSpec("folder"), path=tmp_path, split="test").counts == (3, 0)
+
+
+@pytest.mark.parametrize("name", ["folder", "list", "imagenet-lt", "inat2018"])
+def test_image_files_are_augmented_as_the_large_sets_were(name):
+    """paper.md 4.5: RandomResizedCrop, flip, ColorJitter(.4, .4, .4, 0)."""
+    assert KNOWN[name].augmentation == "resized-crop-flip-jitter:0.4"
+
+
+def test_an_image_folder_can_be_drawn_and_frozen(tmp_path):
+    folder_of(tmp_path, "train", ["a", "b"])
+    samples = open_data(DataSpec("folder"), path=tmp_path)
+    generator = torch.Generator().manual_seed(2)
+    live = torch.cat([samples.prepared(generator=generator) for _ in range(2)])
+    assert live.shape == (12, 3, 8, 8)
+    assert not torch.equal(live[:6], samples.prepared())
+    assert torch.equal(samples.frozen(2, seed=2).prepared(), live)
 
 
 def test_images_of_unequal_size_are_cut_to_the_recipe(tmp_path):
