@@ -12,6 +12,7 @@ from spectra.errors import SpectraError
 from spectra.losses import (
     CallableLoss,
     LossSpec,
+    _constant,
     as_loss,
     effective_number_weights,
     ldam_margins,
@@ -141,6 +142,72 @@ def test_a_batch_may_be_cut_anywhere(spec: LossSpec) -> None:
     assert (targets == 3).any()
     assert (weights[targets == 3] == 0).all()
     assert (whole[targets == 3] == 0).all()
+
+
+def everything(spec: LossSpec, logits: Tensor, targets: Tensor) -> list[Tensor]:
+    """The losses, the weights, and one Hessian-vector product in two ways."""
+
+    def total(z: Tensor) -> Tensor:
+        return (spec.per_sample(z, targets) * spec.sample_weights(targets)).sum()
+
+    leaf = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(total(leaf), leaf, create_graph=True)
+    (twice,) = torch.autograd.grad(gradient, leaf, logits)
+    forward = torch.func.jvp(torch.func.grad(total), (logits,), (logits,))[1]
+    return [spec.per_sample(logits, targets), spec.sample_weights(targets), twice, forward]
+
+
+def within_inference(total, z: Tensor) -> None:
+    with torch.inference_mode():
+        total(z)
+
+
+FIRST = {
+    "inference mode": within_inference,
+    "grad": lambda total, z: torch.func.grad(total)(z),
+    "jvp of grad": lambda total, z: torch.func.jvp(torch.func.grad(total), (z,), (z,)),
+    "grad of jvp": lambda total, z: torch.func.grad(
+        lambda at: torch.func.jvp(total, (at,), (z,))[1]
+    )(z),
+    "vmap": lambda total, z: torch.func.vmap(lambda scale: total(scale * z))(z[:3, 0]),
+}
+
+
+@each_loss
+@pytest.mark.parametrize("first", FIRST)
+def test_where_a_loss_is_first_called_changes_nothing_later(spec: LossSpec, first: str) -> None:
+    """Its constants are made once; made inside a transform they must not stay bound to it."""
+    spec = LossSpec(**{**spec.to_dict(), "weights": (0.1, 0.5, 1.4, 2.0)})
+    logits, targets = batch()
+    _constant.cache_clear()
+    expected = everything(spec, logits, targets)
+    _constant.cache_clear()
+    weigh = spec.sample_weights
+    FIRST[first](lambda z: (spec.per_sample(z, targets) * weigh(targets)).sum(), logits)
+    for ours, reference in zip(everything(spec, logits, targets), expected, strict=True):
+        assert torch.equal(ours, reference)
+
+
+@each_loss
+def test_a_second_call_copies_nothing_from_the_host(
+    spec: LossSpec, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a copy is forbidden while a CUDA graph is recorded."""
+    spec = LossSpec(**{**spec.to_dict(), "weights": (0.1, 0.5, 1.4, 2.0)})
+    logits, targets = (part.to(device) for part in batch(dtype=torch.float32))
+
+    def weighted() -> Tensor:
+        return spec.per_sample(logits, targets) * spec.sample_weights(targets)
+
+    expected = weighted()
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(weighted(), expected)
+    if device.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            recorded = weighted()
+        graph.replay()
+        assert torch.equal(recorded, expected)
 
 
 def test_class_weights_stay_outside_the_loss() -> None:
