@@ -2,9 +2,10 @@
 
 One residual network gives the CIFAR ResNets of the long-tail literature (parameter-free "option A"
 shortcuts, head `linear`), those with 1x1-convolution shortcuts and the head `fc` (`resnet20c` and
-so on), and the ImageNet ResNets under torchvision's parameter names. Each takes a linear head or a
-cosine head, cos(x, w_c) in [-1, 1]; the scale s of a cosine head belongs to the loss. Nothing
-writes in place, so that every way of differentiating twice works.
+so on), the ImageNet ResNets under torchvision's parameter names, and these with the stem of CIFAR
+(`resnet18c`, `resnet34c`). Each takes a linear head or a cosine head, cos(x, w_c) in [-1, 1]; the
+scale s of a cosine head belongs to the loss. Nothing writes in place, so that every way of
+differentiating twice works.
 
 References:
     He et al., Deep residual learning for image recognition, https://arxiv.org/abs/1512.03385
@@ -98,6 +99,10 @@ class Layout:
     large: bool = False  # 224-pixel stem: 7x7 convolution and max-pooling
 
     @property
+    def stem(self) -> tuple[int, int]:
+        return (7, 2) if self.large else (3, 1)  # kernel and stride
+
+    @property
     def features(self) -> int:
         return (self.width << len(self.blocks) - 1) * (4 if self.bottleneck else 1)
 
@@ -105,6 +110,8 @@ class Layout:
 LAYOUTS: dict[str, Layout] = {
     **{f"resnet{6 * n + 2}": Layout((n,) * 3, 16, "linear", padded=True) for n in (3, 5, 7, 9, 18)},
     **{f"resnet{6 * n + 2}c": Layout((n,) * 3, 16, "fc") for n in (3, 5, 7, 9, 18)},
+    "resnet18c": Layout((2, 2, 2, 2), 64, "fc"),
+    "resnet34c": Layout((3, 4, 6, 3), 64, "fc"),
     "resnet18": Layout((2, 2, 2, 2), 64, "fc", large=True),
     "resnet34": Layout((3, 4, 6, 3), 64, "fc", large=True),
     "resnet50": Layout((3, 4, 6, 3), 64, "fc", bottleneck=True, large=True),
@@ -118,7 +125,7 @@ class ResNet(nn.Module):
 
     def __init__(self, layout: Layout, num_classes: int, head: Head, in_channels: int) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, layout.width, *((7, 2) if layout.large else (3, 1)))
+        self.conv1 = _conv(in_channels, layout.width, *layout.stem)
         self.bn1 = nn.BatchNorm2d(layout.width)
         self.pool = nn.MaxPool2d(3, 2, padding=1) if layout.large else nn.Identity()
         self.stages = [f"layer{i + 1}" for i in range(len(layout.blocks))]
@@ -323,15 +330,17 @@ def infer_spec(state_dict: Mapping[str, Tensor]) -> ModelSpec:
     blocks = tuple(counts.count(stage) for stage in sorted(set(counts)))
     bottleneck = "layer1.0.conv3.weight" in shapes
     padded = not any(".downsample.0." in name for name in shapes)
+    stem = shapes.get("conv1.weight", ())
     candidates = [
         (arch, layout.head, layout.features)
         for arch, layout in LAYOUTS.items()
-        if (layout.blocks, layout.bottleneck, layout.padded) == (blocks, bottleneck, padded)
+        if (layout.blocks, layout.bottleneck, layout.padded, layout.stem[0])
+        == (blocks, bottleneck, padded, *stem[3:])
     ]
     if not blocks and "conv3.weight" in shapes:
         candidates.append(("digits", "linear", DIGITS_FEATURES))
     for arch, name, features in candidates:
-        shape, stem = shapes.get(f"{name}.weight", ()), shapes.get("conv1.weight", ())
+        shape = shapes.get(f"{name}.weight", ())
         if len(shape) != 2 or len(stem) != 4:
             continue
         # A head without bias is the cosine one: (features, classes), not (classes, features).

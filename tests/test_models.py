@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ def image(spec: ModelSpec, n: int = 2, dtype: torch.dtype = torch.float32) -> Te
         ("resnet20", 10, "linear", 269_722),
         ("resnet20c", 10, "linear", 272_474),
         ("resnet56", 10, "linear", 853_018),
+        ("resnet18c", 10, "linear", 11_173_962),
+        ("resnet34c", 10, "linear", 21_282_122),
         ("resnet18", 1000, "linear", 11_689_512),
         ("resnet34", 1000, "linear", 21_797_672),
         ("resnet50", 1000, "linear", 25_557_032),
@@ -102,6 +105,23 @@ def test_imagenet_networks_have_torchvision_names_in_its_order(arch, tensors, ex
         network = ModelSpec(arch, 1000)._make()
     assert len(network.state_dict()) == tensors
     assert fingerprint(network) == expected
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34"])
+def test_the_cifar_variant_is_torchvisions_network_but_for_the_stem(arch: str) -> None:
+    with torch.device("meta"):
+        large, small = ModelSpec(arch, 100)._make(), ModelSpec(f"{arch}c", 100)._make()
+    shapes = [{k: tuple(v.shape) for k, v in n.state_dict().items()} for n in (large, small)]
+    assert list(shapes[0]) == list(shapes[1])
+    assert {k for k in shapes[0] if shapes[0][k] != shapes[1][k]} == {"conv1.weight"}
+    assert shapes[1]["conv1.weight"] == (64, 3, 3, 3)
+    assert size(large) - size(small) == (7**2 - 3**2) * 3 * 64
+    sides: list[int] = []
+    small.get_submodule("layer1").register_forward_pre_hook(
+        lambda _, x: sides.append(x[0].shape[-1])
+    )
+    assert small.eval()(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 100)
+    assert sides == [32]  # neither stride nor pooling before the first block
 
 
 def test_torchvision_gives_the_same_outputs_and_starting_weights() -> None:
@@ -204,7 +224,7 @@ def test_a_sample_without_features_keeps_the_cosine_heads_curvature_finite() -> 
         assert torch.isfinite(product).all()
 
 
-@pytest.mark.parametrize("arch", ["resnet20c", "resnet32c"])
+@pytest.mark.parametrize("arch", ["resnet20c", "resnet32c", "resnet18c"])
 def test_shortcut_names_are_taken_for_downsample_names(arch: str) -> None:
     state = ModelSpec(arch, 10).build().state_dict()
     foreign = {
@@ -238,6 +258,13 @@ def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sys.modules.pop("their_networks")
 
 
+def another_stem() -> Mapping[str, Tensor]:
+    with torch.device("meta"):
+        return ModelSpec("resnet34", 10)._make().state_dict() | {
+            "conv1.weight": torch.zeros(64, 3, 5, 5)
+        }
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -248,6 +275,10 @@ def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (lambda: ModelSpec("x", 2, factory="no.such:f").build(), "ModuleNotFoundError.*PYTHONPATH"),
         (lambda: infer_spec({}), "0 tensors"),
         (lambda: infer_spec({"a.weight": torch.zeros(3, 2)}), r"a.weight \(3, 2\).*--arch"),
+        (
+            lambda: infer_spec(another_stem()),
+            r"\(3, 4, 6, 3\) blocks per stage",
+        ),
         (lambda: infer_spec({"layer1.0.conv1.weight": torch.zeros(3)}), r"\(1,\) blocks per stage"),
     ],
 )
