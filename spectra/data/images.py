@@ -2,20 +2,26 @@
 
 Images of one common size stay as they are. Otherwise, or with a side S given, the shorter side is
 resized to S·256/224 (bilinear) and the centre S×S is cut out; the default S is 224 (paper.md 4.5).
+Whatever a file holds (grey, palette, CMYK, 16 bits, with or without alpha) becomes 8-bit red,
+green and blue; alpha is dropped and rotation tags are not followed, as torchvision's loader does.
 """
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SpectraError
+from .memory import free_memory, refuse_what_does_not_fit
 
 Pixels = NDArray[np.uint8]
+DEFAULT_SIDE = 224
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -25,20 +31,28 @@ def decode_images(
     """Decode n images, given as bytes or paths, to (n, 3, h, w), or (n, 1, h, w) in mode "L".
 
     Raises:
-        SpectraError: If one of them is missing or is no image.
+        SpectraError: If one of them is missing or is no image, or if all of them together do not
+            fit into the memory that is free; the latter before they are decoded.
     """
+    if not files:
+        raise SpectraError("no image is left to decode; expected at least one")
+    free, size = free_memory(), _size(files[0])
+    needed = len(files) * size[0] * size[1] * (1 if mode == "L" else 3)
+    # What would not fit as it lies may still be of many sizes, and then it is cut.
+    if side is None and free is not None and needed > free and any(_size(f) != size for f in files):
+        side = DEFAULT_SIDE
+    height, width = (size[1], size[0]) if side is None else (side, side)
+    shape = (len(files), 1 if mode == "L" else 3, height, width)
+    refuse_what_does_not_fit(shape, free)
+    out = np.empty(shape, dtype=np.uint8)
     # Most codecs release the interpreter's lock, so threads decode side by side.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        out: Pixels | None = None
         for row, pixels in enumerate(pool.map(lambda file: _decode(file, side, mode), files)):
-            if out is None:
-                out = np.empty((len(files), *pixels.shape), dtype=np.uint8)
-            if pixels.shape != out.shape[1:]:
+            if pixels.shape != shape[1:]:
                 pool.shutdown(cancel_futures=True)
-                return decode_images(files, 224, mode)
+                del out
+                return decode_images(files, DEFAULT_SIDE, mode)
             out[row] = pixels
-    if out is None:
-        raise SpectraError("no image is left to decode; expected at least one")
     return out
 
 
@@ -55,15 +69,36 @@ def encode_image(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(file: bytes | Path, side: int | None, mode: str) -> Pixels:
+@contextmanager
+def _opened(file: bytes | Path) -> Iterator[Any]:
+    """Open an image, its pixels still unread; a SpectraError names what is none."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            picture = image.convert(mode)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = f"a value of {len(file)} bytes" if isinstance(file, bytes) else file
         raise SpectraError(f"{name} cannot be decoded as an image ({error}); replace it") from error
+
+
+def _size(file: bytes | Path) -> tuple[int, int]:
+    """Return width and height, from the head of the file."""
+    with _opened(file) as image:
+        width, height = image.size
+    return width, height
+
+
+def _decode(file: bytes | Path, side: int | None, mode: str) -> Pixels:
+    from PIL import Image
+
+    with _opened(file) as image:
+        if image.mode.startswith("I"):  # 16 bits of grey, which `convert` clips to white
+            values = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+            image = Image.fromarray(values.astype(np.uint8))
+        elif image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # pillow warns of the direct way
+        picture = image.convert(mode)
     if side is not None:
         scale = round(side * 256 / 224) / min(picture.size)
         width, height = (max(side, int(length * scale)) for length in picture.size)
