@@ -49,9 +49,10 @@ def draw(labels: Integers, num_classes: int, spec: DataSpec) -> tuple[Integers, 
     kept = long_tail_counts(int(full.min()), num_classes, spec) if tailed else tuple(full.tolist())
     if min(kept) == 0:
         empty = int(full.argmin()) if full.min() == 0 else kept.index(0)
+        remedy = f"ask for a ratio up to {full.min()}" if full.min() else "complete the data"
         raise SpectraError(
             f"{spec}: class {empty} of {num_classes} keeps none of its {full[empty]} samples and "
-            f"its Hessian would be 0/0; complete the data, or ask for a ratio up to {full.min()}"
+            f"its Hessian would be 0/0; {remedy}"
         )
     generator = np.random.RandomState(spec.seed)
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(full)[:-1])

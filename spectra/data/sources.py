@@ -16,6 +16,14 @@ from numpy.typing import NDArray
 
 from ..errors import SpectraError
 from .images import SUFFIXES, Pixels, decode_images
+from .lists import (
+    check_labels,
+    count_classes,
+    find_test_list,
+    find_train_list,
+    image_paths,
+    read_list,
+)
 from .spec import KNOWN, DataSpec
 
 Integers = NDArray[np.int64]
@@ -68,11 +76,12 @@ def open_source(spec: DataSpec, folder: Path | None, split: str) -> Source:
                 if shards := sorted((root / part).glob(f"{split}-*.parquet")):
                     return hub_parquet(shards, KNOWN[spec.name].num_classes)
         return cifar_binary(spec.name, folder, split)
-    for root in roots:
-        if spec.name != "folder" and _lists(root, "train"):
-            return list_file(root, split, spec)
-        if spec.name != "list" and (root / "train").is_dir():
-            return image_folder(root, split, spec)
+    if spec.name == "folder":  # and no other: a folder of all images is no long-tailed set
+        for root in roots:
+            if (root / "train").is_dir():
+                return image_folder(root, split, spec)
+    elif (train := find_train_list(folder, spec.name)) is not None:
+        return list_file(train, folder, split, spec)
     raise SpectraError(f"{folder} holds no {spec.name} data; looked for {KNOWN[spec.name].about}")
 
 
@@ -176,37 +185,19 @@ def image_folder(root: Path, split: str, spec: DataSpec) -> Source:
     )
 
 
-def list_file(root: Path, split: str, spec: DataSpec) -> Source:
+def list_file(train: Path, folder: Path, split: str, spec: DataSpec) -> Source:
     """Open lists of `path label` lines, as ImageNet-LT and iNaturalist 2018 are published."""
-    if not _lists(root, split):
-        raise SpectraError(f"{root} has no {split} list; looked for *test.txt and *val.txt in it")
-    files, labels = _read_list(_lists(root, split)[0])
-    count = KNOWN[spec.name].num_classes or 1 + int(_read_list(_lists(root, "train")[0])[1].max())
+    listing = read_list(train if split == "train" else find_test_list(train))
+    count, owner = KNOWN[spec.name].num_classes, spec.name
+    if count is None:
+        count = count_classes(listing if split == "train" else read_list(train))
+        owner = train.name
+    check_labels(listing, count, owner)
     return Source(
-        labels,
+        listing.labels,
         tuple(map(str, range(count))),
-        lambda index: decode_images([root / files[i] for i in index], spec.image_size),
+        lambda index: decode_images(image_paths(listing, folder, index), spec.image_size),
     )
-
-
-def _lists(root: Path, split: str) -> list[Path]:
-    endings = ("train",) if split == "train" else ("test", "val")
-    return [path for ending in endings for path in sorted(root.glob(f"*{ending}.txt"))]
-
-
-def _read_list(path: Path) -> tuple[list[str], Integers]:
-    names, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        parts = line.rsplit(maxsplit=1)
-        if len(parts) != 2 or not parts[1].isdecimal():
-            raise SpectraError(f"{path}:{number} is {line!r}; expected `path label`")
-        names.append(parts[0].strip())
-        labels.append(int(parts[1]))
-    if not names:
-        raise SpectraError(f"{path} is empty; expected `path label` on every line")
-    return names, np.array(labels, dtype=np.int64)
 
 
 def _fetch(url: str, md5: str, folder: Path) -> Path:

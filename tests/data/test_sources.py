@@ -272,34 +272,6 @@ def test_images_of_unequal_size_are_cut_to_the_recipe(tmp_path):
     assert chosen.inputs.shape == (2, 3, 28, 28)
 
 
-def test_a_list_file_names_paths_and_labels(tmp_path):
-    folder_of(tmp_path, "pictures", ["a b", "c"])
-    lines = ["pictures/c/0.png 1", "pictures/a b/1.png 0", "", "pictures/c/2.png\t1"]
-    (tmp_path / "My_train.txt").write_text("\n".join(lines))
-    (tmp_path / "My_val.txt").write_text("pictures/a b/2.png 0\n")
-    train = open_data(DataSpec("list"), path=tmp_path)
-    assert train.counts == (1, 2)
-    assert torch.equal(train.inputs[0], torch.from_numpy(picture(1, 8).transpose(2, 0, 1)))
-    test = open_data(DataSpec("list"), path=tmp_path, split="test")
-    assert (test.num_classes, test.counts) == (2, (1, 0))
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("a.png\n", r"train\.txt:1 is 'a.png'"),
-        ("a.png x\n", "expected `path label`"),
-        ("", "is empty"),
-        ("a.png 0\n", r"a\.png cannot be decoded"),
-        ("a.png 1\n", "class 0 of 2"),
-    ],
-)
-def test_a_wrong_list_is_refused_with_its_line(tmp_path, text, complaint):
-    (tmp_path / "train.txt").write_text(text)
-    with pytest.raises(SpectraError, match=complaint):
-        open_data(DataSpec("list"), path=tmp_path)
-
-
 @pytest.mark.parametrize("name", ["folder", "list", "imagenet-lt"])
 def test_a_folder_without_the_layout_says_what_was_looked_for(tmp_path, name):
     with pytest.raises(SpectraError, match=f"holds no {name} data; looked for"):
