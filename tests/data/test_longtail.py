@@ -1,14 +1,20 @@
 """The long-tail draw: published counts, published images, nobody else's random numbers touched."""
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import spectra.data
 from spectra.data import DIGITS_LT, DataSpec, long_tail_counts, open_data
 from spectra.data.longtail import draw
 from spectra.errors import SpectraError
+from tests.made_up import write_list_set
 
 # paper.md 4.2, the table of totals and the row of class counts.
 TOTALS = [
@@ -69,6 +75,61 @@ def test_the_draw_leaves_the_global_generator_alone():
     after = np.random.get_state()  # noqa: NPY002
     assert np.array_equal(before[1], after[1])
     assert before[2:] == after[2:]
+
+
+def test_the_subset_is_that_of_seed_0_whatever_a_training_is_seeded_with():
+    """P49, paper.md 4.2: one subset for all training seeds; the draw has a seed of its own."""
+    legacy, state = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
+    prints = set()
+    try:
+        for seed in range(3):
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            prints.add(open_data(DataSpec("digits", "exp", 20)).draw_sha256)
+    finally:
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.random.set_rng_state(state)
+    assert prints == {open_data(DIGITS_LT).draw_sha256}
+    assert DIGITS_LT.seed == DataSpec("cifar10", "exp", 100).seed == 0
+
+
+GLOBAL = re.compile(
+    r"(np\.)?random\.(?!RandomState|default_rng|Generator|get_?state|set_?state).*"
+    r"|torch\.(random\.|cuda\.)*(manual_seed|seed|set_rng_state)"
+    r"|torch\.(rand|randn|randint|randperm|normal|bernoulli|multinomial)(_like)?"
+)
+
+
+def test_no_call_of_the_room_draws_from_a_generator_that_is_not_its_own():
+    """P49: but for the reader of loaders, which seeds them all and puts every state back."""
+    found = set()
+    for path in Path(spectra.data.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            own = isinstance(node, ast.Call) and "generator" in {k.arg for k in node.keywords}
+            if isinstance(node, ast.Call) and not own and GLOBAL.fullmatch(ast.unparse(node.func)):
+                found.add((path.name, ast.unparse(node.func)))
+    assert found == {("batches.py", "np.random.seed"), ("batches.py", "random.seed")}
+
+
+def test_opening_any_source_moves_no_global_random_state(tmp_path):
+    """P49: a process of its own, for Python's generator, from which beartype draws here."""
+    write_list_set(tmp_path)
+    code = (
+        "import random, sys, numpy as np, torch; from spectra.data import *\n"
+        "def states():\n"
+        "    legacy = np.random.get_state()\n"
+        "    return random.getstate(), legacy[1].tolist(), legacy[2:], "
+        "torch.random.get_rng_state().tolist()\n"
+        "open_data(DIGITS_LT)\n"  # libraries that are imported on the way are none of ours
+        "before = states()\n"
+        "for spec in (DIGITS_LT, DataSpec('list', 'exp', 2), DataSpec('folder', 'step', 2)):\n"
+        "    samples = open_data(spec, path=sys.argv[1])\n"
+        "    export(samples, sys.argv[1] + '/out-' + spec.name, 'train')\n"
+        "    samples.frozen(2, seed=1); samples.prepared(generator=torch.Generator())\n"
+        "    open_data(path=sys.argv[1] + '/out-' + spec.name)\n"
+        "assert states() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_the_draw_does_not_depend_on_how_classes_are_interleaved():
