@@ -1,62 +1,22 @@
 """The hallway: from an opened checkpoint and its data to the spectrum of every class.
 
-For each set of samples asked for: examine the operator, run Lanczos once per probe, read every
-answer off T, certify λmin in float64, and save. Nothing is computed twice after an interruption.
+Each set of samples that was asked for is studied and saved; nothing is computed twice after an
+interruption.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import torch
-from torch import Tensor
-
-import spectra
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
-from spectra.devices import device_name, find_device
-from spectra.doctor import (
-    PRODUCTS_PER_CERTIFICATE,
-    PRODUCTS_PER_EXAMINATION,
-    certify,
-    examine,
-)
 from spectra.errors import SpectraError, StorageError
 from spectra.files import require_writable
-from spectra.hessian import HessianOperator, Objective, choose_product
-from spectra.hessian.network import exact_arithmetic, forked_random_state
-from spectra.krylov import (
-    SpectralMeasure,
-    Tridiagonal,
-    lanczos,
-    quadratic_form_probes,
-    random_start,
-)
-from spectra.losses import LossSpec
-from spectra.plan import Part, Plan, choose_parts
-from spectra.readings import RitzVectors, assemble, ends_of
-from spectra.released import released_lanczos
+from spectra.plan import Part, Plan
 from spectra.results import Analysis, ClassSpectrum
-
-_ENDS = 2  # products that measure the residuals of λmin and λmax
-TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
-_CERTIFICATE_COST = 9  # in products of the fast path: float64 passes, two by double backward
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """What a progress bar has to understand."""
-
-    def begin(self, products: int, work: int) -> None:
-        """Say how many products there will be, and how many samples they pass over."""
-
-    def tick(self, label: str, products: int, work: int) -> None:
-        """Say that so many products over so many samples are done."""
+from spectra.study import Progress, Study
 
 
 def analyze(
@@ -86,7 +46,7 @@ def analyze(
     Raises:
         SpectraError: data or options that do not fit the checkpoint, or results of other settings.
     """
-    study = _Study.prepare(checkpoint, plan, train, test)
+    study = Study.prepare(checkpoint, plan, train, test)
     analysis = study.blank()
     folder = Path(folder) if folder is not None else None
     if resume and folder is not None and (folder / "esd.json").exists():
@@ -97,17 +57,8 @@ def analyze(
     meter = progress or _Silent()
     meter.begin(*study.cost(todo))
     for part in todo:
-        try:
-            for spectrum in study.spectra(part, analysis.get(part.label), folder, meter):
-                analysis = analysis.with_spectrum(spectrum)
-                if folder is not None:
-                    analysis.save(folder)
-        except StorageError:
-            raise  # the numbers are right and cannot be kept: nothing to go on for
-        except SpectraError as error:
-            # One class that fails must not throw away the others' results.
-            failed = replace(study.outline(part), error=str(error))
-            analysis = analysis.with_spectrum(failed)
+        for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
+            analysis = analysis.with_spectrum(spectrum)
             if folder is not None:
                 analysis.save(folder)
     order = {part.label: i for i, part in enumerate(study.parts)}
@@ -115,262 +66,16 @@ def analyze(
     return replace(analysis, spectra=tuple(ordered))
 
 
-@dataclass(frozen=True)
-class _Study:
-    """Everything that the spectra of one run share."""
-
-    checkpoint: Checkpoint
-    plan: Plan
-    samples: Samples  # of the split, as it is (no augmentation)
-    train: Samples | None
-    objective: Objective  # over the split, or over its frozen augmentation draws
-    path: HessianOperator  # of the whole split: the verified choice of product
-    parts: tuple[Part, ...]
-    correct: dict[str, Tensor]  # split -> (N,) whether each sample is classified right
-    targets: dict[str, Tensor]
-    notes: tuple[str, ...]
-
-    @staticmethod
-    def prepare(
-        checkpoint: Checkpoint, plan: Plan, train: Samples | None, test: Samples | None
-    ) -> _Study:
-        samples = train if plan.split == "train" else test
-        if samples is None:
-            raise SpectraError(
-                f"got no {plan.split} samples, expected them: the spectrum is taken over "
-                "them; name the data with --data and --dataset"
-            )
-        if plan.loss == "trained" and checkpoint.loss is None:
-            raise SpectraError(
-                "got a checkpoint that does not say which loss it was trained with, expected one "
-                "that does: --loss trained would be a guess; use --loss ce"
-            )
-        if plan.augment == "resample" and samples.augmentation is None:
-            raise SpectraError(
-                "got --augment resample for data that name no augmentation, expected images with "
-                "one: nothing would move, and be called moving; use --augment none"
-            )
-        plain = LossSpec.cross_entropy(scale=checkpoint.head_scale)
-        loss = checkpoint.loss if plan.loss == "trained" and checkpoint.loss else plain
-        copies = plan.frozen_copies
-        objective = Objective.of(
-            checkpoint.model,
-            samples.frozen(copies, plan.seed) if copies else samples,
-            loss,
-            dtype=getattr(torch, plan.dtype),
-            device=find_device(plan.device),
-            batch_size=plan.batch_size,
-            tf32=plan.tf32,
-        )
-        correct, targets = {}, {}
-        for split, held in (("train", train), ("test", test)):
-            if held is not None:
-                correct[split], targets[split] = _classify(objective, held), held.targets
-        choice = choose_product(objective, path=None if plan.product == "auto" else plan.product)
-        notes = [
-            f"product: {choice.path}, {choice.disagreement:.1e} (relative, float64) from "
-            f"{choice.reference}, which is {choice.finite_difference_error:.1e} from finite "
-            "differences"
-        ]
-        notes += [f"refused for this model: {name}, {why}" for name, why in choice.refused.items()]
-        if objective.frozen:
-            notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
-        if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
-            notes.append("the checkpoint was trained on another draw of the data than this one")
-        parts = tuple(choose_parts(plan, samples, train))
-        return _Study(
-            checkpoint,
-            plan,
-            samples,
-            train,
-            objective,
-            HessianOperator.of(objective, choice),
-            parts,
-            correct,
-            targets,
-            tuple(notes),
-        )
-
-    def blank(self) -> Analysis:
-        """Describe the run, without a spectrum yet."""
-        settings = asdict(self.plan) | {
-            "augment": f"frozen:{n}" if (n := self.plan.frozen_copies) else self.plan.augment,
-            "classes": list(self.plan.classes),
-            "batch_size": self.objective.batch_size,
-            "device": self.objective.device.type,
-            "product": self.path.choice.path,
-            # The same weights are another function in another network.
-            "network": self.checkpoint.model_spec.to_dict(),
-        }
-        spec, train = self.samples.spec, self.train
-        return Analysis(
-            checkpoint={
-                "file": self.checkpoint.file,
-                "sha256": self.checkpoint.sha256,
-                "arch": self.checkpoint.model_spec.arch,
-                "epoch": self.checkpoint.epoch,
-            },
-            data={
-                "name": spec.name if spec is not None else "own tensors",
-                "spec": spec.to_dict() if spec is not None else None,
-                "split": self.plan.split,
-                "draw_sha256": self.samples.draw_sha256,
-                "pixels_sha256": self.samples.pixels_sha256,
-                "counts": list(self.samples.counts),
-                "groups": None
-                if train is None
-                else {k: list(v) for k, v in train.groups().items()},
-            },
-            settings=settings,
-            device=device_name(self.objective.device),
-            versions={
-                "spectra": spectra.__version__,
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            notes=self.notes,
-        )
-
-    def resumed(self, held: Analysis) -> tuple[Analysis, _Study]:
-        """Take over results of the same checkpoint, draw and settings; else refuse."""
-        mine = self.blank()
-        study = self
-        if self.plan.batch_size == "auto":  # memory may differ from run to run, the sums must not
-            size = int(held.settings.get("batch_size", self.objective.batch_size))
-            objective = self.objective.recut(batch_size=size, backwards=False)
-            choice = self.path.choice
-            study = replace(self, objective=objective, path=HessianOperator.of(objective, choice))
-            mine = study.blank()
-        # What is asked for may grow from run to run; how it is computed may not change.
-        asked = ("overall", "per_class", "classes", "groups")
-        pairs = [
-            ("checkpoint", mine.checkpoint["sha256"], held.checkpoint.get("sha256")),
-            ("draw", mine.data["draw_sha256"], held.data.get("draw_sha256")),
-            *(
-                (key, value, held.settings.get(key))
-                for key, value in mine.settings.items()
-                if key not in asked
-            ),
-        ]
-        changed = [
-            f"{key} ({theirs!r}, now {ours!r})" for key, ours, theirs in pairs if ours != theirs
-        ]
-        if changed:
-            raise SpectraError(
-                f"got results of other settings to resume: {', '.join(changed)}; expected the "
-                "same, for one table must not mix two experiments; choose another --out, or leave "
-                "out --resume to start anew"
-            )
-        notes = mine.notes
-        if mine.data["pixels_sha256"] != held.data.get("pixels_sha256"):
-            notes += ("some results were computed on the same draw with other pixels",)
-        return replace(mine, spectra=held.spectra, notes=notes), study
-
-    def cost(self, parts: list[Part]) -> tuple[int, int]:
-        """Count products, and the samples that they pass over."""
-        steps = min(self.plan.steps, self.objective.dim) * self.plan.probes
-        extra = TRACE_PROBES if self.plan.protocol == "exact" else 0
-        each = PRODUCTS_PER_EXAMINATION + steps + _ENDS + extra
-        work = (each + _CERTIFICATE_COST) * sum(self._work(part) for part in parts)
-        return (each + PRODUCTS_PER_CERTIFICATE) * len(parts), work
-
-    def _work(self, part: Part) -> int:
-        return len(part.index) * max(1, self.plan.frozen_copies)
-
-    def outline(self, part: Part) -> ClassSpectrum:
-        """Say what is known of a part before its first product."""
-        accuracy = {
-            split: _mean(self.correct[split], self.targets[split], part.classes)
-            for split in self.correct
-        }
-        return ClassSpectrum(
-            label=part.label,
-            name=part.name,
-            classes=part.classes,
-            count=len(part.index),
-            share=part.share,
-            train_accuracy=accuracy.get("train"),
-            test_accuracy=accuracy.get("test"),
-            protocol=self.plan.protocol,
-            operator="resampled" if self._resampled else "fixed",
-        )
-
-    @property
-    def _resampled(self) -> bool:
-        return self.plan.augment == "resample"
-
-    def spectra(
-        self, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress
-    ) -> Iterator[ClassSpectrum]:
-        """Compute one part; yield it after every probe, the last time complete."""
-        plan, work = self.plan, self._work(part)
-
-        def tick(products: int = 1, cost: int | None = None) -> None:
-            meter.tick(part.label, products, (products if cost is None else cost) * work)
-
-        fixed = self._operator(part, tick)
-        redraw = torch.Generator()
-        operator = fixed
-        if self._resampled:
-            moving = fixed.objective.redrawn(redraw)
-            operator = HessianOperator.of(moving, fixed.choice, callback=tick)
-        outline = replace(self.outline(part), loss=operator.objective.value())
-
-        vectors = RitzVectors(None if folder is None else folder / "ritz-vectors.pt", part.label)
-        runs = list(held.runs) if held is not None and vectors.load(len(held.runs)) else []
-        tick(len(runs) * min(plan.steps, operator.dim))
-        _seed(redraw, plan.seed, part.label, "doctor")
-        examination = examine(operator, seed=plan.seed)
-        tick(PRODUCTS_PER_EXAMINATION - 4)  # four of them went through the operator
-        for probe in range(len(runs), plan.probes):
-            _seed(redraw, plan.seed, part.label, f"probe {probe}")
-            run = self._run(operator, probe)
-            vectors.take(run)
-            runs.append(run.without_basis())
-            del run  # the basis must be gone before the next one is made
-            if probe + 1 < plan.probes:
-                vectors.save(len(runs))
-                yield replace(
-                    outline,
-                    complete=False,
-                    probes=len(runs),
-                    steps=max(r.steps for r in runs),
-                    runs=tuple(runs),
-                    measure=SpectralMeasure.from_tridiagonals(runs, operator.dim),
-                )
-        _seed(redraw, plan.seed, part.label, "ends")
-        ends = ends_of(operator, vectors, max(run.steps for run in runs))
-        forms = np.zeros(0)
-        if plan.protocol == "exact":
-            forms = quadratic_form_probes(operator, probes=TRACE_PROBES, seed=plan.seed)
-        assert vectors.low is not None
-        name = f"frozen:{copies}" if (copies := plan.frozen_copies) else "none"
-        certificate = certify(fixed, vectors.low, name=name)
-        tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
-        vectors.drop()
-        yield assemble(outline, runs, ends, forms, examination, certificate)
-
-    def _operator(self, part: Part, tick: Any) -> HessianOperator:
-        count = len(self.samples)
-        copies = max(1, self.plan.frozen_copies)
-        index = torch.cat([part.index + k * count for k in range(copies)])
-        whole = self.objective if part.label == "overall" else self.objective.unweighted()
-        objective = whole.select(index, what=part.label)
-        return HessianOperator.of(objective, self.path.choice, callback=tick)
-
-    def _run(self, operator: HessianOperator, probe: int) -> Tridiagonal:
-        plan = self.plan
-        if plan.protocol == "released":
-            return released_lanczos(operator, steps=plan.steps, seed=plan.seed, probe=probe)
-        start = random_start(
-            operator.dim,
-            seed=plan.seed,
-            probe=probe,
-            dtype=operator.dtype,
-            device=operator.device,
-        )
-        return lanczos(operator, start, steps=plan.steps)
+def _attempt(
+    study: Study, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress
+) -> Iterator[ClassSpectrum]:
+    try:
+        yield from study.spectra(part, held, folder, meter)
+    except StorageError:
+        raise  # the numbers are right and cannot be kept: nothing to go on for
+    except SpectraError as error:
+        # One class that fails must not throw away the others' results.
+        yield replace(study.outline(part), error=str(error))
 
 
 class _Silent:
@@ -379,35 +84,3 @@ class _Silent:
 
     def tick(self, label: str, products: int, work: int) -> None:
         pass
-
-
-def _classify(objective: Objective, samples: Samples) -> Tensor:
-    """Tell for each sample whether the network's largest logit is its label's."""
-    device, hits = objective.device, []
-    # As in the products: plain kernels, and a random layer must not move the caller's state.
-    arithmetic = exact_arithmetic(device, tf32=objective.tf32)
-    with torch.no_grad(), arithmetic, forked_random_state(device):
-        for start in range(0, len(samples), 256):
-            part = samples.select(slice(start, start + 256))
-            output = objective.network(part.prepared(objective.dtype, device))
-            logits = getattr(output, "logits", output)
-            if logits.shape[1] < samples.num_classes:
-                raise SpectraError(
-                    f"got a network with {logits.shape[1]} outputs for data of "
-                    f"{samples.num_classes} classes, expected at least as many: its loss would be "
-                    "undefined; check --dataset and --num-classes"
-                )
-            hits.append(logits.argmax(1).cpu() == part.targets.cpu())
-    return torch.cat(hits)
-
-
-def _mean(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:
-    targets = targets.cpu()
-    chosen = torch.isin(targets, torch.tensor(classes)) if classes else targets >= 0
-    return float(correct[chosen].double().mean()) if bool(chosen.any()) else None
-
-
-def _seed(generator: torch.Generator, seed: int, *names: str) -> None:
-    """Start the augmentation draws of one part and probe, whatever ran before."""
-    words = np.frombuffer("/".join(names).encode(), dtype=np.uint8).tolist()
-    generator.manual_seed(int(np.random.SeedSequence([seed, *words]).generate_state(1)[0]))

@@ -24,11 +24,11 @@ from spectra import (
     class_operators,
     hessian_operator,
 )
-from spectra.analysis import TRACE_PROBES
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
 from spectra.hessian import Objective
 from spectra.losses import LossSpec
+from spectra.study import TRACE_PROBES
 
 CLASSES = 3
 
@@ -475,8 +475,9 @@ def test_what_does_not_fit_together_is_refused_before_any_product() -> None:
         analyze(held, Plan(split="test", device="cpu"), train=data)
     with pytest.raises(SpectraError, match="--loss ce"):
         analyze(held, Plan(loss="trained", device="cpu"), train=data)
-    with pytest.raises(SpectraError, match="3 outputs and the label 3"):
-        analyze(held, Plan(device="cpu"), train=samples(counts=(3, 3, 3, 3)))
+    for more in ({"train": samples(counts=(3, 3, 3, 3))}, {"test": samples(counts=(2, 2, 2, 2))}):
+        with pytest.raises(SpectraError, match="3 outputs for 4 classes"):
+            analyze(held, Plan(device="cpu"), **({"train": data} | more))
     with pytest.raises(SpectraError, match="expected 0 to 2"):
         analyze(held, Plan(classes=(3,), device="cpu"), train=data)
     empty = Samples.from_batches((data.inputs[:14], data.targets[:14]), num_classes=3)
@@ -541,6 +542,24 @@ def test_a_full_disk_stops_the_run_and_no_class_counts_as_failed(
     assert Analysis.load(tmp_path).finished == ("overall", "class 0")
     done = analyze(checkpoint(), plan, train=samples(), folder=tmp_path, resume=True)
     assert [s.error for s in done.spectra] == [None] * 4
+
+
+def test_what_fits_the_memory_is_learnt_once_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(per_class=True, steps=3, batch_size=9, dtype="float64", device="cpu")
+    expected = analyze(checkpoint(), plan, train=samples()).spectra
+    original, failures = Objective._weighted_sum, []
+
+    def stingy(self: Objective, inputs: torch.Tensor, *rest: object) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(inputs) > 2 and not self.backwards:
+            failures.append(len(inputs))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, inputs, *rest)
+
+    monkeypatch.setattr(Objective, "_weighted_sum", stingy)
+    found = analyze(checkpoint(), plan, train=samples()).spectra
+    assert failures == [9, 4]  # of 9, 5 and 2 samples; the classes after the first fit at once
+    for one, other in zip(found, expected, strict=True):
+        assert one.lambda_min == pytest.approx(other.lambda_min, rel=1e-9)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_product(tmp_path: Path) -> None:

@@ -480,12 +480,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_the_user(
 def test_all_classes_failing_is_an_error_even_when_quiet(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectra import analysis
+    from spectra import study
 
     def fail(*_: object, **__: object) -> None:
         raise SpectraError("got NaN in batch 3, expected numbers")
 
-    monkeypatch.setattr(analysis, "examine", fail)
+    monkeypatch.setattr(study, "examine", fail)
     result = command("--classes", "8,9", "--quiet")
     assert result.code == 2
     assert "NaN in batch 3" in result.err

@@ -105,6 +105,26 @@ def forked_random_state(device: torch.device) -> contextlib.AbstractContextManag
     return fork
 
 
+def logits_of(output: object) -> Tensor:
+    """Take the logits out of what a model returns: the tensor itself, or its `.logits`."""
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise SpectraError(
+            f"got a {type(output).__name__} from the model, expected a tensor of logits or "
+            "an object with `.logits`; wrap the model so that it returns its logits"
+        )
+    return logits
+
+
+def require_outputs(logits: Tensor, classes: int) -> None:
+    """Refuse a network that has fewer outputs than the data have classes."""
+    if logits.shape[-1] < classes:
+        raise SpectraError(
+            f"got a network with {logits.shape[-1]} outputs for {classes} classes, expected at "
+            "least as many: the loss would be undefined; check --dataset and --num-classes"
+        )
+
+
 def culprit(network: nn.Module, inputs: Tensor) -> str | None:
     """Name the first layer whose output changes between two passes over the same inputs.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 
@@ -23,8 +23,10 @@ from spectra.errors import SpectraError
 from spectra.hessian.network import (
     exact_arithmetic,
     forked_random_state,
+    logits_of,
     memory_format,
     private_copy,
+    require_outputs,
 )
 from spectra.hessian.products import PRODUCTS, Function, Parameters, ProductName, gradient
 from spectra.krylov import SymmetricOperator
@@ -40,10 +42,12 @@ _LARGEST_BATCH = {"cpu": 128, "cuda": 2048}
 
 @dataclass
 class _Batching:
-    """How many samples pass through the network at once; shrinks when memory runs out."""
+    """How many samples pass through the network at once; shrinks when memory runs out.
+
+    All selections of one objective share it, so that none learns anew what fits.
+    """
 
     size: int
-    parts: list[tuple[Samples, Tensor]] = field(default_factory=list)  # views, in order
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +141,10 @@ class Objective:
     def _layout(self) -> torch.memory_format:
         return memory_format(self.network)
 
+    @cached_property
+    def _parts(self) -> dict[int, list[tuple[Samples, Tensor]]]:
+        return {}  # by batch size: views, in order
+
     @property
     def batch_size(self) -> int:
         """Samples at once, as it stands now."""
@@ -158,7 +166,6 @@ class Objective:
             samples=self.samples.select(index),
             weights=weights,
             normalizer=total,
-            batching=_Batching(self.batch_size),
         )
         chosen._require_samples(what)
         return chosen
@@ -166,12 +173,7 @@ class Objective:
     def unweighted(self) -> Objective:
         """Give every sample that is not masked the weight 1."""
         weights = (self.weights > 0).to(torch.float64)
-        return replace(
-            self,
-            weights=weights,
-            normalizer=float(weights.sum()),
-            batching=_Batching(self.batch_size),
-        )
+        return replace(self, weights=weights, normalizer=float(weights.sum()))
 
     def recut(
         self,
@@ -251,12 +253,12 @@ class Objective:
 
     def _functions(self) -> Iterator[Function]:
         """Yield the weighted sum of the losses of each batch, as a function of the parameters."""
-        if not self.batching.parts:
-            cuts = [
-                slice(i, i + self.batch_size) for i in range(0, len(self.samples), self.batch_size)
-            ]
-            self.batching.parts = [(self.samples.select(cut), self.weights[cut]) for cut in cuts]
-        parts = self.batching.parts
+        parts = self._parts.get(self.batch_size)
+        if parts is None:
+            size, count = self.batch_size, len(self.samples)
+            cuts = [slice(i, i + size) for i in range(0, count, size)]
+            parts = [(self.samples.select(cut), self.weights[cut]) for cut in cuts]
+            self._parts[size] = parts
         for samples, weights in reversed(parts) if self.backwards else parts:
             x = samples.prepared(self.dtype, self.device, generator=self.redraw)
             if x.dim() == 4:
@@ -269,13 +271,7 @@ class Objective:
         self, inputs: Tensor, targets: Tensor, weights: Tensor, parameters: Parameters
     ) -> Tensor:
         output = torch.func.functional_call(self.network, parameters, (inputs,))
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor):
-            raise SpectraError(
-                f"got a {type(output).__name__} from the model, expected a tensor of logits or "
-                "an object with `.logits`; wrap the model so that it returns its logits"
-            )
-        losses = self.loss.per_sample(logits, targets)
+        losses = self.loss.per_sample(logits_of(output), targets)
         if losses.shape != weights.shape:
             raise SpectraError(
                 f"got a loss of shape {tuple(losses.shape)} for {len(weights)} samples, "
@@ -300,7 +296,6 @@ class Objective:
                     raise
             # Outside the except clause: the traceback, and the failed batch with it, is gone.
             self.batching.size = min(self.batching.size, len(self.samples)) // 2 or 1
-            self.batching.parts = []
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -366,14 +361,9 @@ class Objective:
         finally:
             for hook in hooks:
                 hook.remove()
-        logits, highest = getattr(output, "logits", output), int(self.samples.targets.max())
-        known = isinstance(self.loss, LossSpec) and isinstance(logits, Tensor)
-        if known and not highest < logits.shape[-1]:
-            raise SpectraError(
-                f"got a network with {logits.shape[-1]} outputs and the label {highest}, expected "
-                "an output for every class: the loss would be undefined; check --dataset and "
-                "--num-classes"
-            )
+        logits = logits_of(output)
+        if isinstance(self.loss, LossSpec):
+            require_outputs(logits, int(self.samples.targets.max()) + 1)
         return seen
 
     def _automatic_batch(self, seen: int) -> int:

@@ -426,6 +426,31 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch)
     assert H.objective.batch_size == 3
 
 
+def test_all_classes_share_what_one_of_them_learnt_to_fit_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, (x, y) = small_net(), data(4)
+    operators = class_operators(model, (x, y), dtype=torch.float64, batch_size=len(x))
+    v = torch.randn(51, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = [H @ v for H in operators.values()]
+    original, failures = Objective._weighted_sum, []
+
+    def stingy(self: Objective, inputs: Tensor, *rest: object) -> Tensor:
+        if len(inputs) > 2:
+            failures.append(len(inputs))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, inputs, *rest)
+
+    monkeypatch.setattr(Objective, "_weighted_sum", stingy)
+    halvings = []
+    for H, product in zip(operators.values(), expected, strict=True):
+        assert close(H @ v, product)
+        halvings.append(len(failures))
+    assert sum(len(H.objective.samples) > 2 for H in operators.values()) >= 2
+    assert halvings == [halvings[0]] * len(operators)
+    assert halvings[0] > 0
+
+
 def test_half_precision_models_are_differentiated_in_float32(device: torch.device) -> None:
     """P28: the copy takes the precision of the products, whatever the model's own."""
     model, (x, y) = small_net(), data(4)
