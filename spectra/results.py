@@ -51,6 +51,7 @@ CERTIFICATE_KEYS = (
     *("noise_floor", "negative_curvature", "lower_bound_95"),
 )
 _ARRAYS = ("runs", "quadratic_forms", "measure")  # these live in esd.npz
+_RUN = ("alphas", "betas", "residual_norm", "exhausted", "asymmetry")  # of a Tridiagonal
 _NUMBERS = (
     *("count", "share", "loss", "train_accuracy", "test_accuracy", "lambda_min", "lambda_max"),
     *("residual_min", "residual_max", "nonconvexity", "negative_mass", "negative_mass_threshold"),
@@ -243,19 +244,14 @@ def _plain(value: Any) -> Any:
 
 
 def _to_arrays(spectrum: ClassSpectrum) -> dict[str, np.ndarray]:
-    arrays = {f"{spectrum.label}/quadratic_forms": np.array(spectrum.quadratic_forms, dtype=float)}
-    measure = spectrum.measure
+    label, measure = spectrum.label, spectrum.measure
+    arrays = {f"{label}/quadratic_forms": np.array(spectrum.quadratic_forms, dtype=float)}
     if measure is not None:
-        arrays[f"{spectrum.label}/dim"] = np.array(measure.dim)
+        arrays[f"{label}/dim"] = np.array(measure.dim)
         for p, (nodes, weights) in enumerate(zip(measure.nodes, measure.weights, strict=True)):
-            arrays[f"{spectrum.label}/probe {p}/nodes"] = nodes
-            arrays[f"{spectrum.label}/probe {p}/weights"] = weights
+            arrays |= {f"{label}/probe {p}/nodes": nodes, f"{label}/probe {p}/weights": weights}
     for p, run in enumerate(spectrum.runs):
-        arrays[f"{spectrum.label}/probe {p}/alphas"] = run.alphas
-        arrays[f"{spectrum.label}/probe {p}/betas"] = run.betas
-        arrays[f"{spectrum.label}/probe {p}/residual_norm"] = np.array(run.residual_norm)
-        arrays[f"{spectrum.label}/probe {p}/exhausted"] = np.array(run.exhausted)
-        arrays[f"{spectrum.label}/probe {p}/asymmetry"] = np.array(run.asymmetry)
+        arrays |= {f"{label}/probe {p}/{key}": np.asarray(getattr(run, key)) for key in _RUN}
     return arrays
 
 
@@ -269,6 +265,10 @@ def _to_spectrum(
     bounds = fields.get("negative_mass_bounds")
     fields["negative_mass_bounds"] = None if bounds is None else tuple(bounds)
     label, probes = entry["label"], range(entry["probes"])
+
+    def kept(key: str) -> Any:
+        return arrays[key] if arrays[key].ndim else arrays[key].item()
+
     try:
         forms = tuple(arrays[f"{label}/quadratic_forms"].tolist())
         if f"{label}/dim" not in arrays:
@@ -277,15 +277,7 @@ def _to_spectrum(
         nodes = tuple(arrays[f"{label}/probe {p}/nodes"] for p in probes)
         weights = tuple(arrays[f"{label}/probe {p}/weights"] for p in probes)
         runs = tuple(
-            Tridiagonal(
-                alphas=arrays[f"{label}/probe {p}/alphas"],
-                betas=arrays[f"{label}/probe {p}/betas"],
-                residual_norm=float(arrays[f"{label}/probe {p}/residual_norm"]),
-                basis=None,
-                exhausted=bool(arrays[f"{label}/probe {p}/exhausted"]),
-                dim=dim,
-                asymmetry=float(arrays[f"{label}/probe {p}/asymmetry"]),
-            )
+            Tridiagonal(**{k: kept(f"{label}/probe {p}/{k}") for k in _RUN}, basis=None, dim=dim)
             for p in probes
             if f"{label}/probe {p}/alphas" in arrays
         )
