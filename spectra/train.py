@@ -1,26 +1,50 @@
 """Train by recipe: `python -m spectra.train RECIPE [--field value ...]`."""
 
 import argparse
+import os
+import statistics
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, NoReturn, get_args, get_origin
 
-import torch
-
+from .checkpoint import load_checkpoint
 from .data import open_data
+from .devices import find_device
 from .errors import SpectraError
-from .training import RECIPES, Recipe, find_recipe, train
+from .training import ENTRIES, PATHS, Recipe, find_recipe, train
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SpectraError(f"{message}; --help lists the options")
 
 
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part.strip())
 
 
+def _radii(text: str) -> tuple[tuple[int, float], ...]:
+    pairs = (part.split(":") for part in text.split(",") if part.strip())
+    return tuple((int(epoch), float(radius)) for epoch, radius in pairs)
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """Find what turns a flag's text into a field's value; X | None is read as X."""
+    if isinstance(kind, UnionType):
+        kind = next(k for k in get_args(kind) if k is not NoneType)
+    if get_origin(kind) is not tuple:
+        reader: Callable[[str], Any] = kind
+        return reader
+    return _radii if get_origin(get_args(kind)[0]) is tuple else _integers
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
+        prog="python -m spectra.train",
         usage="python -m spectra.train RECIPE [--field value ...] | --list | --help",
         description="Train a network by recipe; save the checkpoints that the analysis opens.",
         allow_abbrev=False,
@@ -31,15 +55,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="DIR", help="folder of the data (or $SPECTRA_DATA)")
     help_out = "folder of the run (runs/RECIPE/SEED), or a .pt file for the last checkpoint"
     add("--out", metavar="PATH", type=Path, help=help_out)
+    add("--seeds", metavar="S,S", type=_integers, help="repeat the run with each of these seeds")
+    add("--jobs", metavar="N", type=int, default=1, help="seeds that run side by side (1)")
     add("--save-at", metavar="E,E", type=_integers, default=(), help="epochs to save on the way")
     add("--eval-every", metavar="N", type=int, default=1, help="epochs between evaluations (1)")
+    add("--resume", action="store_true", help="go on from the state that the folder holds")
+    add("--overwrite", action="store_true", help="replace the run that the folder holds")
+    help_state = "seconds between the states that --resume goes on from (30)"
+    add("--state-every", metavar="S", type=float, default=30.0, help=help_state)
     add("--device", default="auto", help="auto (default), cpu, cuda")
+    help_update = "how a step is computed: auto (a CUDA graph on a GPU), plain, compiled, ..."
+    add("--update", choices=PATHS, default="auto", help=help_update)
     add("--quiet", action="store_true", help="no progress, no lines per epoch")
     overrides = parser.add_argument_group("fields of the recipe, each of which can be overridden")
     for field in fields(Recipe)[1:]:
-        kind = next((k for k in get_args(field.type) if k is not NoneType), field.type)
-        how: dict[str, Any] = {"type": _integers if get_origin(kind) is tuple else kind}
-        if kind is bool:
+        how: dict[str, Any] = {"type": _reader(field.type)}
+        if field.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
         overrides.add_argument(
             f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **how
@@ -54,21 +85,97 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe | None, argpar
         return None, options
     if options.recipe is None:
         raise SpectraError("no recipe was named; --list prints them, --help the options")
-    if options.eval_every < 1:
-        raise SpectraError(f"--eval-every is {options.eval_every}; expected at least 1")
+    for flag, least in (("eval_every", 1), ("jobs", 1), ("state_every", 0)):
+        if (value := getattr(options, flag)) < least:
+            raise SpectraError(f"--{flag.replace('_', '-')} is {value}; expected at least {least}")
+    if options.resume and options.overwrite:
+        raise SpectraError("--resume and --overwrite were both given; expected one of them")
+    one_file = options.out is not None and options.out.suffix == ".pt"
+    if options.seeds is not None and (one_file or len(set(options.seeds)) != len(options.seeds)):
+        raise SpectraError(
+            f"--seeds is {options.seeds} and --out {options.out}; expected different seeds, and a "
+            "folder, since each seed leaves a checkpoint"
+        )
     names = {field.name for field in fields(Recipe)}
     overrides = {name: value for name, value in vars(options).items() if name in names}
     return replace(find_recipe(options.recipe), **overrides), options
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _print_recipes() -> None:
+    """Print the table of recipes, a block for each data set, network and length."""
+    width, before = max(map(len, ENTRIES)), ""
+    for name, entry in ENTRIES.items():
+        r = entry.recipe
+        block = f"{r.data_spec}; {r.arch}, {r.epochs} epochs, batch {r.batch_size}, {r.schedule}"
+        if block != before:
+            print(f"{'' if not before else chr(10)}{block}")
+            print(
+                f"  {'recipe':{width}}  {'loss':4}  {'weights':8}  {'step':7}  {'rho':>9}  goal, %"
+            )
+        before = block
+        radii = [r.rho, *(value for _, value in r.rho_steps)]
+        rho = "–".join(f"{x:g}" for x in sorted({min(radii), max(radii)}) if x)
+        goal = "" if entry.published is None else f"{entry.published:.1f}"
+        print(
+            f"  {name:{width}}  {r.loss:4}  {r.weighting:8}  {r.step:7}  {rho:>9}  {goal:>7}  "
+            f"{entry.about}"
+        )
+    sys.stdout.flush()
+
+
+def _run(recipe: Recipe, options: argparse.Namespace) -> Path:
+    """Train one recipe with one seed; give the file of the last epoch."""
+    folder = Path("runs") / recipe.name / str(recipe.seed)
+    out: Path = options.out or folder
+    alone = out.suffix == ".pt"
+    run = train(
+        recipe,
+        *(open_data(recipe.data_spec, path=options.data, split=s) for s in ("train", "test")),
+        folder=folder if alone else out,
+        result=out if alone else None,
+        save_at=options.save_at,
+        eval_every=options.eval_every,
+        device=find_device(options.device),
+        path=options.update,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        state_every=options.state_every,
+        quiet=options.quiet,
+    )
+    print(
+        f"{out if alone else out / 'last.pt'}: {run.test.accuracy:.2%} on the test set after "
+        f"the last epoch (highest: {run.best_accuracy:.2%} in epoch {run.best_epoch}, which "
+        "is chosen on test data and no result)"
+    )
+    return out if alone else out / "last.pt"
+
+
+def _repeat(
+    recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
+) -> Sequence[float]:
+    """Run all seeds, several at a time in processes of their own; give the test accuracies."""
+    home = options.out or Path("runs") / recipe.name
+    rest: list[int] = list(options.seeds)
+    jobs: list[subprocess.Popen[bytes]] = []
+    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
+    environment = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1", **os.environ}
     try:
-        torch.ones(1, device=name).item()  # the meta device has no values to train with
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise SpectraError(f"--device {name} is no device here; use cpu or auto") from error
-    return torch.device(name)
+        while rest or jobs:
+            while rest and len(jobs) < options.jobs:
+                seed = rest.pop(0)
+                own = ["--seeds", str(seed), "--jobs", "1", "--out", str(home / str(seed))]
+                command = [sys.executable, "-m", "spectra.train", *arguments, *own]
+                jobs.append(subprocess.Popen(command, env=environment))
+            job = jobs.pop(0)
+            if code := job.wait():
+                raise SpectraError(f"a seed ended with the exit code {code}; see its line above")
+    finally:
+        for job in jobs:
+            job.terminate()
+    return [
+        load_checkpoint(home / str(seed) / "last.pt").metrics["test_accuracy"]
+        for seed in options.seeds
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,33 +183,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe, options = parse(arguments)
         if recipe is None:
-            for r in RECIPES.values():
-                radius = f", rho {r.rho:g}" if r.step == "sam" else ""
-                print(f"{r.name:24} {r.arch}; {r.data_spec}; {r.epochs} epochs{radius}")
+            _print_recipes()
             return 0
-        device, folder = _device(options.device), Path("runs") / recipe.name / str(recipe.seed)
-        out: Path = options.out or folder
-        alone = out.suffix == ".pt"
-        run = train(
-            recipe,
-            *(open_data(recipe.data_spec, path=options.data, split=s) for s in ("train", "test")),
-            folder=folder if alone else out,
-            result=out if alone else None,
-            save_at=options.save_at,
-            eval_every=options.eval_every,
-            device=device,
-            quiet=options.quiet,
-        )
+        if options.seeds is None:
+            _run(recipe, options)
+            return 0
+        if len(options.seeds) == 1:
+            _run(replace(recipe, seed=options.seeds[0]), options)
+            return 0
+        given = sys.argv[1:] if arguments is None else arguments
+        found = [100 * x for x in _repeat(recipe, options, given)]
         print(
-            f"{out if alone else out / 'last.pt'}: {run.test.accuracy:.2%} on the test set after "
-            f"the last epoch (highest: {run.best_accuracy:.2%} in epoch {run.best_epoch}, which "
-            "is chosen on test data and no result)"
+            f"{recipe.name}: {statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} % on the "
+            f"test set after the last epoch (mean and standard deviation of {len(found)} seeds)"
         )
+        return 0
+    except BrokenPipeError:  # `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (SpectraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last saved state", file=sys.stderr)
         return 130
 
 

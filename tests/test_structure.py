@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "figures": {"errors", "files", "krylov", "results", "tables"},
     "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
     "esd": {"spectra", "errors", "analysis", "plan", "tables", "figures"},
-    "train": {"errors", "devices", "data", "training"},
+    "train": {"errors", "devices", "data", "checkpoint", "training"},
     "spectra": HALLWAY | {"analysis"},
 }
 

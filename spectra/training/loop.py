@@ -1,43 +1,32 @@
 """The training loop, from the seed to the checkpoint.
 
-Per batch the loss is the weighted mean Σ w_i ℓ_i / Σ w_i. The data lie on the device as uint8 and
-are augmented and normalised a batch at a time. All random numbers come from one CPU generator (and
-the seed of the initial weights), so that two runs with one seed agree bit for bit on the CPU.
+The data lie on the device as uint8 and are augmented and normalised a batch at a time. All random
+numbers come from one CPU generator (and the seed of the initial weights), so that two runs with one
+seed agree bit for bit on the CPU, and so does a run that was killed and resumed.
 The last epoch is the result; the best epoch on the test set is reported, never chosen.
 """
 
-import csv
 import math
+import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ..checkpoint import COSINE_SCALE, save_checkpoint
+from ..checkpoint import save_checkpoint
 from ..data import Samples
+from ..devices import arithmetic, device_name
 from ..errors import SpectraError
-from ..losses import LossSpec, effective_number_weights
 from ..models import ModelSpec
+from .engine import Batch, Engine
+from .evaluation import Scores, evaluate
 from .recipes import Recipe
-from .schedules import learning_rate
-from .steps import sam_step, sgd_step
+from .records import Records
 
-COLUMNS = ("epoch", "lr", "weighted", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How a network does on a split: evaluation mode, no augmentation, no class weights."""
-
-    loss: float  # mean cross-entropy, a cosine head's scale included: comparable between methods
-    accuracy: float  # 0..1
-    class_loss: tuple[float, ...]  # (C,)
-    class_accuracy: tuple[float, ...]  # (C,)
+DTYPES = {"float64": torch.float64}  # of weights and inputs; float32 otherwise
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,10 @@ def train(
     save_at: Collection[int] = (),
     eval_every: int = 1,
     device: torch.device | str = "cpu",
+    path: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    state_every: float = 30.0,
     quiet: bool = False,
 ) -> Run:
     """Train a network and save it.
@@ -68,162 +61,161 @@ def train(
         recipe: what to run.
         samples: training set, images (N, c, h, w).
         test: test set.
-        folder: takes metrics.csv and epoch-<e>.pt.
+        folder: takes metrics.csv, run.json, epoch-<e>.pt, and state.pt until the run has ended.
         result: file of the last epoch; None: last.pt in the folder.
         save_at: epochs to save on the way.
         eval_every: epochs between two evaluations on the test set; saved ones are evaluated.
         device: where data and network live.
+        path: how the update is computed, one of `engine.PATHS`.
+        resume: go on from the folder's state, if it has one.
+        overwrite: replace the run that the folder holds.
+        state_every: seconds between two states that a killed run can go on from.
         quiet: no bar and no lines.
 
     Raises:
-        SpectraError: if the loss stops being finite, or a file cannot be written.
+        SpectraError: if the loss stops being finite, the folder holds another run, or a file
+            cannot be written.
     """
     from tqdm import tqdm
 
+    device = torch.device(device)
     if not all(1 <= epoch <= recipe.epochs for epoch in save_at):
         raise SpectraError(
             f"save_at is {tuple(save_at)}; expected epochs from 1 to {recipe.epochs}"
         )
+    if recipe.precision == "tf32" and device.type != "cuda":
+        raise SpectraError("precision is tf32, which CPUs do not have; use float32 or bf16")
+    records = Records(folder, result or folder / "last.pt", recipe, samples)
+    done = records.open(resume=resume, overwrite=overwrite)
+    if done is not None and done.epoch == recipe.epochs:
+        return Run(done.model, records.scores(done), *records.best)
+
     samples, test = (
         replace(part, inputs=part.inputs.to(device), targets=part.targets.to(device))
         for part in (samples, test)
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     spec = ModelSpec(recipe.arch, samples.num_classes, recipe.head, samples.inputs.shape[1])
-    network = spec.build(recipe.seed).to(device)
+    network = spec.build(recipe.seed).to(device, DTYPES.get(recipe.precision, torch.float32))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing stub
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
-    scale = COSINE_SCALE if recipe.head == "cosine" else 1.0
-    loss = LossSpec(recipe.loss, class_counts=samples.counts, scale=scale)
-    (warmup, drops), groups = recipe.schedule, samples.groups()
-    best = (0.0, 0)  # test accuracy, epoch
-    folder.mkdir(parents=True, exist_ok=True)
+    engine = Engine(recipe, network, samples.counts, path)
+    first, best = 1, (0.0, 0)  # best: test accuracy, epoch
+    if done is not None and done.training is not None:
+        first, best = (done.epoch or 0) + 1, tuple(done.training["best"])
+        network.load_state_dict(done.training["network"])
+        engine.load_state_dict(done.training["engine"])
+        generator.set_state(done.training["generator"])
+
+    groups = samples.groups()
+    save = partial(
+        save_checkpoint, model=network, model_spec=spec, data=samples.spec,
+        recipe=recipe.to_dict(), draw_sha256=samples.draw_sha256,
+    )  # fmt: skip
+    started = saved_at = time.monotonic()
     with (
-        open(folder / "metrics.csv", "w", buffering=1, newline="", encoding="utf-8") as file,
-        tqdm(total=recipe.epochs * len(samples), unit="img", disable=quiet or None) as bar,
-    ):
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*COLUMNS, *groups, *(f"class {name}" for name in test.class_names)])
-        for epoch in range(1, recipe.epochs + 1):
-            lr = learning_rate(epoch, base=recipe.lr, warmup=warmup, drops=drops)
-            optimizer.param_groups[0]["lr"] = lr
-            if recipe.drw and epoch > drops[0]:
-                loss = replace(loss, weights=effective_number_weights(samples.counts, recipe.beta))
-            mean_loss, accuracy = _one_epoch(
-                recipe, network, optimizer, loss, samples, generator, bar.update
-            )
+        records.table([*groups, *(f"class {name}" for name in test.class_names)]) as add_row,
+        tqdm(
+            total=recipe.epochs * len(samples), initial=(first - 1) * len(samples),
+            unit="img", unit_scale=True, disable=quiet or None,
+        ) as bar,
+        arithmetic(
+            device,
+            precision="tf32" if recipe.precision == "tf32" else "ieee",
+            deterministic=engine.path == "plain",
+        ),
+    ):  # fmt: skip
+        for epoch in range(first, recipe.epochs + 1):
+            bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
+            engine.set_epoch(epoch)
+            mean_loss, accuracy = _one_epoch(engine, samples, generator, bar.update)
             if not math.isfinite(mean_loss):
                 raise SpectraError(
                     f"the loss is {mean_loss} in epoch {epoch}; the weights are lost from there "
                     "on: lower --lr, or lengthen --warmup"
                 )
-            row = [epoch, lr, int(loss.weights is not None), mean_loss, accuracy]
-            last, saved = epoch == recipe.epochs, epoch in save_at
-            if last or saved or epoch % eval_every == 0:
-                scores = evaluate(network, test, scale=scale)
+            row = [epoch, recipe.lr_of(epoch), recipe.rho_of(epoch)]
+            row += [int(engine.loss.weights is not None), mean_loss, accuracy]
+            last, kept = epoch == recipe.epochs, epoch in save_at
+            if last or kept or epoch % eval_every == 0:
+                scores = evaluate(network, test, scale=recipe.scale, flip=recipe.flip_test)
                 best = max(best, (scores.accuracy, epoch), key=lambda pair: pair[0])
-                shares = [_mean([scores.class_accuracy[c] for c in g]) for g in groups.values()]
-                row += [scores.loss, scores.accuracy, *shares, *scores.class_accuracy]
+                shares = {name: scores.of(classes) for name, classes in groups.items()}
+                row += [scores.loss, scores.accuracy, *shares.values(), *scores.class_accuracy]
+                parts = {name: f"{share:.1%}" for name, share in shares.items()}
+                bar.set_postfix({"loss": f"{mean_loss:.4f}", **parts}, refresh=False)
                 if not quiet:
-                    parts = (f"{g} {x:.1%}" for g, x in zip(groups, shares, strict=True))
+                    rate = (epoch - first + 1) * len(samples) / (time.monotonic() - started)
+                    left = (recipe.epochs - epoch) * len(samples) / rate / 60
                     tqdm.write(
-                        f"epoch {epoch}/{recipe.epochs}  lr {lr:.3g}  loss {mean_loss:.4f}  "
-                        f"test {scores.accuracy:.1%}  {'  '.join(parts)}"
+                        f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  "
+                        f"lr {recipe.lr_of(epoch):.3g}  loss {mean_loss:.4f}  "
+                        f"test {scores.accuracy:.1%}  "
+                        + "  ".join(f"{name} {part}" for name, part in parts.items())
+                        + f"  {rate:,.0f} img/s, {left:.0f} min left"
                     )
-            table.writerow(row)
-            paths = [folder / f"epoch-{epoch}.pt"] if saved else []
-            for path in [*paths, result or folder / "last.pt"] if last else paths:
-                both = {"train": evaluate(network, samples, scale=scale), "test": scores}
-                metrics = {f"{k}_{n}": v for k, s in both.items() for n, v in asdict(s).items()}
-                save_checkpoint(
-                    path,
-                    network,
-                    model_spec=spec,
-                    data=samples.spec,
-                    loss=loss,
-                    epoch=epoch,
-                    metrics=metrics,
-                    recipe=recipe.to_dict(),
-                    draw_sha256=samples.draw_sha256,
-                )
+            add_row(row)
+            ran_on = {"device": device_name(device), "torch": str(torch.__version__)}
+            ran_on["path"] = engine.path + (f": {engine.note}" if engine.note else "")
+
+            paths = [folder / f"epoch-{epoch}.pt"] if kept else []
+            if paths or last:
+                on_train = evaluate(network, samples, scale=recipe.scale)
+                metrics = {**on_train.named("train"), **scores.named("test")}
+                for file in [*paths, records.result] if last else paths:
+                    save(
+                        file, epoch=epoch, loss=engine.loss, metrics=metrics,
+                        training={"ran_on": ran_on},
+                    )  # fmt: skip
+            if last:
+                records.close(best, ran_on, seconds=time.monotonic() - started)
+            elif kept or time.monotonic() - saved_at >= state_every:
+                state = {
+                    "network": network.state_dict(),
+                    "engine": engine.state_dict(),
+                    "generator": generator.get_state(),
+                    "best": list(best),
+                }
+                save(records.state, epoch=epoch, loss=engine.loss, training=state)
+                saved_at = time.monotonic()
     return Run(network.eval(), scores, best[1], best[0])
 
 
 def _one_epoch(
-    recipe: Recipe,
-    network: nn.Module,
-    optimizer: Optimizer,
-    loss: LossSpec,
+    engine: Engine,
     samples: Samples,
     generator: torch.Generator,
     seen: Callable[[int], object],
 ) -> tuple[float, float]:
     """Go through the samples once; return mean loss and accuracy at w, augmented, as seen."""
-    network.train()
-    device = samples.targets.device
-    total = torch.zeros(2, device=device)  # loss, correct samples: read once, at the end
-    order = torch.randperm(len(samples), generator=generator).to(device)
+    recipe, device, dtype = engine.recipe, engine.device, engine.dtype
+    engine.network.train()
+    total = torch.zeros(2, device=device, dtype=dtype)  # loss, correct: read once, at the end
+    order = _order(recipe, samples, generator).to(device)
     for index in torch.split(order, recipe.batch_size):
-        batch = samples.select(index)
-        x = batch.prepared(device=device, generator=generator if recipe.augment else None)
-        forward = partial(_forward, network, loss, x, batch.targets, recipe.precision)
-        if recipe.step == "sam":
-            value, logits = sam_step(forward, optimizer, network=network, rho=recipe.rho)
-        else:
-            value, logits = sgd_step(forward, optimizer)
-        correct = (logits.argmax(1) == batch.targets).sum()
-        total += torch.stack([value * len(index), correct.to(value.dtype)])
+        drawn = samples.select(index)
+        inputs = drawn.prepared(dtype, device, generator=generator if recipe.augment else None)
+        batch: Batch = {"inputs": inputs, "targets": drawn.targets}
+        if engine.draws:
+            batch["noise"] = _noise(engine, generator).to(device, dtype)
+        total += engine.update(batch)
         seen(len(index))
     mean_loss, accuracy = (total / len(samples)).tolist()
     return mean_loss, accuracy
 
 
-def _forward(
-    network: nn.Module, loss: LossSpec, x: Tensor, targets: Tensor, precision: str
-) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits: Tensor = network(x)
-    return weighted_mean(loss, logits.float(), targets), logits
+def _order(recipe: Recipe, samples: Samples, generator: torch.Generator) -> Tensor:
+    """Draw the order of an epoch: every sample once, or N of them with the classes even."""
+    if recipe.weighting != "resample":
+        return torch.randperm(len(samples), generator=generator)
+    shares = 1 / torch.tensor(samples.counts, dtype=torch.float64)
+    chances = shares[samples.targets.cpu()]
+    return torch.multinomial(chances, len(samples), replacement=True, generator=generator)
 
 
-def weighted_mean(
-    loss: LossSpec, logits: Float[Tensor, "n classes"], targets: Int[Tensor, " n"]
-) -> Float[Tensor, ""]:
-    """Average the losses of a batch, divided by the sum of its weights."""
-    weights = loss.sample_weights(targets).to(logits.dtype)
-    return (weights * loss.per_sample(logits, targets)).sum() / weights.sum()
-
-
-def evaluate(
-    network: nn.Module, samples: Samples, *, scale: float = 1.0, batch_size: int = 500
-) -> Scores:
-    """Score a network on samples, all of which count alike; its mode is restored.
-
-    Args:
-        network: gives logits (n, C).
-        samples: on the network's device.
-        scale: s of a cosine head, multiplies the logits.
-        batch_size: samples at a time.
-    """
-    was_training, ce = network.training, LossSpec.cross_entropy(scale)
-    losses, correct = [], []
-    network.eval()
-    with torch.inference_mode():
-        for index in torch.split(torch.arange(len(samples)), batch_size):
-            batch = samples.select(index.to(samples.targets.device))
-            logits = network(batch.prepared(device=batch.targets.device))
-            losses.append(ce.per_sample(logits, batch.targets).double().cpu())
-            correct.append((logits.argmax(1) == batch.targets).double().cpu())
-    network.train(was_training)
-    each, targets = torch.stack([torch.cat(losses), torch.cat(correct)]), samples.targets.cpu()
-    by_class = torch.stack([each[:, targets == c].mean(1) for c in range(samples.num_classes)])
-    return Scores(*each.mean(1).tolist(), *(tuple(values) for values in by_class.T.tolist()))
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def _noise(engine: Engine, generator: torch.Generator) -> Tensor:
+    """Draw flat noise (draws, parameters): normal, for pgd a point of the unit ball."""
+    n = sum(p.numel() for p in engine.weights.parameters)
+    noise = torch.randn(engine.draws, n, generator=generator)
+    if engine.recipe.step == "pgd":
+        noise *= torch.rand(1, generator=generator) ** (1 / n) / noise.norm()
+    return noise

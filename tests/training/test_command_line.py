@@ -1,5 +1,6 @@
-"""`python -m spectra.train`: flags, errors, and a small run from end to end."""
+"""`python -m spectra.train`: flags, errors, and small runs from end to end."""
 
+import json
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,6 +12,13 @@ from spectra.checkpoint import load_checkpoint
 from spectra.data import DataSpec
 from spectra.train import main, parse
 from spectra.training import RECIPES, Recipe, find_recipe
+from tests.made_up import write_list_set
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(":".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
+    return str(value)
 
 
 def _flags(recipe: Recipe) -> list[str]:
@@ -19,17 +27,15 @@ def _flags(recipe: Recipe) -> list[str]:
         value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, tuple):
-            flags += [f"--{flag}", ",".join(map(str, value))]
         elif value is not None:
-            flags += [f"--{flag}", str(value)]
+            flags += [f"--{flag}", _text(value)]
     return flags
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_field_survives_the_command_line(recipe: Recipe) -> None:
     """P50: started from another recipe, the flags alone give this one, booleans and all."""
-    parsed, _ = parse(["cifar100-lt-ldam-drw-sam", *_flags(recipe)])
+    parsed, _ = parse(["digits-lt-ce-sgd", *_flags(recipe)])
     assert parsed is not None
     for field in fields(Recipe)[1:]:
         assert getattr(parsed, field.name) == getattr(recipe, field.name), field.name
@@ -37,30 +43,78 @@ def test_every_field_survives_the_command_line(recipe: Recipe) -> None:
 
 def test_small_radii_and_negated_booleans_round_trip() -> None:
     """P50: a radius of 0.05 stays 0.05, and a negated flag is false."""
-    flags = ["--rho", "0.05", "--no-drw", "--no-augment", "--drops", "100,120"]
+    flags = ["--rho", "0.05", "--no-augment", "--bn-both-passes", "--drops", "100,120"]
     recipe, options = parse(["cifar10-lt-ce-drw-sam", *flags, "--save-at", "50,100"])
     assert recipe is not None
-    assert (recipe.rho, recipe.drw, recipe.augment) == (0.05, False, False)
+    assert (recipe.rho, recipe.bn_both_passes, recipe.augment) == (0.05, True, False)
     assert (recipe.drops, options.save_at) == ((100, 120), (50, 100))
-    again, _ = parse(["cifar10-lt-ce-sam", *_flags(recipe)])
+    again, _ = parse(["cifar10-lt-ce-sam", *_flags(recipe), "--no-bn-both-passes"])
     assert again is not None
-    assert (again.rho, again.drw, again.augment) == (0.05, False, False)
+    assert (again.rho, again.bn_both_passes, again.augment) == (0.05, False, False)
+    steps, _ = parse(["digits-lt-ce-sam", "--rho-steps", "6:0.1,61:0.5"])
+    assert steps is not None
+    assert steps.rho_steps == ((6, 0.1), (61, 0.5))
 
 
 def test_a_short_run_leaves_a_checkpoint_that_opens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--epochs", "2", "--ratio", "10", "--seed", "3", "--quiet"]
+    flags = ["--epochs", "2", "--ratio", "10", "--seed", "3"]
     assert main(["digits-lt-ce-drw-sam", *flags, "--out", "kept/net.pt"]) == 0
-    printed = capsys.readouterr().out
-    assert "after the last epoch" in printed
-    assert "no result" in printed  # the best epoch on the test set is named for what it is
+    printed = capsys.readouterr()
+    assert "after the last epoch" in printed.out
+    assert "no result" in printed.out  # the best epoch on the test set is named for what it is
+    for part in ("epoch 2/2", "loss", "head", "mid", "tail", "img/s", "min left"):
+        assert part in printed.out + printed.err
     checkpoint = load_checkpoint("kept/net.pt")
     assert checkpoint.epoch == 2
     assert checkpoint.data == DataSpec("digits", "exp", 10.0)
     assert (checkpoint.recipe or {})["seed"] == 3
-    assert Path("runs/digits-lt-ce-drw-sam/3/metrics.csv").is_file()
+    run = json.loads(Path("runs/digits-lt-ce-drw-sam/3/run.json").read_text())
+    assert run["recipe"] == checkpoint.recipe
+    assert run["counts"][0] / run["counts"][-1] == pytest.approx(10, rel=0.1)
+    assert run["seconds"] > 0
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_seeds_give_the_runs_that_each_gives_alone(
+    jobs: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after another or side by side; the mean is of the last epochs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    flags = ["digits-lt-ce-sgd", "--epochs", "2", "--quiet"]
+    assert main([*flags, "--seeds", "1,2", "--jobs", jobs]) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert main([*flags, "--seed", "2", "--out", "alone"]) == 0
+    together, alone = (Path(p) for p in ("runs/digits-lt-ce-sgd/2", "alone"))
+    assert (together / "metrics.csv").read_bytes() == (alone / "metrics.csv").read_bytes()
+    found = [
+        load_checkpoint(f"runs/digits-lt-ce-sgd/{seed}/last.pt").metrics["test_accuracy"]
+        for seed in (1, 2)
+    ]
+    assert f"{50 * sum(found):.2f} ±" in last
+    assert "2 seeds" in last
+
+
+def test_a_made_up_list_file_set_trains_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large sets' layout, loss, schedule, augmentation and ResNet-50, at a toy size."""
+    monkeypatch.chdir(tmp_path)
+    folder = write_list_set(tmp_path / "set", classes=3, per_class=(8, 4, 2))
+    flags = ["--dataset", "list", "--image-size", "32", "--batch-size", "7", "--epochs", "2"]
+    flags += ["--drops", "1", "--rho-steps", "2:0.1", "--data", str(folder), "--quiet"]
+    assert main(["imagenet-lt-ldam-drw-sam", *flags, "--out", "run"]) == 0
+    checkpoint = load_checkpoint("run/last.pt")
+    assert (checkpoint.model_spec.arch, checkpoint.model_spec.head) == ("resnet50", "cosine")
+    assert checkpoint.loss is not None
+    assert checkpoint.loss.class_counts == (8, 4, 2)
+    assert (checkpoint.loss.max_margin, checkpoint.loss.scale) == (0.3, 30.0)
+    assert checkpoint.loss.weights is not None
+    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert [row.split(",")[1:3] for row in rows[1:]] == [["0.2", "0.05"], ["0.1", "0.1"]]
 
 
 def test_an_unknown_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -79,13 +133,24 @@ def test_an_unknown_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     [
         [],
         ["digits-lt-ce-sgd", "--rho", "-1"],
+        ["digits-lt-ce-sgd", "--rho", "much"],
+        ["digits-lt-ce-sgd", "--rho-steps", "5"],
+        ["digits-lt-ce-sgd", "--no-such-flag"],
         ["digits-lt-ce-sgd", "--ratio", "1e9"],
+        ["digits-lt-ce-sgd", "--arch", "resnet33"],
         ["cifar10-lt-ce-sgd", "--data", "/nowhere"],
         ["digits-lt-ce-sgd", "--eval-every", "0"],
+        ["digits-lt-ce-sgd", "--jobs", "0"],
+        ["digits-lt-ce-sgd", "--seeds", "1,1"],
+        ["digits-lt-ce-sgd", "--seeds", "1,2", "--out", "one.pt"],
+        ["digits-lt-ce-sgd", "--resume", "--overwrite"],
         ["digits-lt-ce-sgd", "--save-at", "5000"],
         ["digits-lt-ce-sgd", "--device", "abacus"],
+        ["digits-lt-ce-sgd", "--device", "cpu", "--update", "graph"],
+        ["digits-lt-ce-sgd", "--device", "cpu", "--precision", "tf32"],
         ["digits-lt-ce-sgd", "--out", "/dev/null/run"],
     ],
+    ids=" ".join,
 )
 def test_what_cannot_run_is_one_line_and_leaves_nothing(
     arguments: list[str],
@@ -99,9 +164,19 @@ def test_what_cannot_run_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_list_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_names_every_recipe_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(RECIPES)
-    assert "rho 0.5" in next(line for line in lines if "cifar10-lt-ce-drw-sam" in line)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
+    assert [line[0] for line in lines if line[0] != "recipe"] == list(RECIPES)
+    (row,) = [line for line in lines if line[0] == "cifar10-lt-ce-drw-sam"]
+    assert row[1:6] == ["ce", "deferred", "sam", "0.5", "80.6"]
     assert find_recipe("cifar10-lt-ce-drw-sam").rho == 0.5
+
+
+def test_the_list_may_be_cut_short() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m spectra.train --list | head -n 1",
+        shell=True, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""

@@ -1,19 +1,26 @@
-"""The loop on the embedded digits: weighted means, reproducible runs, what is saved."""
+"""The loop on the embedded digits: reproducible runs, what is saved, what resumes."""
 
 import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from spectra.checkpoint import load_checkpoint
 from spectra.data import Samples, open_data
 from spectra.errors import SpectraError
-from spectra.losses import LossSpec, effective_number_weights
-from spectra.training import RECIPES, Recipe, Run, evaluate, find_recipe, train
-from spectra.training.loop import weighted_mean
+from spectra.losses import effective_number_weights
+from spectra.training import RECIPES, Recipe, Run, Scores, evaluate, find_recipe, loop, train
+from spectra.training.records import COLUMNS
 
 Splits = tuple[Samples, Samples]
 
@@ -29,12 +36,16 @@ def _short(name: str, digits: Splits, folder: Path, **changes: object) -> Run:
     return train(recipe, *digits, folder=folder, quiet=True)
 
 
-def test_the_batch_mean_divides_by_the_sum_of_the_weights() -> None:
-    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
-    targets, weights = torch.tensor([0, 1, 2, 2, 2, 1, 0]), (0.2, 0.7, 2.1)
-    expected = F.cross_entropy(logits, targets, weight=torch.tensor(weights))
-    found = weighted_mean(LossSpec("ce", weights=weights), logits, targets)
-    torch.testing.assert_close(found, expected)
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _assert_same_run(one: Path, other: Path) -> None:
+    states = [load_checkpoint(folder / "last.pt").model.state_dict() for folder in (one, other)]
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["digits-lt-ce-drw-sgd", "digits-lt-ldam-drw-sam"])
@@ -42,21 +53,18 @@ def test_two_runs_with_one_seed_agree_bit_for_bit(
     name: str, digits: Splits, tmp_path: Path
 ) -> None:
     """P49: no global random state decides anything, and none is touched."""
-    states = []
     before = torch.get_rng_state()
     for run in ("one", "two"):
-        states.append(_short(name, digits, tmp_path / run).network.state_dict())
+        _short(name, digits, tmp_path / run)
         assert torch.equal(torch.get_rng_state(), before)
         torch.rand(5)  # the second run finds another global state
         before = torch.get_rng_state()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    tables = [(tmp_path / run / "metrics.csv").read_bytes() for run in ("one", "two")]
-    assert tables[0] == tables[1]
+    _assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_another_seed_gives_other_weights(digits: Splits, tmp_path: Path) -> None:
-    one = _short("digits-lt-ce-sgd", digits, tmp_path, seed=1).network
-    two = _short("digits-lt-ce-sgd", digits, tmp_path, seed=2).network
+    one = _short("digits-lt-ce-sgd", digits, tmp_path / "1", seed=1).network
+    two = _short("digits-lt-ce-sgd", digits, tmp_path / "2", seed=2).network
     assert not torch.equal(next(one.parameters()), next(two.parameters()))
 
 
@@ -72,42 +80,74 @@ def test_the_checkpoint_says_what_ran_and_how_it_did(digits: Splits, tmp_path: P
     assert last.data == recipe.data_spec
     assert last.draw_sha256 == digits[0].draw_sha256
     assert last.recipe == recipe.to_dict()
+    assert last.training is not None
+    assert last.training["ran_on"]["torch"] == torch.__version__
     again = evaluate(last.model, digits[1], batch_size=37)
     assert again.class_accuracy == run.test.class_accuracy
     assert last.metrics["test_class_accuracy"] == again.class_accuracy
     assert again.class_loss == pytest.approx(run.test.class_loss, rel=1e-5)
     assert not last.model.training
-    assert not list(tmp_path.glob(".*"))  # no temporary file is left
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"epoch-2.pt", "last.pt", "metrics.csv", "run.json"}  # no state, no temporary
 
 
 def test_metrics_hold_every_class_and_leave_unknown_cells_empty(
     digits: Splits, tmp_path: Path
 ) -> None:
-    recipe = replace(find_recipe("digits-lt-ce-sgd"), epochs=3)
+    recipe = replace(find_recipe("digits-lt-ce-sam"), epochs=3, rho_steps=((3, 0.4),))
     run = train(recipe, *digits, folder=tmp_path, eval_every=2, quiet=True)
-    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = _rows(tmp_path)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [float(row["rho"]) for row in rows] == [0.2, 0.2, 0.4]
     assert rows[0]["test_accuracy"] is None
     classes = [float(rows[2][f"class {c}"]) for c in range(10)]
     assert classes == list(run.test.class_accuracy)
     assert float(rows[2]["tail"]) == pytest.approx(sum(classes[7:]) / 3)
     assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert list(rows[0])[: len(COLUMNS)] == list(COLUMNS)
 
 
-def test_scores_are_means_over_all_samples_and_classes(digits: Splits) -> None:
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    samples = digits[0]
-    scores = evaluate(network, samples, scale=3.0, batch_size=100)
-    with torch.no_grad():
-        logits = 3.0 * network(samples.prepared())
-    loss = F.cross_entropy(logits, samples.targets)
-    assert scores.loss == pytest.approx(loss.item(), rel=1e-6)
-    assert scores.accuracy == (logits.argmax(1) == samples.targets).double().mean()
-    eight = samples.targets == 8
-    expected = F.cross_entropy(logits[eight], samples.targets[eight])
-    assert scores.class_loss[8] == pytest.approx(expected.item(), rel=1e-6)
-    assert network.training
+def test_the_last_epoch_is_the_result_and_the_best_is_named_beside_it(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, chosen = loop.evaluate, iter([0.2, 0.9, 0.4])
+
+    def dictated(network: nn.Module, samples: Samples, **options: object) -> Scores:
+        scores = true(network, samples, **options)  # type: ignore[arg-type]
+        on_test = len(samples) == len(digits[1])
+        return replace(scores, accuracy=next(chosen)) if on_test else scores
+
+    monkeypatch.setattr(loop, "evaluate", dictated)
+    run = _short("digits-lt-ce-sgd", digits, tmp_path)
+    assert (run.best_epoch, run.best_accuracy, run.test.accuracy) == (2, 0.9, 0.4)
+    summary = json.loads((tmp_path / "run.json").read_text())
+    assert summary["best_on_test"] == {"epoch": 2, "accuracy": 0.9}
+    assert load_checkpoint(tmp_path / "last.pt").metrics["test_accuracy"] == 0.4
+
+
+def test_resampling_draws_the_classes_evenly(digits: Splits) -> None:
+    recipe = replace(find_recipe("digits-lt-ce-sgd"), weighting="resample")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([loop._order(recipe, digits[0], generator) for _ in range(40)])
+    counts = torch.bincount(digits[0].targets[drawn], minlength=10).double()
+    expected = len(drawn) / 10
+    assert float((counts - expected).abs().max()) < 5 * (0.9 * expected) ** 0.5
+    plain = loop._order(find_recipe("digits-lt-ce-sgd"), digits[0], generator)
+    assert torch.equal(plain.sort().values, torch.arange(len(digits[0])))
+
+
+def test_a_point_of_the_ball_is_drawn_for_pgd_and_normals_for_lpf_sgd(digits: Splits) -> None:
+    from spectra.models import ModelSpec
+    from spectra.training.engine import Engine
+
+    generator, network = torch.Generator().manual_seed(0), ModelSpec("digits", 10).build()
+    for name, deviation in (("pgd", None), ("lpf-sgd", 1.0)):
+        recipe = find_recipe(f"digits-lt-ce-drw-{name}")
+        noise = loop._noise(Engine(recipe, network, digits[0].counts), generator)
+        if deviation is None:
+            assert 0.99 < float(noise.norm()) <= 1  # of 14,458 dimensions nearly all lies outside
+        else:
+            assert float(noise.std()) == pytest.approx(deviation, abs=0.03)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(
@@ -127,7 +167,69 @@ def test_bf16_trains_and_keeps_float32_weights(digits: Splits, tmp_path: Path) -
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_on_the_digits(name: str, digits: Splits, tmp_path: Path) -> None:
     """P49: no recipe of the table is one that cannot run, here on the CPU at a toy budget."""
-    recipe = replace(find_recipe(name), dataset="digits", arch="digits", epochs=2, drops=(1,))
+    recipe = replace(
+        find_recipe(name), dataset="digits", arch="digits", epochs=2, drops=(1,), batch_size=64,
+        image_size=None, imbalance="exp",
+    )  # fmt: skip
     run = train(recipe, *digits, folder=tmp_path, eval_every=2, quiet=True)
     assert 0 < run.test.loss < 100
     assert run.best_epoch == 2
+
+
+RESUMED = {
+    "sgd": {},
+    "sam": {"weighting": "resample", "rho_end": 0.4},
+    "pgd": {"noise": 1e-2, "noise_interval": 3},
+    "lpf-sgd": {"noise": 2e-3, "precision": "float64"},
+}
+
+
+@pytest.mark.parametrize("step", RESUMED)
+def test_a_run_that_stopped_goes_on_bit_for_bit(
+    step: str, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Momentum, schedules, noise and random state survive, in whichever epoch it stops."""
+    recipe = replace(
+        find_recipe("digits-lt-ce-drw-sgd"), step=step, epochs=4, drops=(2, 3), **RESUMED[step]
+    )
+    train(recipe, *digits, folder=tmp_path / "whole", quiet=True)
+    stopped, true = tmp_path / "stopped", loop._one_epoch
+    for epochs in (1, 2):  # done before each of two interruptions: in epoch 2, and in epoch 4
+        left = iter(range(epochs))
+
+        def stopping(*args: object, left: Iterator[int] = left) -> object:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return true(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(loop, "_one_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, *digits, folder=stopped, resume=True, state_every=0.0, quiet=True)
+    monkeypatch.setattr(loop, "_one_epoch", true)
+    run = train(recipe, *digits, folder=stopped, resume=True, quiet=True)
+    _assert_same_run(tmp_path / "whole", stopped)
+    assert len(_rows(stopped)) == 4
+    again = train(recipe, *digits, folder=stopped, resume=True, quiet=True)  # it has ended
+    assert (again.test, again.best_epoch) == (run.test, run.best_epoch)
+    assert torch.equal(next(again.network.parameters()), next(run.network.parameters()).float())
+
+
+def test_a_killed_process_resumes_to_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """Killed without warning, wherever it happens to be."""
+    command = [
+        sys.executable, "-m", "spectra.train", "digits-lt-ce-drw-sam",
+        "--epochs", "12", "--quiet", "--device", "cpu", "--state-every", "0",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([*command, "--out", str(killed)], env=environment)
+    state, deadline = killed / "state.pt", time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "last.pt").exists()
+    for folder, flags in ((killed, ["--resume"]), (whole, [])):
+        subprocess.run([*command, "--out", str(folder), *flags], env=environment, check=True)
+    _assert_same_run(whole, killed)
+    assert json.loads((killed / "run.json").read_text())["resumed_after_epoch"] >= 1

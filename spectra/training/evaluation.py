@@ -1,0 +1,65 @@
+"""How a network does on a split: evaluation mode, no augmentation, every sample alike."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Samples
+from ..devices import arithmetic
+from ..losses import LossSpec
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Loss and accuracy of a split, and of each of its classes; NaN for a class without samples."""
+
+    loss: float  # mean cross-entropy, a cosine head's scale included: comparable between methods
+    accuracy: float  # 0..1
+    class_loss: tuple[float, ...]  # (C,)
+    class_accuracy: tuple[float, ...]  # (C,)
+
+    def of(self, classes: tuple[int, ...]) -> float:
+        """Average the accuracies of some classes."""
+        values = [self.class_accuracy[c] for c in classes]
+        return sum(values) / len(values) if values else math.nan
+
+    def named(self, split: str) -> dict[str, Any]:
+        """Give the numbers under the names that a checkpoint's metrics have."""
+        return {f"{split}_{name}": value for name, value in asdict(self).items()}
+
+
+def evaluate(
+    network: nn.Module,
+    samples: Samples,
+    *,
+    scale: float = 1.0,
+    batch_size: int = 500,
+    flip: bool = False,
+) -> Scores:
+    """Score a network on samples; its mode is restored.
+
+    Args:
+        network: gives logits (n, C).
+        samples: on the network's device.
+        scale: s of a cosine head, multiplies the logits.
+        batch_size: samples at a time.
+        flip: take the mean logits of each image and its mirror image.
+    """
+    was_training, ce = network.training, LossSpec.cross_entropy(scale)
+    dtype = next((p.dtype for p in network.parameters()), torch.float32)
+    losses, correct = [], []
+    network.eval()
+    with torch.inference_mode(), arithmetic(samples.targets.device):
+        for index in torch.split(torch.arange(len(samples)), batch_size):
+            batch = samples.select(index.to(samples.targets.device))
+            x = batch.prepared(dtype, batch.targets.device)
+            logits = (network(x) + network(x.flip(-1))) / 2 if flip else network(x)
+            losses.append(ce.per_sample(logits, batch.targets).double().cpu())
+            correct.append((logits.argmax(1) == batch.targets).double().cpu())
+    network.train(was_training)
+    each, targets = torch.stack([torch.cat(losses), torch.cat(correct)]), samples.targets.cpu()
+    by_class = torch.stack([each[:, targets == c].mean(1) for c in range(samples.num_classes)])
+    return Scores(*each.mean(1).tolist(), *(tuple(values) for values in by_class.T.tolist()))

@@ -1,0 +1,137 @@
+"""The folder of a run: its table of epochs, its state while it runs, its summary when it has ended.
+
+metrics.csv  a row per epoch; numbers of the test set only where it was evaluated
+state.pt     a checkpoint with momentum and random state, to go on from; goes with the run's end
+run.json     what ran, where, how long, and the best epoch on the test set
+"""
+
+import csv
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, load_checkpoint
+from ..data import Samples
+from ..errors import SpectraError
+from ..files import replacing
+from .evaluation import Scores
+from .recipes import Recipe
+
+COLUMNS = (
+    "epoch", "lr", "rho", "weighted", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
+)  # fmt: skip
+
+
+class Records:
+    """What a run writes beside its checkpoints.
+
+    Args:
+        folder: of the run.
+        result: file of the last epoch.
+        recipe: what runs.
+        samples: the training set.
+    """
+
+    def __init__(self, folder: Path, result: Path, recipe: Recipe, samples: Samples) -> None:
+        self.folder, self.result, self.recipe, self.samples = folder, result, recipe, samples
+        self.state, self.metrics = folder / "state.pt", folder / "metrics.csv"
+        self.summary = folder / "run.json"
+        self.best = (0, 0.0)  # epoch and accuracy of a run that had ended before
+        self._done = 0  # epochs that are done when this run starts
+
+    def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+        """Look at what the folder holds.
+
+        Args:
+            resume: take it over, if it is this run.
+            overwrite: delete it.
+
+        Returns:
+            The state to go on from, or the last epoch's checkpoint if the run has ended, or None.
+
+        Raises:
+            SpectraError: if it holds another run, or one that nobody said what to do with.
+        """
+        held = [path for path in (self.state, self.summary) if path.exists()]
+        if overwrite:
+            for path in [*held, *self.folder.glob("epoch-*.pt")]:
+                path.unlink()
+        elif held and not resume:
+            how = "an unfinished" if held == [self.state] else "a finished"
+            raise SpectraError(
+                f"{self.folder} holds {how} run, which a new one would replace: go on with "
+                "--resume, start anew with --overwrite, or name another folder with --out"
+            )
+        elif self.state.exists():
+            return self._mine(load_checkpoint(self.state))
+        elif held:
+            return self._ended()
+        return None
+
+    def scores(self, checkpoint: Checkpoint) -> Scores:
+        """Read the scores on the test set that a checkpoint of this run holds."""
+        return Scores(*(checkpoint.metrics[f"test_{field.name}"] for field in fields(Scores)))
+
+    @contextmanager
+    def table(self, classes: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], object]]:
+        """Open metrics.csv; rows of epochs that will be run again go. Gives the row writer."""
+        rows = []
+        if self._done:
+            with open(self.metrics, newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1 : self._done + 1]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.metrics) as partial:
+            _write(partial, [[*COLUMNS, *classes], *rows])
+        with open(self.metrics, "a", buffering=1, newline="", encoding="utf-8") as file:
+            yield csv.writer(file, lineterminator="\n").writerow
+
+    def close(self, best: tuple[float, int], ran_on: Mapping[str, Any], *, seconds: float) -> None:
+        """Write the summary of a run that has ended; its state has no use any more."""
+        values = {
+            "recipe": self.recipe.to_dict(),
+            "draw_sha256": self.samples.draw_sha256,
+            "counts": self.samples.counts,
+            "best_on_test": {"epoch": best[1], "accuracy": best[0]},
+            "ran_on": {**ran_on, "python": platform.python_version()},
+            "seconds": round(seconds, 2),
+            "resumed_after_epoch": self._done or None,
+        }
+        with replacing(self.summary) as partial:
+            partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        self.state.unlink(missing_ok=True)
+
+    def _ended(self) -> Checkpoint:
+        values = json.loads(self.summary.read_text(encoding="utf-8"))
+        self._compare(values["recipe"], values["draw_sha256"], self.summary)
+        self.best = values["best_on_test"]["epoch"], values["best_on_test"]["accuracy"]
+        return self._mine(load_checkpoint(self.result))
+
+    def _mine(self, held: Checkpoint) -> Checkpoint:
+        self._compare(held.recipe or {}, held.draw_sha256, Path(held.file))
+        self._done = held.epoch or 0
+        return held
+
+    def _compare(self, recipe: Mapping[str, Any], draw: str | None, file: Path) -> None:
+        mine = self.recipe.to_dict()
+        other = {
+            name: (recipe.get(name), mine.get(name))
+            for name in sorted({*mine, *recipe})
+            if recipe.get(name) != mine.get(name)
+        }
+        if not other and draw != self.samples.draw_sha256:
+            other = {"training samples": ("another draw", "this one")}
+        if other:
+            parts = [f"{k} {theirs!r}, not {ours!r}" for k, (theirs, ours) in other.items()]
+            raise SpectraError(
+                f"{self.folder / file.name} is of another run ({'; '.join(parts[:4])}) and cannot "
+                "be resumed as this one: repeat its fields, or use --overwrite or another --out"
+            )
+
+
+def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

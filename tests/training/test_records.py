@@ -1,0 +1,106 @@
+"""The folder of a run: another run in it is neither replaced nor taken for this one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spectra.data import Samples, open_data
+from spectra.errors import SpectraError
+from spectra.training import Recipe, find_recipe, loop, train
+
+RECIPE = replace(find_recipe("digits-lt-ce-drw-sgd"), epochs=2)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Samples, Samples]:
+    return open_data(RECIPE.data_spec, split="train"), open_data(RECIPE.data_spec, split="test")
+
+
+@pytest.fixture
+def finished(digits: tuple[Samples, Samples], tmp_path: Path) -> Path:
+    train(RECIPE, *digits, folder=tmp_path, save_at=(1,), quiet=True)
+    return tmp_path
+
+
+@pytest.fixture
+def unfinished(
+    digits: tuple[Samples, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    true, turns = loop._one_epoch, iter([True])
+
+    def once(*args: object) -> object:
+        if not next(turns, False):
+            raise KeyboardInterrupt
+        return true(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_one_epoch", once)
+        with pytest.raises(KeyboardInterrupt):
+            train(RECIPE, *digits, folder=tmp_path, state_every=0.0, quiet=True)
+    return tmp_path
+
+
+def _kept(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("held", ["finished", "unfinished"])
+def test_a_run_is_not_replaced_unasked(
+    held: str, digits: tuple[Samples, Samples], request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(held)
+    before = _kept(folder)
+    with pytest.raises(SpectraError, match=f"{held} run.*--resume.*--overwrite"):
+        train(RECIPE, *digits, folder=folder, quiet=True)
+    assert _kept(folder) == before
+    train(RECIPE, *digits, folder=folder, overwrite=True, quiet=True)
+    assert not (folder / "epoch-1.pt").exists()  # of the run that was replaced
+    assert not (folder / "state.pt").exists()
+
+
+CHANGES: dict[str, dict[str, object]] = {
+    "lr 0.1, not 0.2": {"lr": 0.2},
+    "arch 'digits', not 'resnet20'": {"arch": "resnet20"},
+    "epochs 2, not 5": {"epochs": 5},
+    "rho_steps \\[\\], not \\[\\[2, 0.1\\]\\]": {"rho_steps": ((2, 0.1),)},
+}
+
+
+@pytest.mark.parametrize("held", ["finished", "unfinished"])
+@pytest.mark.parametrize("said", CHANGES)
+def test_another_run_is_not_resumed_as_this_one(
+    said: str, held: str, digits: tuple[Samples, Samples], request: pytest.FixtureRequest
+) -> None:
+    """A checkpoint of another model, schedule or step: one line that names what differs."""
+    folder: Path = request.getfixturevalue(held)
+    before, recipe = _kept(folder), replace(RECIPE, **CHANGES[said])
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(SpectraError, match=said) as caught:
+        train(recipe, *digits, folder=folder, resume=True, quiet=True)
+    assert "\n" not in str(caught.value)
+    assert _kept(folder) == before
+
+
+def test_other_samples_are_not_trained_on_when_resuming(
+    unfinished: Path, digits: tuple[Samples, Samples]
+) -> None:
+    fewer = digits[0].select(slice(1, None))
+    with pytest.raises(SpectraError, match="another draw"):
+        train(RECIPE, fewer, digits[1], folder=unfinished, resume=True, quiet=True)
+
+
+def test_a_damaged_state_is_one_line(unfinished: Path, digits: tuple[Samples, Samples]) -> None:
+    state = unfinished / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(SpectraError, match="truncated") as caught:
+        train(RECIPE, *digits, folder=unfinished, resume=True, quiet=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_resuming_nothing_starts_from_the_beginning(
+    digits: tuple[Samples, Samples], tmp_path: Path
+) -> None:
+    run = train(RECIPE, *digits, folder=tmp_path, resume=True, quiet=True)
+    assert run.test.accuracy > 0
+    assert (tmp_path / "last.pt").exists()
