@@ -51,3 +51,11 @@ def test_memory_is_measured_in_processes_of_their_own(bench):
     results = bench("memory", *sizes)
     assert results["runs"][0]["basis_formula_mb"] == pytest.approx(3 * 269_722 * 4 / 2**20)
     assert results["too_little_memory"]["error"] < 1e-4
+
+
+def test_an_epoch_is_compared_with_its_bare_passes(bench):
+    results = bench("training", "--samples", "20", "--repetitions", "1", "--device", "cpu")
+    assert len(results) == 8  # two steps, two precisions, bare and plain
+    for row in results.values():
+        assert (row["of_bare"] == 1) == (row["path"] == "bare")
+        assert row["images_per_second"] == pytest.approx(20 / row["seconds"])

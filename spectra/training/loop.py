@@ -127,7 +127,7 @@ def train(
         for epoch in range(first, recipe.epochs + 1):
             bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
             engine.set_epoch(epoch)
-            mean_loss, accuracy = _one_epoch(engine, samples, generator, bar.update)
+            mean_loss, accuracy = run_epoch(engine, samples, generator, bar.update)
             if not math.isfinite(mean_loss):
                 raise SpectraError(
                     f"the loss is {mean_loss} in epoch {epoch}; the weights are lost from there "
@@ -180,7 +180,7 @@ def train(
     return Run(network.eval(), scores, best[1], best[0])
 
 
-def _one_epoch(
+def run_epoch(
     engine: Engine,
     samples: Samples,
     generator: torch.Generator,

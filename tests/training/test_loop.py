@@ -193,7 +193,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
         find_recipe("digits-lt-ce-drw-sgd"), step=step, epochs=4, drops=(2, 3), **RESUMED[step]
     )
     train(recipe, *digits, folder=tmp_path / "whole", quiet=True)
-    stopped, true = tmp_path / "stopped", loop._one_epoch
+    stopped, true = tmp_path / "stopped", loop.run_epoch
     for epochs in (1, 2):  # done before each of two interruptions: in epoch 2, and in epoch 4
         left = iter(range(epochs))
 
@@ -202,10 +202,10 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
                 raise KeyboardInterrupt
             return true(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(loop, "_one_epoch", stopping)
+        monkeypatch.setattr(loop, "run_epoch", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, *digits, folder=stopped, resume=True, state_every=0.0, quiet=True)
-    monkeypatch.setattr(loop, "_one_epoch", true)
+    monkeypatch.setattr(loop, "run_epoch", true)
     run = train(recipe, *digits, folder=stopped, resume=True, quiet=True)
     _assert_same_run(tmp_path / "whole", stopped)
     assert len(_rows(stopped)) == 4

@@ -27,7 +27,7 @@ def finished(digits: tuple[Samples, Samples], tmp_path: Path) -> Path:
 def unfinished(
     digits: tuple[Samples, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    true, turns = loop._one_epoch, iter([True])
+    true, turns = loop.run_epoch, iter([True])
 
     def once(*args: object) -> object:
         if not next(turns, False):
@@ -35,7 +35,7 @@ def unfinished(
         return true(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_one_epoch", once)
+        patch.setattr(loop, "run_epoch", once)
         with pytest.raises(KeyboardInterrupt):
             train(RECIPE, *digits, folder=tmp_path, state_every=0.0, quiet=True)
     return tmp_path
