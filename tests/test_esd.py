@@ -18,7 +18,16 @@ import pytest
 import torch
 from torch import nn
 
-from spectra import Analysis, Plan, SpectraError, esd, figures, load_checkpoint, open_data
+from spectra import (
+    Analysis,
+    Plan,
+    SpectraError,
+    command_line,
+    esd,
+    figures,
+    load_checkpoint,
+    open_data,
+)
 from spectra.hessian import ProductName
 from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS
 
@@ -501,16 +510,16 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     expected = (whole.json, dict(np.load(whole.folder / "esd.npz", allow_pickle=False)))
     shutil.rmtree(whole.folder)
 
-    tick, seen = esd._Bar.tick, [0]
+    tick, seen = command_line.Bar.tick, [0]
 
-    def interrupt(self: esd._Bar, label: str, products: int, work: int) -> None:
+    def interrupt(self: command_line.Bar, label: str, products: int, work: int) -> None:
         seen[0] += (label == "class 9") * products
         if seen[0] > 20:
             raise KeyboardInterrupt
         tick(self, label, products, work)
 
     with monkeypatch.context() as patch:
-        patch.setattr(esd._Bar, "tick", interrupt)
+        patch.setattr(command_line.Bar, "tick", interrupt)
         stopped = command(*flags)
     assert stopped.code == 130
     assert "--resume" in stopped.err

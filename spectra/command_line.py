@@ -1,0 +1,231 @@
+"""What the command lines of the analysis share: the flags of a plan, data, bar and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from spectra.errors import SpectraError
+from spectra.plan import CHOICES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spectra import Checkpoint, Plan, Samples
+
+EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted (go on with --resume)"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser without abbreviations: a later flag would change what a script means."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"{epilog}\n{EXIT_CODES}\n",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line: the usage of thirty flags would bury it."""
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
+
+
+def exit_code(
+    parser: Parser, command: Callable[[], object], held: Callable[[], Path | None]
+) -> int:
+    """Run a command; turn what stops it into one line and an exit code.
+
+    Args:
+        parser: names the command.
+        command: what to do.
+        held: gives the folder in which an interrupted command has left results, if any.
+
+    Returns:
+        0 when it is done, 2 after an error that the user can mend, 130 on Ctrl-C.
+    """
+    try:
+        command()
+        return 0
+    except SpectraError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        rest = "nothing was finished yet"
+        if (folder := held()) is not None:
+            rest = (
+                f"what is finished lies in {folder}; the same command with --resume goes on there"
+            )
+        print(f"\ninterrupted: {rest}", file=sys.stderr)
+        return 130
+
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every field of a plan, and those for what a checkpoint may not say."""
+    group = parser.add_argument_group("whose spectrum (combinable; --overall when none is given)")
+    add = group.add_argument
+    add("--overall", action="store_true", help="all samples together")
+    add("--per-class", action="store_true", help="every class that has samples")
+    add("--classes", type=_classes, default=(), metavar="0,8", help="these classes")
+    add("--groups", action="store_true", help="head, mid and tail")
+
+    group = parser.add_argument_group("of which loss")
+    add = group.add_argument
+    add("--split", choices=CHOICES["split"], default="train", help="samples (default train)")
+    add(
+        "--loss",
+        choices=CHOICES["loss"],
+        default="ce",
+        help="plain cross-entropy (default), or the loss that the checkpoint was trained with",
+    )
+    add(
+        "--protocol",
+        choices=CHOICES["protocol"],
+        default="exact",
+        help="released: the paper's own analysis, which is not the spectrum of a matrix",
+    )
+    add(
+        "--augment",
+        metavar="none|frozen[:K]|resample",
+        help="none (default), K stored draws, or a new draw in every product (no fixed matrix)",
+    )
+    add("--max-samples", type=int, metavar="N", help="a fixed random subset of each, at most N")
+
+    group = parser.add_argument_group("how")
+    add = group.add_argument
+    add("--steps", type=int, default=100, help="Krylov steps per probe (default 100)")
+    add("--probes", type=int, default=1, help="random starts; bands need 3 (default 1)")
+    add("--seed", type=int, default=0, help="of the probes and draws (default 0)")
+    add("--batch-size", type=_batch, default="auto", metavar="N|auto", help="samples at once")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add("--dtype", choices=CHOICES["dtype"], default="float32", help="of the products")
+    add("--tf32", action=argparse.BooleanOptionalAction, default=False, help="allow TF32 on CUDA")
+    add(
+        "--product",
+        choices=CHOICES["product"],
+        default="auto",
+        help="insist on one way of differentiating (default auto: the fastest that is right)",
+    )
+
+    group = parser.add_argument_group("what the checkpoint may not say")
+    add = group.add_argument
+    add("--data", metavar="PATH", help="folder of the data (default: $SPECTRA_DATA)")
+    add("--dataset", metavar="NAME", help="digits, cifar10, cifar100, folder, list, ...")
+    add("--imbalance-ratio", type=float, metavar="R", help="largest over smallest class count")
+    add("--model", metavar="PACKAGE.MODULE:FACTORY", help="function that builds the network")
+    add("--arch", metavar="NAME", help="architecture, e.g. resnet32")
+    add("--num-classes", type=int, metavar="N", help="number of classes")
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """Read the plan off the flags."""
+    from spectra import Plan
+
+    chosen = dict(vars(options))
+    if options.augment is None:  # the released analysis re-draws it, but not for test images
+        moving = options.protocol == "released" and options.split == "train"
+        chosen["augment"] = "resample" if moving else "none"
+    return Plan(**{field.name: chosen[field.name] for field in fields(Plan)})
+
+
+def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint:
+    """Open a checkpoint with what the flags say of its network."""
+    from spectra import load_checkpoint
+
+    names = ("model", "arch", "num_classes")
+    return load_checkpoint(path, **{name: getattr(options, name) for name in names})
+
+
+def open_samples(
+    checkpoint: Checkpoint, options: argparse.Namespace
+) -> tuple[Samples | None, Samples | None]:
+    """Open training and test samples of the data that the flags, or else the checkpoint, name."""
+    from spectra import DataSpec, open_data
+
+    spec = checkpoint.data
+    if options.dataset is not None:
+        ratio = options.imbalance_ratio
+        spec = DataSpec(options.dataset, "exp" if ratio else None, ratio)
+    elif options.imbalance_ratio is not None:
+        if spec is None:
+            raise SpectraError(
+                "got --imbalance-ratio without a data set, expected --dataset NAME beside it: the "
+                "checkpoint does not name its data"
+            )
+        spec = replace(spec, imbalance=spec.imbalance or "exp", ratio=options.imbalance_ratio)
+    if spec is None and options.data is None and not os.environ.get("SPECTRA_DATA"):
+        raise SpectraError(
+            f"{checkpoint.file} does not name its data, expected --data PATH and --dataset NAME "
+            "(with --imbalance-ratio R for a long-tailed draw)"
+        )
+    train = open_data(spec, path=options.data, split="train")
+    try:
+        test = open_data(spec, path=options.data, split="test")
+    except SpectraError:
+        if options.split == "test":
+            raise
+        test = None  # accuracies on the test set are then unknown, and shown so
+    return train, test
+
+
+class Bar:
+    """A progress bar of samples passed over, which tells products; quick for tail classes, too."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.done = self.total = 0
+
+    def begin(self, products: int, work: int) -> None:
+        """Open the bar, under the one before."""
+        from tqdm import tqdm
+
+        self.close()
+        self.done, self.total = 0, products
+        self.bar = tqdm(
+            total=work,
+            unit="sample",
+            unit_scale=True,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix} [{elapsed}<{remaining}, "
+            "{rate_fmt}]",
+        )
+
+    def tick(self, label: str, products: int, work: int) -> None:
+        """Count products; the label says where."""
+        self.done += products
+        self.bar.set_description_str(f"{label:>9}", refresh=False)
+        self.bar.set_postfix_str(f"{self.done}/{self.total} products", refresh=False)
+        self.bar.update(work)
+
+    def close(self) -> None:
+        """Leave the line as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def screen_width() -> int:
+    """Measure the terminal, within what a table can use."""
+    import shutil
+
+    return max(80, min(160, shutil.get_terminal_size((120, 40)).columns))
+
+
+def _classes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of class indices, expected e.g. 0,8"
+        ) from None
+
+
+def _batch(text: str) -> int | str:
+    if text == "auto" or (text.isdecimal() and int(text) > 0):
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number nor auto")
