@@ -16,10 +16,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from spectra import figures
 from spectra.errors import SpectraError
 from spectra.figures import COLOURS, OUTSIDE, PLAIN, Scale, density_grid, draw_density, save
 from spectra.krylov import SpectralMeasure
+from spectra.krylov.measure import Kernel
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 
 GROUPS = {"head": [0, 1, 2], "mid": [3, 4, 5, 6], "tail": [7, 8, 9]}
@@ -209,7 +209,7 @@ def test_groups_have_the_papers_colours_where_they_are_known() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["default", "paper"])
-def test_no_kernel_falls_between_grid_points(kernel: figures.Kernel) -> None:
+def test_no_kernel_falls_between_grid_points(kernel: Kernel) -> None:
     """P38: the published kernel is a thousand times narrower than the axis at its ends."""
     spectrum = spectrum_of(5, scale=1e3)
     (page,) = density_grid(analysis_of(spectrum), kernel=kernel)

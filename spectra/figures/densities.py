@@ -1,8 +1,7 @@
-"""Draw results: axes in, axes out; the only module that knows matplotlib.
+"""Draw eigenvalue densities, one panel a class.
 
 A panel shows one class's eigenvalue density φ(λ), logarithmic over a symlog eigenvalue axis. All
-panels of an analysis share both axes, over all pages. Nothing here spends a product, and nothing
-touches pyplot: no figure outlives its caller, and no axes are drawn on twice.
+panels of an analysis share both axes, over all pages.
 """
 
 from __future__ import annotations
@@ -11,30 +10,36 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from spectra.files import replacing
 from spectra.krylov.measure import Density, Kernel, SpectralMeasure
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import number
 
-COLOURS = {"head": "#F08080", "mid": "#6495ED", "tail": "#FFD700"}
-PLAIN, OUTSIDE, ALARM, INK = "#1f77b4", "#8C8C8C", "#B22222", "#262626"
+from .pages import (
+    ALARM,
+    COLOURS,
+    INK,
+    OUTSIDE,
+    PLAIN,
+    STYLE,
+    add_ribbon,
+    lay_out,
+    size_of,
+    write_head,
+)
+
 PANELS_PER_PAGE = 20
-STYLE = Path(__file__).with_name("spectra.mplstyle")
-_LEFT, _RIGHT, _TOP, _BOTTOM, _RIBBON, _LINE = 0.62, 0.08, 0.78, 0.42, 0.15, 0.14  # inches
 _DASHES: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2))}
 _TRIANGLE: dict[str, Any] = {"marker": "v", "color": INK, "markersize": 6.5, "linestyle": "none"}
 _TRIANGLE |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
@@ -107,15 +112,17 @@ def density_grid(
     columns = {1: 1, 2: 2, 4: 2}.get(room, 3 if room <= 6 or room == 9 else 4)
     width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
     facts = textwrap.wrap(_facts(analysis, kernel), int(18.5 * width))
-    ribbon = _RIBBON * any(s.caveat for s in spectra)
+    ribbon = any(s.caveat for s in spectra)
     groups = [_group(s, analysis) for s in spectra]
     colours = [COLOURS.get(g or "", OUTSIDE if any(groups) else PLAIN) for g in groups]
     figures = []
     with mpl.rc_context(fname=STYLE):
         for i in range(pages):
             part = range(len(spectra))[i * room : (i + 1) * room]
-            top = _TOP + _LINE * len(facts) + ribbon
-            figure, panels = _page(len(part), columns, width, top, 0.36 + ribbon)
+            figure, panels = lay_out(
+                *(len(part), columns, width),
+                lines=len(facts), ribbon=ribbon, x="Eigenvalues", y="Density",
+            )  # fmt: skip
             for ax, k in zip(panels, part, strict=True):
                 draw_density(ax, spectra[k], None, kernel, scale=scale, colour=colours[k])
             _head(figure, analysis, facts, f"page {i + 1} of {pages}" if pages > 1 else "")
@@ -175,60 +182,8 @@ def draw_density(
     return ax
 
 
-def save(figures: Sequence[Figure], folder: str | Path, stem: str = "esd") -> list[Path]:
-    """Write every page as png and pdf: ``esd.png``, ``esd-2.png``, ...; equal input, equal bytes.
-
-    Returns:
-        The paths, in the order of the pages.
-
-    Raises:
-        SpectraError: If the disk is full or the folder cannot be written.
-    """
-    paths = []
-    dateless: Mapping[str, dict[str, Any]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": "spectra", "Producer": None},
-    }
-    with mpl.rc_context(fname=STYLE):
-        for i, figure in enumerate(figures):
-            for kind, metadata in dateless.items():
-                path = Path(folder) / f"{stem}{f'-{i + 1}' if i else ''}.{kind}"
-                with replacing(path) as partial:
-                    figure.savefig(partial, format=kind, metadata=metadata)
-                paths.append(path)
-    return paths
-
-
-def _page(
-    count: int, columns: int, width: float, top: float, gap: float
-) -> tuple[Figure, list[Axes]]:
-    """Lay panels out in inches, so that nothing depends on what is drawn in them."""
-    wide = (width - _LEFT - _RIGHT - 0.14 * (columns - 1)) / columns
-    high = wide * (0.62 if columns < 4 else 0.7)
-    rows = max(1, math.ceil(count / columns))
-    height = top + rows * high + (rows - 1) * gap + _BOTTOM
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    panels = []
-    for k in range(count):
-        x = _LEFT + k % columns * (wide + 0.14)
-        y = height - top - high - k // columns * (high + gap)
-        ax = figure.add_axes((x / width, y / height, wide / width, high / height))
-        ax.tick_params(labelleft=k % columns == 0, labelbottom=k + columns >= count)
-        panels.append(ax)
-    middle = (height - top + _BOTTOM) / 2 / height
-    figure.text(0.12 / width, middle, "Density", rotation=90, ha="left", va="center")
-    figure.text((width + _LEFT - _RIGHT) / 2 / width, 0.08 / height, "Eigenvalues", ha="center")
-    return figure, panels
-
-
-def _inches(ax: Axes) -> tuple[float, float]:
-    place, size = ax.get_position(), ax.figure.get_figure(root=True).get_size_inches()
-    return float(place.width * size[0]), float(place.height * size[1])
-
-
 def _set_axes(ax: Axes, scale: Scale) -> None:
-    width, height = _inches(ax)
+    width, height = size_of(ax)
     ax.set_xscale("symlog", linthresh=scale.linear)
     ax.set_yscale("log")
     ax.set_xlim(scale.low, scale.high)
@@ -244,16 +199,9 @@ def _set_axes(ax: Axes, scale: Scale) -> None:
 
 
 def _title(ax: Axes, spectrum: ClassSpectrum) -> None:
-    width, height = _inches(ax)
-    top = 1.0
-    if spectrum.caveat is not None:
-        top += _RIBBON / height
-        ribbon = Rectangle((0, 1), 1, top - 1, transform=ax.transAxes, clip_on=False, color=ALARM)
-        ax.add_patch(ribbon)
-        words = ax.text(0.5, 0.55 + 0.45 * top, spectrum.caveat, transform=ax.transAxes)
-        words.set(ha="center", va="center", color="white", weight="bold", fontsize=7)
+    top = add_ribbon(ax, shown=spectrum.caveat is not None)
     name = f" · {spectrum.name}" if spectrum.name not in ("", spectrum.label) else ""
-    room = int((width - 0.62) / 0.066)  # inches a letter, beside the count
+    room = int((size_of(ax)[0] - 0.62) / 0.066)  # inches a letter, beside the count
     ax.set_title(textwrap.shorten(f"{spectrum.label}{name}", room, placeholder="…"), y=top)
     ax.set_title(f"n = {spectrum.count}", loc="right", y=top, fontweight="normal", fontsize=7)
 
@@ -278,13 +226,8 @@ def _facts(analysis: Analysis, kernel: Kernel) -> str:
 
 def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -> None:
     """Write above the panels whose they are and what their marks mean."""
-    width, height = figure.get_size_inches()
-    left, top, below = 0.12 / width, 1 - 0.1 / height, 1 - 0.31 / height
     epoch = analysis.checkpoint.get("epoch")
     title = f"{analysis.checkpoint.get('file', '')}{'' if epoch is None else f'  epoch {epoch}'}"
-    figure.text(left, top, title, va="top", fontweight="bold", fontsize=9.5)
-    figure.text(1 - _RIGHT / width, top, page, va="top", ha="right")
-    figure.text(left, below, "\n".join(facts), va="top", fontsize=7.5, linespacing=1.3)
     groups = {_group(s, analysis) for s in analysis.spectra}
     handles: list[Any] = [
         Patch(color=colour, alpha=0.6, label=f"{name} classes")
@@ -296,8 +239,7 @@ def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -
         handles.append(Patch(color=INK, alpha=0.3, label="95 % band over probes"))
     if any(s.proven for s in analysis.spectra):
         handles.append(Line2D([], [], label="negative curvature proven", **_TRIANGLE))
-    anchor = (0.05 / width, below - _LINE * len(facts) / height)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=len(handles))
+    write_head(figure, title, facts, handles, page)
 
 
 def _make_room(panels: Sequence[Axes], scale: Scale) -> None:
