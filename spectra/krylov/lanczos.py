@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,18 +99,22 @@ def lanczos(
     start: Float[Tensor, " n"],
     *,
     steps: int,
+    wait: int | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Tridiagonal:
-    """Run Lanczos from a start vector, with exactly one product and one device wait per step.
+    """Run Lanczos from a start vector, with exactly one product per step.
 
     Gram-Schmidt is run twice over the whole basis; α, β and T are float64 whatever the dtype of A;
     the basis has that dtype, but at least float32. The run ends early where β is rounding beside
-    T: the Krylov space is exhausted.
+    T: the Krylov space is exhausted. What is found only after the next steps have been made (a
+    GPU is not awaited in every step) cuts T and the basis back to where they had to end.
 
     Args:
         A: the operator, of size n.
         start: (n,), any norm but zero.
         steps: m; min(m, n) are made.
+        wait: steps between two looks at T, for each of which the device is awaited; no number
+            depends on it. By default 1 on a CPU and 10 elsewhere.
         callback: called with 1, 2, ..., m after each product.
 
     Returns:
@@ -125,34 +129,62 @@ def lanczos(
     dtype = torch.promote_types(A.dtype, torch.float32)
     basis = torch.empty((min(steps, A.dim), A.dim), dtype=dtype, device=A.device)
     basis[0] = _unit(start.detach().to(A.device, torch.float64))
+    wait = wait or (1 if A.device.type == "cpu" else 10)
     alphas: list[float] = []
     betas: list[float] = []
     size = asymmetry = 0.0
+    exhausted = False
+    unread: list[Tensor] = []
+    for facts in _recurrence(A, basis, callback):
+        unread.append(facts)
+        if len(unread) < wait and len(alphas) + len(unread) < len(basis):
+            continue
+        for alpha, beta, stray in _read(unread):
+            alphas.append(alpha)
+            betas.append(beta)
+            if not (np.isfinite(alpha) and np.isfinite(beta)):
+                raise not_finite(f"the product of Krylov step {len(alphas)} of {len(basis)}")
+            size, asymmetry = max(size, abs(alpha), beta), max(asymmetry, stray)
+            exhausted = len(alphas) == A.dim or beta <= 16 * torch.finfo(dtype).eps * size
+            if exhausted:
+                break
+        if exhausted:
+            break
+        unread = []
+    T = np.array(alphas), np.array(betas[:-1])
+    return Tridiagonal(*T, betas[-1], basis[: len(alphas)], exhausted, A.dim, asymmetry)
+
+
+def _recurrence(
+    A: SymmetricOperator, basis: Float[Tensor, "m n"], callback: Callable[[int], None] | None
+) -> Iterator[Float64[Tensor, " 3"]]:
+    """Fill the basis from its first row on; yield α, β and the stray part of every step.
+
+    Nothing here waits for the device. After a breakdown it goes on in some direction.
+    """
+    beta = torch.zeros((), dtype=torch.float64, device=basis.device)
     for j, row in enumerate(basis):
         q, w = row.to(torch.float64), A.apply(row).to(torch.float64, copy=True)
         if callback is not None:
             callback(j + 1)
-        diagonal = torch.dot(q, w)
-        w.addcmul_(q, diagonal, value=-1)
+        alpha = torch.dot(q, w)
+        w.addcmul_(q, alpha, value=-1)
         if j > 0:
-            w.sub_(basis[j - 1], alpha=betas[-1])
+            w.addcmul_(basis[j - 1], beta, value=-1)
         known = basis[: j + 1]
         leak = _overlaps(known, w)  # zero but for rounding, if A is one symmetric matrix
-        w.sub_(known.T @ leak.to(dtype))
-        w.sub_(known.T @ _overlaps(known, w).to(dtype))
-        facts = torch.stack((diagonal, torch.linalg.vector_norm(w), leak.abs().max()))
-        alpha, beta, stray = facts.tolist()  # the one wait for the device
-        if not (np.isfinite(alpha) and np.isfinite(beta)):
-            raise not_finite(f"the product of Krylov step {j + 1} of {len(basis)}")
-        alphas.append(alpha)
-        betas.append(beta)
-        size, asymmetry = max(size, abs(alpha), beta), max(asymmetry, stray)
-        exhausted = j + 1 == A.dim or beta <= 16 * torch.finfo(dtype).eps * size
-        if exhausted or j + 1 == len(basis):
-            break
-        basis[j + 1] = w.div_(beta)
-    T = np.array(alphas), np.array(betas[:-1])
-    return Tridiagonal(*T, beta, basis[: len(alphas)], exhausted, A.dim, asymmetry)
+        w.sub_(known.T @ leak.to(basis.dtype))
+        w.sub_(known.T @ _overlaps(known, w).to(basis.dtype))
+        beta = torch.linalg.vector_norm(w)
+        yield torch.stack((alpha, beta, leak.abs().max()))
+        if j + 1 < len(basis):  # β = 0: no direction is left, and 0/0 would be no vector
+            basis[j + 1] = w.div_(torch.where(beta == 0, 1.0, beta))
+
+
+def _read(facts: list[Tensor]) -> list[list[float]]:
+    """Fetch what the steps since the last look have found: the one wait for the device."""
+    rows: list[list[float]] = torch.stack(facts).tolist()
+    return rows
 
 
 def _overlaps(known: Float[Tensor, "k n"], w: Float64[Tensor, " n"]) -> Float64[Tensor, " k"]:

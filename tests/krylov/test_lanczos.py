@@ -1,5 +1,8 @@
 """Claims about the Lanczos run: identities, exactness, breakdown, scale, cost."""
 
+import importlib
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +18,18 @@ properties = settings(max_examples=15, deadline=None, derandomize=True, database
 RANDOM_SPECTRUM = np.concatenate(([-4.0, -1.0], np.linspace(0, 1, 95), [3.0, 8.0, 20.0]))
 
 
-def run_on(matrix, steps, *, probe=0):
+def run_on(matrix, steps, *, probe=0, **options):
     A = SymmetricOperator.from_matrix(matrix)
     start = random_start(A.dim, seed=0, probe=probe, dtype=A.dtype, device=A.device)
-    return lanczos(A, start, steps=steps)
+    return lanczos(A, start, steps=steps, **options)
+
+
+def assert_same_run(one: Tridiagonal, other: Tridiagonal) -> None:
+    np.testing.assert_array_equal(one.alphas, other.alphas)
+    np.testing.assert_array_equal(one.betas, other.betas)
+    assert torch.equal(one.basis, other.basis)
+    for name in ("residual_norm", "exhausted", "asymmetry", "dim"):
+        assert getattr(one, name) == getattr(other, name), name
 
 
 def tridiagonal(run: Tridiagonal) -> torch.Tensor:
@@ -226,9 +237,10 @@ def test_every_ritz_value_is_the_rayleigh_quotient_of_its_vector(matrix_with, st
         assert abs(residual - run.residual_norm * abs(ritz.last[i])) < 1e-12 * 20
 
 
+@pytest.mark.parametrize("wait", [1, 3, 10])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_product_that_is_not_finite_names_its_step(bad):
-    """P40"""
+def test_a_product_that_is_not_finite_names_its_step(bad, wait):
+    """P40: the first such step, however late it is found"""
     calls = []
 
     def matvec(v):
@@ -237,8 +249,66 @@ def test_a_product_that_is_not_finite_names_its_step(bad):
         w[7] = bad if len(calls) == 4 else w[7]
         return w
 
+    A, start = SymmetricOperator(matvec, 20), torch.ones(20, dtype=torch.float64)
     with pytest.raises(SpectraError, match="Krylov step 4 of 10"):
-        lanczos(SymmetricOperator(matvec, 20), torch.ones(20, dtype=torch.float64), steps=10)
+        lanczos(A, start, steps=10, wait=wait)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("steps", [1, 9, 10, 11, 37])
+def test_how_often_the_device_is_awaited_changes_no_digit(matrix_with, dtype, steps):
+    matrix = matrix_with(RANDOM_SPECTRUM, dtype)
+    each = run_on(matrix, steps, wait=1)
+    assert each.steps == steps
+    for wait in (2, 10, 1000):
+        assert_same_run(run_on(matrix, steps, wait=wait), each)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", [*SPECIAL, "three-valued"])
+def test_a_breakdown_found_late_leaves_what_a_stop_at_once_leaves(matrix_with, name, dtype, scale):
+    """P19: the products made beyond it are thrown away, and with them what they say"""
+    spectrum = SPECIAL.get(name, [-1.0] * 10 + [0.0] * 10 + [2.0] * 10)
+    matrix = scale * matrix_with(spectrum, dtype)
+    at_once = run_on(matrix, 25, wait=1)
+    assert at_once.exhausted
+    assert at_once.steps <= len(spectrum)
+    for wait in (2, 10, 1000):
+        assert_same_run(run_on(matrix, 25, wait=wait), at_once)
+
+
+def test_the_device_is_awaited_once_every_so_many_steps(matrix_with, monkeypatch):
+    """Nothing but the one look at T asks for a number: a GPU never idles between two steps."""
+    module = importlib.import_module("spectra.krylov.lanczos")
+    looks: list[int] = []
+    read = module._read
+    monkeypatch.setattr(module, "_read", lambda facts: looks.append(len(facts)) or read(facts))
+
+    class Fetched(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += "_local_scalar_dense" in str(func) or "nonzero" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    fetched = {}
+    for steps, wait in [(1, 10), (37, 10), (40, 10), (37, 1)]:
+        looks.clear()
+        with Fetched() as mode:
+            run_on(matrix_with(RANDOM_SPECTRUM), steps, wait=wait)
+        assert len(looks) == math.ceil(steps / wait)
+        assert sum(looks) == steps
+        fetched[steps, wait] = mode.calls
+    assert len(set(fetched.values())) == 1  # only what setting up costs: no step asks for one
+
+
+def test_a_gpu_is_awaited_every_ten_steps_and_a_cpu_in_each(matrix_with, counted, device):
+    """Seen by the products that a run makes beyond its breakdown."""
+    product = counted(matrix_with([-1.0] * 10 + [0.0] * 10 + [2.0] * 10))
+    start = random_start(30, seed=0, probe=0, device=device)
+    assert lanczos(product.operator(), start, steps=25).steps == 3
+    assert product.calls == (3 if device.type == "cpu" else 10)
 
 
 @pytest.mark.parametrize(("steps", "products"), [(1, 1), (7, 7), (40, 30)])
