@@ -212,16 +212,23 @@ class Objective:
             )
         return replace(self, redraw=generator)
 
-    def value(self) -> float:
-        """Evaluate L."""
-        theta = self._at()
-        with torch.no_grad(), self._arithmetic():
-            total = sum(float(f(theta).double()) for f in self._functions())
-        return total / self.normalizer
+    def value(self, *, shift: Float[Tensor, " n"] | None = None) -> float:
+        """Evaluate L at the parameters, or at a place nearby.
 
-    def gradient(self) -> Float[Tensor, " n"]:
-        """Differentiate L once; accumulated in float64 over the batches."""
-        theta = self._at()
+        Args:
+            shift: (n,) what is added to the parameters, at no trace; zero where they are frozen.
+        """
+        theta = self._at(shift)
+        with torch.no_grad():
+            return float(self._total(lambda f: f(theta))) / self.normalizer
+
+    def gradient(self, *, shift: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+        """Differentiate L once; accumulated in float64 over the batches.
+
+        Args:
+            shift: as in `value`.
+        """
+        theta = self._at(shift)
         return self._accumulate(lambda f: gradient(f, theta))
 
     def product(self, vector: Float[Tensor, " n"], path: ProductName) -> Float[Tensor, " n"]:
@@ -281,16 +288,21 @@ class Objective:
         return (losses * weights).sum()
 
     def _accumulate(self, derivative: Callable[[Function], Parameters]) -> Tensor:
-        """Sum a derivative over the batches, divide once; halve the batch when memory runs out."""
+        """Sum a derivative over the batches and divide once."""
+        total = self._total(lambda f: self._flatten(derivative(f)))
+        return total.div_(self.normalizer).to(self.dtype)
+
+    def _total(self, share: Callable[[Function], Tensor]) -> Tensor:
+        """Sum over the batches in float64; halve the batch when memory runs out."""
         while True:
             try:
                 total: Tensor | None = None
                 with self._arithmetic():
                     for f in self._functions():
-                        part = self._flatten(derivative(f))
+                        part = share(f)
                         total = part.double() if total is None else total.add_(part)
                 assert total is not None
-                return total.div_(self.normalizer).to(self.dtype)
+                return total
             except RuntimeError as error:
                 if not _out_of_memory(error) or self.batching.size == 1:
                     raise
@@ -303,9 +315,13 @@ class Objective:
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.network.modules())
         return exact_arithmetic(self.device, tf32=self.tf32, recurrent=recurrent)
 
-    def _at(self) -> Parameters:
+    def _at(self, shift: Tensor | None = None) -> Parameters:
         live = [name for name in self.parameters if name not in self.frozen]
-        return {name: self.network.get_parameter(name).detach() for name in live}
+        here = {name: self.network.get_parameter(name).detach() for name in live}
+        if shift is None:
+            return here
+        pieces = self._split(shift.to(self.device, self.dtype))
+        return {name: value + pieces[name] for name, value in here.items()}
 
     def _split(self, vector: Tensor) -> Parameters:
         pieces: Parameters = {}
