@@ -34,3 +34,5 @@ from .models import ModelSpec as ModelSpec
 from .plan import Plan as Plan
 from .results import Analysis as Analysis
 from .results import ClassSpectrum as ClassSpectrum
+from .trajectories import Trajectory as Trajectory
+from .trajectories import follow as follow

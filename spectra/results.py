@@ -31,7 +31,7 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -124,6 +124,13 @@ class ClassSpectrum:
         plain: dict[str, Any] = _plain(entry)
         return plain
 
+    def to_row(self) -> dict[str, Any]:
+        """Give the same as a row of a table: nested keys as ``doctor_asymmetry``, lists joined."""
+        entry = self.to_dict()
+        nested = {name: entry.pop(name) for name in ("doctor", "certificate")}
+        entry |= {name: " ".join(map(str, entry[name])) for name in ("classes", "notes")}
+        return entry | {f"{a}_{b}": v for a, d in nested.items() for b, v in d.items()}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
@@ -158,6 +165,14 @@ class Analysis:
     def get(self, label: str) -> ClassSpectrum | None:
         """Find a spectrum by its label, None if it is absent."""
         return next((s for s in self.spectra if s.label == label), None)
+
+    def group_of(self, spectrum: ClassSpectrum) -> str | None:
+        """Tell head, mid or tail, where they are known and the spectrum lies in one."""
+        groups: Mapping[str, Sequence[int]] = self.data.get("groups") or {}
+        if spectrum.label in groups:
+            return spectrum.label
+        inside = (name for name, classes in groups.items() if set(spectrum.classes) <= set(classes))
+        return next(inside, None) if spectrum.classes else None
 
     def with_spectrum(self, spectrum: ClassSpectrum) -> Analysis:
         """Put a spectrum in the place of the one with its label, or at the end."""

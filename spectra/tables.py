@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from spectra.files import replacing
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
+from spectra.trajectories import RunTrajectory, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ _HEADER = (
     *(("residuals", "of both"), ("|λmin|", "/ λmax"), ("density", "< 0, %"), ("", "trace ± s.e.")),
 )
 _TEXT = (0, 1, 2)  # columns aligned to the left
+_CELL = 12  # columns of an epoch: a number and three marks
 _DROPPED_FIRST = (2, 4, 10, 6, 3)  # what a narrow screen goes without, in this order
 
 
@@ -87,6 +89,39 @@ def render(analysis: Analysis, width: int = 120) -> str:
     return "\n".join([*body, *(line for lines in wrapped for line in lines)])
 
 
+def render_trajectory(trajectory: Trajectory, width: int = 120) -> str:
+    """Set |λmin|/λmax of every class against the epoch, published values below where they belong.
+
+    Args:
+        trajectory: what was found.
+        width: of the screen in columns; epochs that have no room go into further blocks.
+    """
+    lines = []
+    for run in trajectory.runs:
+        labels = {label: f"{label} {_name(run, label)}".rstrip() for label in run.labels}
+        first = max(map(len, (*labels.values(), "  published"))) + 1
+        room = max(1, (width - first) // _CELL)
+        for start in range(0, len(run.epochs), room):
+            epochs = run.epochs[start : start + room]
+            head = f"{'epoch':<{first}}" + "".join(f"{e:>{_CELL - 3}}   " for e in epochs)
+            lines += ["", f"{run.name}: |λmin| / λmax", "─" * len(head), head.rstrip()]
+            for label, name in labels.items():
+                found, paper = dict(run.of(label)), run.published_of(label)
+                cells = [_marked(found[e]) if e in found else "" for e in epochs]
+                lines.append((name.ljust(first) + "".join(cells)).rstrip())
+                if any(epoch in paper for epoch in epochs):
+                    values = (f"{number(paper.get(e)):>{_CELL - 3}}   " for e in epochs)
+                    lines.append(("  published".ljust(first) + "".join(values)).rstrip())
+    spectra = [s for run in trajectory.runs for a in run.analyses for s in a.spectra]
+    used = set("".join(map(marks, spectra)))
+    foot = [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
+    for run in trajectory.runs:
+        failed = [(e, s) for label in run.labels for e, s in run.of(label) if s.error is not None]
+        foot += [f"✗ {run.name}, epoch {e}, {s.label}: {s.error}" for e, s in failed]
+    wrapped = (textwrap.wrap(line, width, subsequent_indent="  ") for line in foot)
+    return "\n".join([*lines[1:], "", *(line for part in wrapped for line in part)])
+
+
 def to_markdown(analysis: Analysis) -> str:
     """Set the same table as GitHub markdown, with the footer as lines below."""
     table = [[" ".join(parts).strip() for parts in _HEADER], *map(_cells, analysis.spectra)]
@@ -96,17 +131,13 @@ def to_markdown(analysis: Analysis) -> str:
     return "\n".join([*lines, "", *(f"{line}  " for line in _footer(analysis))])
 
 
-def frame(analysis: Analysis) -> pd.DataFrame:
+def frame(results: Analysis | Trajectory) -> pd.DataFrame:
     """Give one row a spectrum: the fields of ``esd.json``, nested ones as ``doctor_asymmetry``."""
     import pandas as pd
 
-    rows = []
-    for spectrum in analysis.spectra:
-        entry = spectrum.to_dict()
-        nested = {name: entry.pop(name) for name in ("doctor", "certificate")}
-        entry |= {name: " ".join(map(str, entry[name])) for name in ("classes", "notes")}
-        rows.append(entry | {f"{a}_{b}": v for a, d in nested.items() for b, v in d.items()})
-    return pd.DataFrame(rows)
+    if isinstance(results, Trajectory):
+        return pd.DataFrame(results.rows())
+    return pd.DataFrame([spectrum.to_row() for spectrum in results.spectra])
 
 
 def to_csv(analysis: Analysis, path: str | Path) -> Path:
@@ -121,15 +152,27 @@ def to_csv(analysis: Analysis, path: str | Path) -> Path:
     return path
 
 
+def _name(run: RunTrajectory, label: str) -> str:
+    name = run.of(label)[0][1].name
+    return "" if name in ("", label, label.removeprefix("class ")) else _cut(name)
+
+
+def _marked(s: ClassSpectrum) -> str:
+    return f"{number(s.nonconvexity):>{_CELL - 3}}{marks(s):<3}"
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 12 else name[:11] + "…"
+
+
 def _cells(s: ClassSpectrum) -> list[str]:
     accuracies = (
         "–" if value is None else f"{100 * value:.1f}"
         for value in (s.train_accuracy, s.test_accuracy)
     )
     residuals = f"{number(s.residual_min, 1)} {number(s.residual_max, 1)}"
-    name = s.name if len(s.name) <= 12 else s.name[:11] + "…"
     return [
-        *(marks(s), s.label, name, str(s.count), number(100 * s.share), number(s.loss)),
+        *(marks(s), s.label, _cut(s.name), str(s.count), number(100 * s.share), number(s.loss)),
         *(*accuracies, number(s.lambda_min), number(s.lambda_max), residuals),
         *(number(s.nonconvexity), _mass(s), _with_error(s.trace, s.trace_stderr)),
     ]

@@ -39,13 +39,16 @@ MAY_IMPORT = {
     "readings": {"errors", "files", "krylov", "hessian", "doctor", "results"},
     "study": (HALLWAY - {"files"}) | {"spectra"},
     "analysis": {"errors", "files", "checkpoint", "data", "plan", "results", "study"},
-    "tables": {"errors", "files", "results"},
-    "figures": {"errors", "files", "krylov", "results", "tables"},
+    "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
+    | {"study", "analysis"},
+    "tables": {"errors", "files", "results", "trajectories"},
+    "figures": {"errors", "files", "krylov", "results", "trajectories", "tables"},
     "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
     "command_line": {"spectra", "errors", "plan"},
     "esd": {"spectra", "errors", "command_line", "tables", "figures"},
+    "trajectory": {"spectra", "errors", "command_line", "trajectories", "tables", "figures"},
     "train": {"errors", "devices", "data", "checkpoint", "training"},
-    "spectra": HALLWAY | {"analysis"},
+    "spectra": HALLWAY | {"analysis", "trajectories"},
 }
 
 
@@ -95,6 +98,7 @@ def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
         order += free
         rest = {room: may for room, may in rest.items() if room not in free}
     analysis = {"krylov", "hessian", "doctor", "analysis", "study", "readings", "released"}
+    analysis |= {"trajectories"}
     assert not MAY_IMPORT["training"] & analysis
     assert all("training" not in MAY_IMPORT[room] for room in analysis | SHARED)
 

@@ -11,3 +11,5 @@ from .pages import COLOURS as COLOURS
 from .pages import OUTSIDE as OUTSIDE
 from .pages import PLAIN as PLAIN
 from .pages import save as save
+from .trajectories import draw_trajectory as draw_trajectory
+from .trajectories import trajectory_panels as trajectory_panels

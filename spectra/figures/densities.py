@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from .pages import (
     PLAIN,
     STYLE,
     add_ribbon,
+    facts_of,
     lay_out,
     size_of,
     write_head,
@@ -111,9 +112,9 @@ def density_grid(
     room = max(1, math.ceil(len(spectra) / pages))
     columns = {1: 1, 2: 2, 4: 2}.get(room, 3 if room <= 6 or room == 9 else 4)
     width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
-    facts = textwrap.wrap(_facts(analysis, kernel), int(18.5 * width))
+    facts = textwrap.wrap(facts_of(analysis, kernel=kernel), int(18.5 * width))
     ribbon = any(s.caveat for s in spectra)
-    groups = [_group(s, analysis) for s in spectra]
+    groups = [analysis.group_of(s) for s in spectra]
     colours = [COLOURS.get(g or "", OUTSIDE if any(groups) else PLAIN) for g in groups]
     figures = []
     with mpl.rc_context(fname=STYLE):
@@ -215,20 +216,11 @@ def _numbers(s: ClassSpectrum) -> str:
     return "\n".join(lines + ["not converged"] * (not s.converged))
 
 
-def _facts(analysis: Analysis, kernel: Kernel) -> str:
-    facts = {"data": analysis.data.get("name"), "split": analysis.data.get("split")}
-    keys = ("loss", "protocol", "augment", "steps", "probes", "dtype")
-    facts |= {key: analysis.settings.get(key) for key in keys} | {"kernel": kernel}
-    return ",  ".join(
-        f"{key}\N{NO-BREAK SPACE}{value}" for key, value in facts.items() if value is not None
-    )
-
-
 def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -> None:
     """Write above the panels whose they are and what their marks mean."""
     epoch = analysis.checkpoint.get("epoch")
     title = f"{analysis.checkpoint.get('file', '')}{'' if epoch is None else f'  epoch {epoch}'}"
-    groups = {_group(s, analysis) for s in analysis.spectra}
+    groups = {analysis.group_of(s) for s in analysis.spectra}
     handles: list[Any] = [
         Patch(color=colour, alpha=0.6, label=f"{name} classes")
         for name, colour in COLOURS.items()
@@ -239,7 +231,7 @@ def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -
         handles.append(Patch(color=INK, alpha=0.3, label="95 % band over probes"))
     if any(s.proven for s in analysis.spectra):
         handles.append(Line2D([], [], label="negative curvature proven", **_TRIANGLE))
-    write_head(figure, title, facts, handles, page)
+    write_head(figure, title, facts, handles, page=page)
 
 
 def _make_room(panels: Sequence[Axes], scale: Scale) -> None:
@@ -280,15 +272,6 @@ def _heights(measure: SpectralMeasure, kernel: Kernel) -> Float64[np.ndarray, " 
     """Give the density at the nodes that weigh at least a tenth of one eigenvalue."""
     nodes, weights = np.concatenate(measure.nodes), np.concatenate(measure.weights)
     return measure.density(nodes[weights >= 0.1 / measure.dim], kernel).mean
-
-
-def _group(spectrum: ClassSpectrum, analysis: Analysis) -> str | None:
-    """Tell head, mid or tail, where the analysis knows them and the spectrum lies in one."""
-    groups: Mapping[str, Sequence[int]] = analysis.data.get("groups") or {}
-    if spectrum.label in groups:
-        return spectrum.label
-    inside = (name for name, classes in groups.items() if set(spectrum.classes) <= set(classes))
-    return next(inside, None) if spectrum.classes else None
 
 
 def _power(value: float, _: int | None = None) -> str:

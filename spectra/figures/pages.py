@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from spectra.files import replacing
-from spectra.results import CAVEAT
+from spectra.results import CAVEAT, Analysis
 
 COLOURS = {"head": "#F08080", "mid": "#6495ED", "tail": "#FFD700"}
 PLAIN, OUTSIDE, ALARM, INK = "#1f77b4", "#8C8C8C", "#B22222", "#262626"
@@ -64,8 +64,31 @@ def lay_out(
     return figure, panels
 
 
+def facts_of(*analyses: Analysis, **more: object) -> str:
+    """List the data and the settings that decide the numbers, each value once."""
+    held: dict[str, list[object]] = {}
+    for analysis in analyses:
+        data, settings = analysis.data, analysis.settings
+        facts = {"data": data.get("name"), "split": data.get("split")}
+        keys = ("loss", "protocol", "augment", "steps", "probes", "dtype")
+        for key, value in (facts | {key: settings.get(key) for key in keys} | more).items():
+            if value is not None and value not in held.setdefault(key, []):
+                held[key].append(value)
+    return ",  ".join(
+        f"{key}\N{NO-BREAK SPACE}{' and '.join(map(str, values))}"
+        for key, values in held.items()
+        if values
+    )
+
+
 def write_head(
-    figure: Figure, title: str, facts: Sequence[str], handles: Sequence[Any], page: str = ""
+    figure: Figure,
+    title: str,
+    facts: Sequence[str],
+    handles: Sequence[Any],
+    *,
+    page: str = "",
+    columns: int | None = None,
 ) -> None:
     """Write above the panels whose they are and what their marks mean.
 
@@ -73,8 +96,9 @@ def write_head(
         figure: the page.
         title: bold, at the left.
         facts: lines below it.
-        handles: of the legend below them, in one row.
+        handles: of the legend below them.
         page: at the right.
+        columns: of the legend; all in one row if None.
     """
     width, height = figure.get_size_inches()
     left, top, below = 0.12 / width, 1 - 0.1 / height, 1 - 0.31 / height
@@ -82,7 +106,8 @@ def write_head(
     figure.text(1 - _RIGHT / width, top, page, va="top", ha="right")
     figure.text(left, below, "\n".join(facts), va="top", fontsize=7.5, linespacing=1.3)
     anchor = (0.05 / width, below - LINE * len(facts) / height)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=len(handles))
+    columns = columns or len(handles)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=columns)
 
 
 def add_ribbon(ax: Axes, *, shown: bool) -> float:

@@ -1,0 +1,138 @@
+"""Draw |λmin|/λmax of every class against the epoch, one panel a run, as the paper does.
+
+Hollow markers are the published values; whiskers the 95 % interval (Student's t) of the mean over
+the probes, where there are three or more. The dash-dotted line is where re-weighting starts.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from spectra.trajectories import RunTrajectory, Trajectory, nonconvexity_of_probes
+
+from .pages import COLOURS, INK, PLAIN, STYLE, add_ribbon, facts_of, lay_out, size_of, write_head
+
+_MARKERS = "os^Dv<>p*h"
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1, 1, 1)))
+_LINE: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": "-."}
+_HOLLOW: dict[str, Any] = {"linestyle": "none", "fillstyle": "none", "markersize": 6.5}
+_MOST = 14  # entries of the legend; of more classes only the groups are named
+
+
+def trajectory_panels(trajectory: Trajectory) -> Figure:
+    """Draw all runs side by side, over the same axes.
+
+    Args:
+        trajectory: what was found.
+
+    Returns:
+        One figure, at most 10 inches wide.
+    """
+    runs = trajectory.runs
+    columns = min(3, max(1, len(runs)))
+    width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
+    analyses = [analysis for run in runs for analysis in run.analyses]
+    facts = textwrap.wrap(facts_of(*analyses), int(18.5 * width))
+    handles = _handles(runs)
+    across = min(len(handles), int(width / 1.35)) or 1
+    lines = len(facts) + math.ceil(len(handles) / across) - 1
+    ribbon = any(spectrum.caveat for a in analyses for spectrum in a.spectra)
+    with mpl.rc_context(fname=STYLE):
+        figure, panels = lay_out(
+            *(len(runs), columns, width),
+            lines=lines, ribbon=ribbon, x="Epoch", y="|λmin| / λmax",
+        )  # fmt: skip
+        for ax, run in zip(panels, runs, strict=True):
+            draw_trajectory(ax, run)
+        limits = [ax.get_xlim()[1] for ax in panels], [ax.get_ylim()[1] for ax in panels]
+        for ax in panels:
+            ax.set_xlim(0, max(limits[0]))
+            ax.set_ylim(0, max(limits[1]))
+        write_head(figure, " · ".join(run.name for run in runs), facts, handles, columns=across)
+    return figure
+
+
+def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
+    """Draw one run: a line a class, group or whole; what is unknown leaves a gap.
+
+    Args:
+        ax: empty axes.
+        run: what to draw.
+
+    Returns:
+        The same axes.
+    """
+    last, top = 1.0, 0.0
+    for label, style in _styles(run).items():
+        points = run.of(label)
+        values = [math.nan if s.nonconvexity is None else s.nonconvexity for _, s in points]
+        ax.plot([epoch for epoch, _ in points], values, label=label, markersize=4, **style)
+        for epoch, spectrum in points:
+            scatter = nonconvexity_of_probes(spectrum)
+            if scatter is not None and (ends := scatter.interval()) is not None:
+                ax.vlines(epoch, *ends, color=style["color"], linewidth=1.2, label="interval")
+                values.append(ends[1])
+        if paper := run.published_of(label):
+            hollow = {key: style[key] for key in ("color", "marker")} | _HOLLOW
+            ax.plot(list(paper), list(paper.values()), label=f"published {label}", **hollow)
+            values += paper.values()
+        last = max(last, *(epoch for epoch, _ in points), *paper)
+        top = max(top, *(value for value in values if value == value), 0.0)
+    if run.reweighted_after is not None and run.reweighted_after <= last:
+        ax.axvline(run.reweighted_after, label="re-weighting", zorder=1, **_LINE)
+    ax.set_xlim(0, 1.04 * last)
+    ax.set_ylim(0, 1.06 * top or 1.0)
+    ax.xaxis.set_major_locator(MaxNLocator(max(2, int(size_of(ax)[0] / 0.5)), integer=True))
+    moving = any(s.caveat for analysis in run.analyses for s in analysis.spectra)
+    ax.set_title(run.name, y=add_ribbon(ax, shown=moving))
+    return ax
+
+
+def _styles(run: RunTrajectory) -> dict[str, dict[str, Any]]:
+    """Choose colours by group and dashes by the place within it; markers go round."""
+    styles: dict[str, dict[str, Any]] = {}
+    used: dict[str | None, int] = {}
+    for label in run.labels:
+        analysis = next(a for a in run.analyses if a.get(label) is not None)
+        spectrum = analysis.get(label)
+        assert spectrum is not None
+        group = analysis.group_of(spectrum)
+        k = used[group] = used.get(group, -1) + 1
+        colour = tuple(0.8 * part for part in to_rgb(COLOURS.get(group or "", PLAIN)))
+        styles[label] = {
+            "color": INK if not spectrum.classes else colour,
+            "marker": _MARKERS[len(styles) % len(_MARKERS)],
+            "linestyle": _DASHES[k % len(_DASHES)],
+        }
+    return styles
+
+
+def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
+    """Say what lines and marks mean; for many classes only their groups."""
+    styles: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for label, style in _styles(run).items():
+            name = run.of(label)[0][1].name
+            plain = name in ("", label, label.removeprefix("class "))
+            styles.setdefault(label if plain else textwrap.shorten(f"{label} · {name}", 22), style)
+    if len(styles) > _MOST:
+        styles = {f"{name} classes": {"color": colour} for name, colour in COLOURS.items()}
+    handles = [Line2D([], [], label=label, markersize=4, **s) for label, s in styles.items()]
+    if any(run.reweighted_after is not None for run in runs):
+        handles.append(Line2D([], [], label="re-weighting starts", **_LINE))
+    if any(run.published_of(label) for run in runs for label in run.labels):
+        handles.append(Line2D([], [], label="published", color=INK, marker="o", **_HOLLOW))
+    probes = {s.probes for run in runs for a in run.analyses for s in a.spectra}
+    if max(probes, default=0) >= 3:
+        handles.append(Line2D([], [], label="95 % over probes", color=INK, marker="|", ls="none"))
+    return handles

@@ -1,0 +1,211 @@
+"""Analyse the checkpoints of runs, in the order of their epochs.
+
+A folder that `python -m spectra.train ... --save-at ...` leaves holds ``epoch-<e>.pt`` and, of the
+last epoch, ``last.pt``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spectra.analysis import analyze
+from spectra.checkpoint import Checkpoint, load_checkpoint
+from spectra.data import DataSpec, Samples, open_data
+from spectra.errors import SpectraError, StorageError
+from spectra.plan import Plan
+from spectra.study import Progress
+
+from .published import curve_for
+from .results import RunTrajectory, Trajectory
+
+Splits = tuple[Samples | None, Samples | None]  # training, test
+
+
+def run_name(folder: str | Path) -> str:
+    """Name a run by its folder; by the one above, too, where that is only the number of a seed."""
+    place = Path(folder).resolve()
+    return f"{place.parent.name}-{place.name}" if place.name.isdecimal() else place.name
+
+
+def named_samples(checkpoint: Checkpoint) -> Splits:
+    """Open the training and the test samples of the data that a checkpoint names."""
+    if checkpoint.data is None:
+        raise SpectraError(
+            f"{checkpoint.file} does not name its data, expected a checkpoint that does, or a "
+            "function that opens them"
+        )
+    return open_data(checkpoint.data, split="train"), open_data(checkpoint.data, split="test")
+
+
+def follow(
+    run_dirs: Sequence[str | Path],
+    plan: Plan,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    published: Sequence[str] = ("auto",),
+    load: Callable[[Path], Checkpoint] = load_checkpoint,
+    samples: Callable[[Checkpoint], Splits] = named_samples,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """Analyse every checkpoint that runs have kept, each run's in the order of their epochs.
+
+    Args:
+        run_dirs: folders of runs; all are looked through before the first product.
+        plan: what to compute at every epoch.
+        folder: where the results go, saved after every spectrum; nothing is written when None.
+        resume: take over what `folder` holds of the same checkpoints and settings.
+        published: which published values stand beside each run, as in `published.curve_for`; one
+            for all, or one a run.
+        load: opens a checkpoint file.
+        samples: opens training and test samples; asked once for each data set.
+        progress: is told of every product; begins anew with every epoch.
+
+    Returns:
+        The trajectory.
+
+    Raises:
+        SpectraError: runs, data or options that do not fit, or results of other settings.
+    """
+    if plan.split == "test":
+        published = ("none",)  # theirs are of training samples
+    done: list[RunTrajectory] = []
+    for run, checkpoints, (train, test) in _gather(run_dirs, published, load, samples):
+        for k, checkpoint in enumerate(checkpoints, start=1):
+            epoch = f"epoch-{checkpoint.epoch}"
+            try:
+                analysis = analyze(
+                    checkpoint,
+                    plan,
+                    train=train,
+                    test=test,
+                    folder=None if folder is None else Path(folder) / run.name / epoch,
+                    resume=resume,
+                    progress=progress
+                    and _Placed(progress, f"{run.name} {epoch} ({k} of {len(checkpoints)})"),
+                )
+            except StorageError:
+                raise
+            except SpectraError as error:
+                raise SpectraError(f"{run.name}, {epoch}: {error}") from error
+            run = replace(run, analyses=(*run.analyses, analysis))
+            if folder is not None:
+                Trajectory((*done, run)).save(folder)
+        done.append(run)
+    return Trajectory(tuple(done))
+
+
+def kept_checkpoints(
+    folder: Path, load: Callable[[Path], Checkpoint] = load_checkpoint
+) -> list[Checkpoint]:
+    """Open the checkpoints that a run has kept, each epoch once, in ascending order.
+
+    Args:
+        folder: of the run.
+        load: opens a checkpoint file.
+
+    Raises:
+        SpectraError: if there is none, if one cannot be opened, does not say its epoch, or is of
+            another run than the first.
+    """
+    if not folder.is_dir():
+        raise SpectraError(
+            f"there is no run folder {str(folder)!r}; expected one with epoch-<e>.pt, as `python "
+            "-m spectra.train RECIPE --save-at E,E --out DIR` leaves it (for one file: spectra.esd)"
+        )
+    found = ((re.fullmatch(r"epoch-(\d+)\.pt", path.name), path) for path in folder.iterdir())
+    files: list[tuple[int | None, Path]] = sorted((int(m[1]), path) for m, path in found if m)
+    if (last := folder / "last.pt").exists():
+        files.append((None, last))
+    kept: dict[int, Checkpoint] = {}
+    for number, path in files:
+        try:
+            checkpoint = load(path)
+        except SpectraError as error:
+            raise SpectraError(f"{folder.name}: {error}") from error
+        epoch = number if checkpoint.epoch is None else checkpoint.epoch
+        if epoch is None or number not in (None, epoch):
+            says = "does not say its epoch" if epoch is None else f"says that its epoch is {epoch}"
+            raise SpectraError(
+                f"{path} {says}, expected a file named epoch-<e>.pt after the epoch that it is of: "
+                "its point would be drawn at a wrong place; rename it"
+            )
+        if kept:
+            _require_same_run(next(iter(kept.values())), checkpoint, folder)
+        kept.setdefault(epoch, replace(checkpoint, epoch=epoch))
+    if not kept:
+        raise SpectraError(
+            f"{folder} holds no epoch-<e>.pt and no last.pt, expected the checkpoints of a run: "
+            "there is nothing to follow; train with --save-at E,E, or name another folder"
+        )
+    return [kept[epoch] for epoch in sorted(kept)]
+
+
+def _gather(
+    run_dirs: Sequence[str | Path],
+    published: Sequence[str],
+    load: Callable[[Path], Checkpoint],
+    samples: Callable[[Checkpoint], Splits],
+) -> list[tuple[RunTrajectory, list[Checkpoint], Splits]]:
+    """Open all that is to be analysed, so that nothing unfit is found after hours of products."""
+    names = [run_name(folder) for folder in run_dirs]
+    if not names or len(set(names)) < len(names):
+        raise SpectraError(
+            f"got the runs {', '.join(names) or '(none)'}, expected one or more of different "
+            "names: the results of one would replace the other's; rename a folder, or give each "
+            "its own --out"
+        )
+    choices = list(published) * len(names) if len(published) == 1 else list(published)
+    if len(choices) != len(names):
+        raise SpectraError(
+            f"got published values for {len(choices)} runs, expected one choice for all, or one "
+            f"for each of {len(names)}"
+        )
+    kept = [kept_checkpoints(Path(folder), load) for folder in run_dirs]
+    opened: dict[DataSpec | None, Splits] = {}
+    gathered = []
+    for name, checkpoints, choice in zip(names, kept, choices, strict=True):
+        first = checkpoints[0]
+        if first.data not in opened:
+            opened[first.data] = samples(first)
+        train, _ = opened[first.data]
+        spec = first.data if train is None else train.spec
+        run = RunTrajectory(name, (), first.recipe, curve_for(choice, spec, first.recipe, name))
+        gathered.append((run, checkpoints, opened[first.data]))
+    return gathered
+
+
+def _require_same_run(first: Checkpoint, other: Checkpoint, folder: Path) -> None:
+    one, two = (
+        {
+            "network": c.model_spec.to_dict(),
+            "data": c.data,
+            "training samples": c.draw_sha256,
+            **(c.recipe or {}),
+        }
+        for c in (first, other)
+    )
+    different = [key for key in {**one, **two} if one.get(key) != two.get(key)]
+    if different:
+        parts = [f"{key} {two.get(key)!s:.60}, not {one.get(key)!s:.60}" for key in different[:3]]
+        raise SpectraError(
+            f"{folder / other.file} is of another run than {first.file} ({'; '.join(parts)}): one "
+            "curve would join two experiments; keep each run in a folder of its own"
+        )
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Progress of one epoch, which says where in the run it is."""
+
+    progress: Progress
+    where: str
+
+    def begin(self, products: int, work: int) -> None:
+        self.progress.begin(products, work)
+
+    def tick(self, label: str, products: int, work: int) -> None:
+        self.progress.tick(f"{self.where} {label}", products, work)

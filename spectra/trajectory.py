@@ -1,0 +1,113 @@
+"""Command line: from the checkpoints that runs have kept to their spectra against the epoch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from spectra.command_line import (
+    Bar,
+    Parser,
+    add_plan_flags,
+    exit_code,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+    screen_width,
+)
+from spectra.errors import SpectraError
+from spectra.trajectories import CHOICES, run_name
+
+_EPILOG = """\
+examples:
+  python -m spectra.trajectory runs/sgd --classes 0,2,5,7,8
+  python -m spectra.trajectory runs/sgd runs/sam --data DIR --classes 0,8 --out reports/exact
+  python -m spectra.trajectory runs/sgd runs/sam --data DIR --classes 0,8 --protocol released \\
+      --published sgd,sam --probes 3 --out reports/released
+
+The files are described in the README and at the head of spectra/trajectories/results.py."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    names = "+".join(run_name(run) for run in options.runs)
+    folder = Path(options.out or Path("reports") / names)
+    return exit_code(
+        parser,
+        lambda: _run(options, folder),
+        lambda: folder if any(folder.glob("*/epoch-*/esd.json")) else None,
+    )
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    from spectra import figures, follow, tables
+
+    bar = None if options.quiet else Bar()
+    try:
+        trajectory = follow(
+            options.runs,
+            plan_of(options),
+            folder=folder,
+            resume=options.resume,
+            published=options.published,
+            load=partial(open_checkpoint, options=options),
+            samples=partial(open_samples, options=options),
+            progress=bar,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+    drawn = figures.save([figures.trajectory_panels(trajectory)], folder, "trajectory")
+    if not options.quiet:
+        print(tables.render_trajectory(trajectory, width=screen_width()))
+        files = ["trajectory.csv", *(path.name for path in drawn), "<run>/epoch-<e>/esd.json"]
+        print(f"\n{folder}{os.sep}: {', '.join(files)}")
+    errors = [s.error for run in trajectory.runs for a in run.analyses for s in a.spectra]
+    if all(error is not None for error in errors):
+        raise SpectraError(f"every spectrum failed, the first because: {errors[0]}")
+
+
+def _choices(text: str) -> tuple[str, ...]:
+    choices = tuple(text.split(","))
+    if wrong := [choice for choice in choices if choice not in CHOICES]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(CHOICES)}")
+    return choices
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m spectra.trajectory",
+        "Compute the spectra of every checkpoint that a training run has kept, class by class, and "
+        "draw how they move.",
+        _EPILOG,
+    )
+    parser.add_argument(
+        "runs",
+        metavar="RUN_DIR",
+        nargs="+",
+        help="folder with epoch-<e>.pt and last.pt, as spectra.train --save-at leaves it",
+    )
+    add_plan_flags(parser)
+    add = parser.add_argument_group("results").add_argument
+    add(
+        "--published",
+        type=_choices,
+        default=("auto",),
+        metavar="auto|none|sgd|sam",
+        help="the paper's values beside ours, one choice for all or one a run (sgd,sam); only for "
+        "CE+DRW on CIFAR-10-LT, ratio 100 (default auto: where the run is the paper's)",
+    )
+    add("--out", metavar="DIR", help="folder (default reports/<run>+<run>)")
+    add("--resume", action="store_true", help="go on after the last finished epoch and class")
+    add("--quiet", action="store_true", help="no progress bar and no table")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
