@@ -29,6 +29,10 @@ from .krylov import extremes_of as extremes_of
 from .krylov import lanczos as lanczos
 from .krylov import random_start as random_start
 from .krylov import spectral_measure as spectral_measure
+from .landscape import amplification as amplification
+from .landscape import filter_normalised as filter_normalised
+from .landscape import loss_slice as loss_slice
+from .landscape import surface as surface
 from .losses import LossSpec as LossSpec
 from .models import ModelSpec as ModelSpec
 from .plan import Plan as Plan

@@ -1,0 +1,12 @@
+"""What the loss looks like away from the parameters: slices, surfaces, what SAM's step meets."""
+
+from .amplification import amplification as amplification
+from .slices import Differences as Differences
+from .slices import Slice as Slice
+from .slices import loss_slice as loss_slice
+from .statistics import Amplification as Amplification
+from .statistics import Interval as Interval
+from .statistics import Predictions as Predictions
+from .surfaces import Surface as Surface
+from .surfaces import filter_normalised as filter_normalised
+from .surfaces import surface as surface
