@@ -53,7 +53,7 @@ def exit_code(
     try:
         command()
         return 0
-    except SpectraError as error:
+    except (SpectraError, OSError) as error:  # a disk may be full wherever something is written
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -111,6 +111,13 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         choices=CHOICES["product"],
         default="auto",
         help="insist on one way of differentiating (default auto: the fastest that is right)",
+    )
+    add(
+        "--basis",
+        choices=CHOICES["basis"],
+        default="auto",
+        help="where the Krylov basis is kept (default auto: on the device if it fits, else on the "
+        "host); none: nowhere, for twice the products at most",
     )
 
     group = parser.add_argument_group("what the checkpoint may not say")

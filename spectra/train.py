@@ -9,18 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from .checkpoint import load_checkpoint
+from .command_line import Parser, exit_code
 from .data import open_data
 from .devices import find_device
 from .errors import SpectraError
 from .training import ENTRIES, PATHS, Recipe, find_recipe, train
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SpectraError(f"{message}; --help lists the options")
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -42,13 +38,13 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     return _radii if get_origin(get_args(kind)[0]) is tuple else _integers
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m spectra.train",
-        usage="python -m spectra.train RECIPE [--field value ...] | --list | --help",
-        description="Train a network by recipe; save the checkpoints that the analysis opens.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m spectra.train",
+        "Train a network by recipe; save the checkpoints that the analysis opens.",
+        "each field of a recipe is a flag; a run goes to runs/RECIPE/SEED/",
     )
+    parser.usage = "python -m spectra.train RECIPE [--field value ...] | --list | --help"
     add = parser.add_argument
     add("recipe", nargs="?", metavar="RECIPE", help="a name from --list")
     add("--list", action="store_true", help="print the recipes and stop")
@@ -120,19 +116,25 @@ def _print_recipes() -> None:
             f"  {name:{width}}  {r.loss:4}  {r.weighting:8}  {r.step:7}  {rho:>9}  {goal:>7}  "
             f"{entry.about}"
         )
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(recipe: Recipe, options: argparse.Namespace) -> Path:
-    """Train one recipe with one seed; give the file of the last epoch."""
-    folder = Path("runs") / recipe.name / str(recipe.seed)
-    out: Path = options.out or folder
-    alone = out.suffix == ".pt"
+def _folder(recipe: Recipe, options: argparse.Namespace) -> Path:
+    alone = options.out is None or options.out.suffix == ".pt"
+    return Path("runs") / recipe.name / str(recipe.seed) if alone else options.out
+
+
+def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
+    """Train one recipe with one seed, and say how it did."""
+    result = folder / "last.pt" if options.out in (None, folder) else options.out
     run = train(
         recipe,
         *(open_data(recipe.data_spec, path=options.data, split=s) for s in ("train", "test")),
-        folder=folder if alone else out,
-        result=out if alone else None,
+        folder=folder,
+        result=result,
         save_at=options.save_at,
         eval_every=options.eval_every,
         device=find_device(options.device),
@@ -142,19 +144,20 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> Path:
         state_every=options.state_every,
         quiet=options.quiet,
     )
+    if not options.quiet:  # matplotlib and the analysis take a second to load
+        from .figures.learning import learning_curves
+        from .figures.pages import save
+
+        save([learning_curves({recipe.name: folder / "metrics.csv"})], folder, "learning")
     print(
-        f"{out if alone else out / 'last.pt'}: {run.test.accuracy:.2%} on the test set after "
-        f"the last epoch (highest: {run.best_accuracy:.2%} in epoch {run.best_epoch}, which "
-        "is chosen on test data and no result)"
+        f"{result}: {run.test.accuracy:.2%} on the test set after the last epoch (highest: "
+        f"{run.best_accuracy:.2%} in epoch {run.best_epoch}, which is chosen on test data and no "
+        "result)"
     )
-    return out if alone else out / "last.pt"
 
 
-def _repeat(
-    recipe: Recipe, options: argparse.Namespace, arguments: Sequence[str]
-) -> Sequence[float]:
+def _repeat(options: argparse.Namespace, arguments: Sequence[str], home: Path) -> Sequence[float]:
     """Run all seeds, several at a time in processes of their own; give the test accuracies."""
-    home = options.out or Path("runs") / recipe.name
     rest: list[int] = list(options.seeds)
     jobs: list[subprocess.Popen[bytes]] = []
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
@@ -179,34 +182,32 @@ def _repeat(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line: 0, or 2 after an error that the user can mend, or 130 on Ctrl-C."""
-    try:
+    """Run the command line; see `command_line.exit_code` for what it returns."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    held: list[Path] = []
+
+    def command() -> None:
         recipe, options = parse(arguments)
         if recipe is None:
             _print_recipes()
-            return 0
-        if options.seeds is None:
-            _run(recipe, options)
-            return 0
-        if len(options.seeds) == 1:
-            _run(replace(recipe, seed=options.seeds[0]), options)
-            return 0
-        given = sys.argv[1:] if arguments is None else arguments
-        found = [100 * x for x in _repeat(recipe, options, given)]
+            return
+        seeds = options.seeds or (recipe.seed,)
+        if len(seeds) == 1:
+            recipe = replace(recipe, seed=seeds[0])
+            held.append(_folder(recipe, options))
+            _run(recipe, options, held[0])
+            return
+        held.append(options.out or Path("runs") / recipe.name)
+        found = [100 * x for x in _repeat(options, arguments, held[0])]
         print(
             f"{recipe.name}: {statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} % on the "
             f"test set after the last epoch (mean and standard deviation of {len(found)} seeds)"
         )
-        return 0
-    except BrokenPipeError:  # `--list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (SpectraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last saved state", file=sys.stderr)
-        return 130
+
+    def interrupted() -> Path | None:
+        return next((folder for folder in held if any(folder.rglob("state.pt"))), None)
+
+    return exit_code(_parser(), command, interrupted)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,6 @@ class Records:
         if self._done:
             with open(self.metrics, newline="", encoding="utf-8") as file:
                 rows = list(csv.reader(file))[1 : self._done + 1]
-        self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.metrics) as partial:
             _write(partial, [[*COLUMNS, *classes], *rows])
         with open(self.metrics, "a", buffering=1, newline="", encoding="utf-8") as file:
