@@ -66,7 +66,12 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     drawn = figures.save([figures.trajectory_panels(trajectory)], folder, "trajectory")
     if not options.quiet:
         print(tables.render_trajectory(trajectory, width=screen_width()))
-        files = ["trajectory.csv", *(path.name for path in drawn), "<run>/epoch-<e>/esd.json"]
+        files = [
+            "trajectory.csv",
+            "trajectory.json",
+            *(path.name for path in drawn),
+            "<run>/epoch-<e>/esd.json",
+        ]
         print(f"\n{folder}{os.sep}: {', '.join(files)}")
     errors = [s.error for run in trajectory.runs for a in run.analyses for s in a.spectra]
     if all(error is not None for error in errors):

@@ -27,6 +27,7 @@ from spectra import (
     figures,
     load_checkpoint,
     open_data,
+    trajectory,
 )
 from spectra.hessian import ProductName
 from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS
@@ -331,11 +332,11 @@ def flags_of(plan: Plan) -> list[str]:
     ],
     ids=range(4),
 )
-def test_every_field_of_a_plan_survives_the_command_line(plan: Plan) -> None:
+def test_every_field_of_a_plan_survives_both_command_lines(plan: Plan) -> None:
     """P50: booleans and all; "--no-tf32" after "--tf32" is false."""
-    options = esd._parser().parse_args(["x.pt", "--tf32", *flags_of(plan)])
-    for field in fields(Plan):
-        assert getattr(options, field.name) == getattr(plan, field.name), field.name
+    for command in (esd, trajectory):
+        options = command._parser().parse_args(["x", "--tf32", *flags_of(plan)])
+        assert command_line.plan_of(options) == plan
 
 
 def test_the_products_to_choose_from_are_those_that_exist() -> None:

@@ -349,7 +349,7 @@ def test_published_values_can_be_asked_for_beside_other_lengths_and_never_beside
 
 
 def test_choices_of_published_values_must_fit_the_number_of_runs(run: Path, plan: Plan) -> None:
-    with pytest.raises(SpectraError, match=r"2 runs, .* each of 1$"):
+    with pytest.raises(SpectraError, match=r"2 choices .* 1 run\(s\)"):
         follow([run], plan, published=("sgd", "sam"))
     with pytest.raises(SpectraError, match="short, trained by digits-lt-ce-drw-sgd on digits"):
         follow([run], plan, published=("sgd",))

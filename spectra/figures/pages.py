@@ -70,7 +70,7 @@ def facts_of(*analyses: Analysis, **more: object) -> str:
     for analysis in analyses:
         data, settings = analysis.data, analysis.settings
         facts = {"data": data.get("name"), "split": data.get("split")}
-        keys = ("loss", "protocol", "augment", "steps", "probes", "dtype")
+        keys = ("loss", "protocol", "augment", "steps", "probes", "dtype", "max_samples")
         for key, value in (facts | {key: settings.get(key) for key in keys} | more).items():
             if value is not None and value not in held.setdefault(key, []):
                 held[key].append(value)

@@ -58,7 +58,7 @@ def trajectory_panels(trajectory: Trajectory) -> Figure:
         for ax in panels:
             ax.set_xlim(0, max(limits[0]))
             ax.set_ylim(0, max(limits[1]))
-        write_head(figure, " · ".join(run.name for run in runs), facts, handles, columns=across)
+        write_head(figure, "Non-convexity during training", facts, handles, columns=across)
     return figure
 
 

@@ -161,8 +161,8 @@ def _gather(
     choices = list(published) * len(names) if len(published) == 1 else list(published)
     if len(choices) != len(names):
         raise SpectraError(
-            f"got published values for {len(choices)} runs, expected one choice for all, or one "
-            f"for each of {len(names)}"
+            f"got {len(choices)} choices of published values for {len(names)} run(s), expected "
+            "one for all, or one for each"
         )
     kept = [kept_checkpoints(Path(folder), load) for folder in run_dirs]
     opened: dict[DataSpec | None, Splits] = {}

@@ -26,6 +26,7 @@ from spectra.results import Analysis, ClassSpectrum
 from .published import EPOCHS, NONCONVEXITY, reweighted_after
 
 SCHEMA = 1
+_SETTINGS = ("augment", "dtype", "seed", "max_samples")  # of an analysis that get a column
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Trajectory:
                             "data": analysis.data.get("name"),
                             "split": analysis.data.get("split"),
                             "criterion": settings.get("loss"),
-                            **{key: settings.get(key) for key in ("augment", "dtype", "seed")},
+                            **{key: settings.get(key) for key in _SETTINGS},
                             "recipe": (run.recipe or {}).get("name"),
                             "reweighted_after": run.reweighted_after,
                             "checkpoint_sha256": analysis.checkpoint.get("sha256"),
