@@ -231,14 +231,16 @@ def test_the_readme_has_the_commands_and_the_five_lines() -> None:
 def test_the_readmes_commands_run_on_a_tiny_budget(elsewhere: Path) -> None:
     """P49: every printed command works; only its steps are cut."""
     budget = {"spectra.esd": ["--steps", "3", "--max-samples", "6", "--quiet"]}
-    budget |= {"spectra.train": ["--epochs", "1"]}
+    budget["spectra.trajectory"] = budget["spectra.esd"]
+    budget["spectra.train"] = ["--epochs", "1", "--save-at", "1", "--quiet"]
     lines = [line for line in commands() if line.startswith("python -m ")]
     assert lines
     for line in lines:
         _, _, module, *flags = shlex.split(line)
         name = "spectra.data.__main__" if module == "spectra.data" else module
         assert importlib.import_module(name).main([*flags, *budget.get(module, [])]) == 0, line
-    assert (elsewhere / "reports/digits-lt-ce-drw-sgd/esd.png").exists()
+    for drawn in ("digits-lt-ce-drw-sgd/esd.png", "digits/trajectory.png"):
+        assert (elsewhere / "reports" / drawn).exists()
 
 
 def test_the_readmes_python_runs_as_printed(
@@ -264,11 +266,11 @@ def test_make_has_every_target_that_is_spoken_of() -> None:
 
 
 def test_the_readme_documents_every_flag_and_every_key_of_the_format() -> None:
-    from spectra import esd
+    from spectra import esd, trajectory
     from spectra.results import CERTIFICATE_KEYS, DOCTOR_KEYS, ClassSpectrum
 
     text = README.read_text(encoding="utf-8")
-    for action in esd._parser()._actions:
+    for action in [*esd._parser()._actions, *trajectory._parser()._actions]:
         for flag in action.option_strings:
             if flag not in ("-h", "--help", "--no-tf32"):
                 assert f"`{flag}" in text or f" {flag}" in text, flag
