@@ -20,6 +20,7 @@ CHOICES = {
     "protocol": ("exact", "released"),
     "dtype": ("float32", "float64"),
     "product": ("auto", *PRODUCTS),
+    "basis": ("auto", "device", "host", "none"),
 }
 
 
@@ -44,6 +45,7 @@ class Plan:
     dtype: Literal["float32", "float64"] = "float32"
     tf32: bool = False
     product: ProductName | Literal["auto"] = "auto"
+    basis: Literal["auto", "device", "host", "none"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "probes", "max_samples"):
@@ -64,6 +66,16 @@ class Plan:
             raise SpectraError(
                 f"got augment {self.augment!r}, expected none, frozen, frozen:K with K ≥ 1, or "
                 "resample"
+            )
+        if self.protocol == "released" and self.basis in ("host", "none"):
+            raise SpectraError(
+                f"got basis {self.basis!r} with protocol 'released', expected auto or device: its "
+                "recurrence is kept as it was released, on one device"
+            )
+        if self.augment == "resample" and self.basis == "none":
+            raise SpectraError(
+                "got basis 'none' with augment 'resample', expected one that is kept: its Ritz "
+                "vectors would be made by the same products again, and here they differ"
             )
 
     @property

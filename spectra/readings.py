@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from spectra.krylov import (
 from spectra.krylov.extremes import TOLERANCE
 from spectra.results import ClassSpectrum
 
+Form = Callable[[Sequence[Literal[0, -1]]], Iterable[Tensor]]  # ends -> unit Ritz vectors
+
 
 class RitzVectors:
     """The Ritz vectors of the outermost values so far, kept on disk between probes."""
@@ -36,14 +39,25 @@ class RitzVectors:
         self.high: Tensor | None = None
         self.values = (float("inf"), -float("inf"))
 
-    def take(self, run: Tridiagonal) -> None:
-        """Form the vectors of a run's ends where they lie farther out than those held."""
+    def take(self, run: Tridiagonal, form: Form | None = None) -> None:
+        """Form the vectors of a run's ends where they lie farther out than those held.
+
+        Args:
+            run: a finished run.
+            form: gives vectors for a sequence of ends, 0 or -1; those in the run's basis if None.
+        """
         values = run.ritz().values
         low, high = float(values[0]), float(values[-1])
+        ends: list[Literal[0, -1]] = []
         if low < self.values[0]:
-            self.low, self.values = run.vector(0), (low, self.values[1])
+            ends.append(0)
         if high > self.values[1]:
-            self.high, self.values = run.vector(-1), (self.values[0], high)
+            ends.append(-1)
+        for end, vector in zip(ends, form(ends) if form else map(run.vector, ends), strict=True):
+            if end == 0:
+                self.low, self.values = vector, (low, self.values[1])
+            else:
+                self.high, self.values = vector, (self.values[0], high)
 
     def save(self, probes: int) -> None:
         """Leave the vectors for a resumed run, which has the T of so many probes."""
@@ -87,7 +101,7 @@ def ends_of(operator: HessianOperator, vectors: RitzVectors, steps: int) -> Extr
     assert vectors.low is not None
     assert vectors.high is not None
     low, high = (
-        float(((operator @ y).double() - value * y.double()).norm())
+        float(((operator @ y).double() - value * y.to(operator.device).double()).norm())
         for value, y in zip(vectors.values, (vectors.low, vectors.high), strict=True)
     )
     return Extremes(
@@ -171,15 +185,18 @@ def assemble(
 def _lower_bound(
     runs: Sequence[Tridiagonal], low: float, high: float, floor: float
 ) -> float | None:
-    # Each of the two bounds holds with 97.5 %, so the better one of them with 95 %.
-    prior = lower_bound(
-        low,
-        high,
-        dim=runs[0].dim,
-        steps=min(run.steps for run in runs),
-        probes=len(runs),
-        confidence=0.975,
-    )
+    # Each of the two bounds holds with 97.5 %, so the better one of them with 95 %. The first
+    # counts steps: among them are copies where no basis was kept.
+    prior = None
+    if all(run.orthogonal for run in runs):
+        prior = lower_bound(
+            low,
+            high,
+            dim=runs[0].dim,
+            steps=min(run.steps for run in runs),
+            probes=len(runs),
+            confidence=0.975,
+        )
     bounds = (prior, posterior_lower_bound(runs, confidence=0.975))
     finite = [bound for bound in bounds if bound is not None and np.isfinite(bound)]
     return max(finite) - floor if finite else None

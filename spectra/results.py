@@ -19,6 +19,7 @@ probe p = 0, 1, ...:
     "L/probe p/residual_norm"     ()       ‖r‖ after the last step
     "L/probe p/exhausted"         ()       whether the Krylov space ended there
     "L/probe p/asymmetry"         ()       largest |q_iᵀHq_j| that T holds for zero
+    "L/probe p/orthogonal"        ()       false without a basis: T may hold values repeatedly
     "L/probe p/nodes", ".../weights"       (m,) Ritz values ascending, and weights that sum to 1
 
 and "schema", "checkpoint_sha256", by which a file beside the wrong ``esd.json`` is refused.
@@ -51,7 +52,9 @@ CERTIFICATE_KEYS = (
     *("noise_floor", "negative_curvature", "lower_bound_95"),
 )
 _ARRAYS = ("runs", "quadratic_forms", "measure")  # these live in esd.npz
-_RUN = ("alphas", "betas", "residual_norm", "exhausted", "asymmetry")  # of a Tridiagonal
+_RUN = (  # of a Tridiagonal
+    *("alphas", "betas", "residual_norm", "exhausted", "asymmetry", "orthogonal"),
+)
 _NUMBERS = (
     *("count", "share", "loss", "train_accuracy", "test_accuracy", "lambda_min", "lambda_max"),
     *("residual_min", "residual_max", "nonconvexity", "negative_mass", "negative_mass_threshold"),
@@ -281,8 +284,10 @@ def _to_spectrum(
     fields["negative_mass_bounds"] = None if bounds is None else tuple(bounds)
     label, probes = entry["label"], range(entry["probes"])
 
-    def kept(key: str) -> Any:
-        return arrays[key] if arrays[key].ndim else arrays[key].item()
+    def kept(probe: str) -> dict[str, Any]:
+        found = {key: arrays[f"{probe}/{key}"] for key in _RUN if key != "orthogonal"}
+        found["orthogonal"] = arrays.get(f"{probe}/orthogonal", np.array(True))  # older files
+        return {key: value if value.ndim else value.item() for key, value in found.items()}
 
     try:
         forms = tuple(arrays[f"{label}/quadratic_forms"].tolist())
@@ -292,7 +297,7 @@ def _to_spectrum(
         nodes = tuple(arrays[f"{label}/probe {p}/nodes"] for p in probes)
         weights = tuple(arrays[f"{label}/probe {p}/weights"] for p in probes)
         runs = tuple(
-            Tridiagonal(**{k: kept(f"{label}/probe {p}/{k}") for k in _RUN}, basis=None, dim=dim)
+            Tridiagonal(**kept(f"{label}/probe {p}"), basis=None, dim=dim)
             for p in probes
             if f"{label}/probe {p}/alphas" in arrays
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 import spectra
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
+from spectra.data.memory import free_memory
 from spectra.devices import device_name, find_device
 from spectra.doctor import (
     PRODUCTS_PER_CERTIFICATE,
@@ -34,21 +35,25 @@ from spectra.hessian.network import (
     require_outputs,
 )
 from spectra.krylov import (
+    Place,
     SpectralMeasure,
     Tridiagonal,
+    choose_place,
     lanczos,
     quadratic_form_probes,
     random_start,
+    ritz_vectors,
 )
 from spectra.losses import LossSpec
 from spectra.plan import Part, Plan, choose_parts
-from spectra.readings import RitzVectors, assemble, ends_of
+from spectra.readings import Form, RitzVectors, assemble, ends_of
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
 _CERTIFICATE_COST = 9  # in products of the fast path: float64 passes, two by double backward
+_BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 
 
 @runtime_checkable
@@ -76,6 +81,7 @@ class Study:
     correct: dict[str, Tensor]  # split -> (N,) whether each sample is classified right
     targets: dict[str, Tensor]
     notes: tuple[str, ...]
+    basis: Place  # where each Krylov basis is kept
 
     @staticmethod
     def prepare(
@@ -136,6 +142,7 @@ class Study:
             correct,
             targets,
             tuple(notes),
+            _place(plan, objective),
         )
 
     def blank(self) -> Analysis:
@@ -146,6 +153,7 @@ class Study:
             "batch_size": self.objective.batch_size,
             "device": self.objective.device.type,
             "product": self.path.choice.path,
+            "basis": self.basis,
             # The same weights are another function in another network.
             "network": self.checkpoint.model_spec.to_dict(),
         }
@@ -181,21 +189,23 @@ class Study:
 
     def resumed(self, held: Analysis) -> tuple[Analysis, Study]:
         """Take over results of the same checkpoint, draw and settings; else refuse."""
-        mine = self.blank()
         study = self
-        if self.plan.batch_size == "auto":  # memory may differ from run to run, the sums must not
+        if self.plan.basis == "auto":  # memory may differ from run to run, the numbers must not
+            study = replace(study, basis=held.settings.get("basis", "device"))
+        if self.plan.batch_size == "auto":
             size = int(held.settings.get("batch_size", self.objective.batch_size))
             objective = self.objective.recut(batch_size=size, backwards=False)
             choice = self.path.choice
-            study = replace(self, objective=objective, path=HessianOperator.of(objective, choice))
-            mine = study.blank()
+            path = HessianOperator.of(objective, choice)
+            study = replace(study, objective=objective, path=path)
+        mine = study.blank()
         # What is asked for may grow from run to run; how it is computed may not change.
         asked = ("overall", "per_class", "classes", "groups")
         pairs = [
             ("checkpoint", mine.checkpoint["sha256"], held.checkpoint.get("sha256")),
             ("draw", mine.data["draw_sha256"], held.data.get("draw_sha256")),
             *(
-                (key, value, held.settings.get(key))
+                (key, value, held.settings.get(key, _BEFORE.get(key)))
                 for key, value in mine.settings.items()
                 if key not in asked
             ),
@@ -216,11 +226,16 @@ class Study:
 
     def cost(self, parts: list[Part]) -> tuple[int, int]:
         """Count products, and the samples that they pass over."""
-        steps = min(self.plan.steps, self.objective.dim) * self.plan.probes
+        steps = self._products_per_probe * self.plan.probes
         extra = TRACE_PROBES if self.plan.protocol == "exact" else 0
         each = PRODUCTS_PER_EXAMINATION + steps + _ENDS + extra
         work = (each + _CERTIFICATE_COST) * sum(self._work(part) for part in parts)
         return (each + PRODUCTS_PER_CERTIFICATE) * len(parts), work
+
+    @property
+    def _products_per_probe(self) -> int:
+        again = 2 if self.basis == "none" else 1  # for the Ritz vectors
+        return again * min(self.plan.steps, self.objective.dim)
 
     def _work(self, part: Part) -> int:
         return len(part.index) * max(1, self.plan.frozen_copies)
@@ -253,7 +268,11 @@ class Study:
         """Compute one part; yield it after every probe, the last time complete."""
         plan, work = self.plan, self._work(part)
 
+        made = 0  # products of the probe at hand
+
         def tick(products: int = 1, cost: int | None = None) -> None:
+            nonlocal made
+            made += products
             meter.tick(part.label, products, (products if cost is None else cost) * work)
 
         fixed = self._operator(part, tick)
@@ -266,14 +285,16 @@ class Study:
 
         vectors = RitzVectors(None if folder is None else folder / "ritz-vectors.pt", part.label)
         runs = list(held.runs) if held is not None and vectors.load(len(held.runs)) else []
-        tick(len(runs) * min(plan.steps, operator.dim))
+        tick(len(runs) * self._products_per_probe)
         _seed(redraw, plan.seed, part.label, "doctor")
         examination = examine(operator, seed=plan.seed)
         tick(PRODUCTS_PER_EXAMINATION - 4)  # four of them went through the operator
         for probe in range(len(runs), plan.probes):
             _seed(redraw, plan.seed, part.label, f"probe {probe}")
+            made = 0
             run = self._run(operator, probe)
-            vectors.take(run)
+            vectors.take(run, self._second_pass(operator, probe, run))
+            tick(0, self._products_per_probe - made)  # those that were not needed
             runs.append(run.without_basis())
             del run  # the basis must be gone before the next one is made
             if probe + 1 < plan.probes:
@@ -310,14 +331,32 @@ class Study:
         plan = self.plan
         if plan.protocol == "released":
             return released_lanczos(operator, steps=plan.steps, seed=plan.seed, probe=probe)
-        start = random_start(
-            operator.dim,
-            seed=plan.seed,
-            probe=probe,
-            dtype=operator.dtype,
-            device=operator.device,
-        )
-        return lanczos(operator, start, steps=plan.steps)
+        start = self._start(operator, probe)
+        return lanczos(operator, start, steps=plan.steps, basis=self.basis)
+
+    def _start(self, operator: HessianOperator, probe: int) -> Tensor:
+        kind: dict[str, Any] = {"dtype": operator.dtype, "device": operator.device}
+        return random_start(operator.dim, seed=self.plan.seed, probe=probe, **kind)
+
+    def _second_pass(self, operator: HessianOperator, probe: int, run: Tridiagonal) -> Form | None:
+        if run.basis is not None:
+            return None
+        return lambda ends: ritz_vectors(operator, self._start(operator, probe), run, ends=ends)
+
+
+def _place(plan: Plan, objective: Objective) -> Place:
+    """Choose where a Krylov basis is kept, by what is free; refuse one that fits nowhere."""
+    if plan.basis != "auto":
+        return plan.basis
+    if plan.protocol == "released":
+        return "device"
+    size = max(4, objective.dtype.itemsize)
+    needed, on = min(plan.steps, objective.dim) * objective.dim * size, objective.device
+    beside = None
+    if on.type == "cuda":
+        cached = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+        beside = torch.cuda.mem_get_info(on)[0] + cached
+    return choose_place(needed, on_device=beside, on_host=free_memory())
 
 
 def _classify(objective: Objective, samples: Samples) -> Tensor:

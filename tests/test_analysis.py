@@ -614,3 +614,91 @@ def test_a_random_layer_is_refused_and_leaves_the_random_state_alone() -> None:
     with pytest.raises(SpectraError, match="gives another output in every pass"):
         analyze(checkpoint(Noisy()), PLAN, train=samples())
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_where_the_basis_is_kept_changes_no_number_beyond_rounding(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=20, probes=2, dtype="float64")
+    beside, moved, without = (
+        analyze(checkpoint(), replace(plan, basis=place), train=samples(), folder=tmp_path / place)
+        for place in ("device", "host", "none")
+    )
+    for one, other, ghosts in zip(beside.spectra, moved.spectra, without.spectra, strict=True):
+        size = max(abs(one.lambda_min), one.lambda_max)
+        for key in ("lambda_min", "lambda_max", "trace", "residual_min", "negative_mass"):
+            assert getattr(other, key) == pytest.approx(getattr(one, key), abs=1e-10 * size), key
+        assert ghosts.lambda_max == pytest.approx(one.lambda_max, abs=1e-8 * size)
+        assert ghosts.lambda_min == pytest.approx(one.lambda_min, abs=1e-4 * size)
+        assert ghosts.trace == pytest.approx(one.trace, abs=1e-10 * size)  # α_1 of each probe
+        assert ghosts.proven == one.proven
+        truth = np.linalg.eigvalsh(dense(one.label, samples()))[0]
+        assert ghosts.certificate["lower_bound_95"] <= truth + 1e-8 * size
+        low, high = ghosts.negative_mass_bounds
+        least, most = one.negative_mass_bounds
+        assert max(low, least) <= min(high, most) + 1e-9
+    assert [found.settings["basis"] for found in (beside, moved, without)] == [
+        *("device", "host", "none"),
+    ]
+    for place, kept in (("device", True), ("none", False)):
+        (first, *_) = Analysis.load(tmp_path / place).spectra
+        assert [run.orthogonal for run in first.runs] == [kept, kept]
+
+
+def test_without_a_basis_the_bar_counts_what_a_second_pass_may_cost() -> None:
+    meter = Meter()
+    plan = Plan(classes=(0,), steps=7, device="cpu", basis="none")
+    analyze(checkpoint(), plan, train=samples(), progress=meter)
+    more = 7 + 2 + PRODUCTS_PER_EXAMINATION + TRACE_PROBES + PRODUCTS_PER_CERTIFICATE
+    assert more < meter.done <= meter.announced == more + 7
+    assert meter.work == meter.worked
+
+
+def test_where_the_basis_was_kept_is_taken_over_or_refused(tmp_path: Path) -> None:
+    plan = Plan(classes=(2,), steps=4, device="cpu", basis="host")
+    analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    more = replace(plan, per_class=True, basis="auto")  # memory may be another than last time
+    grown = analyze(checkpoint(), more, train=samples(), folder=tmp_path, resume=True)
+    assert grown.settings["basis"] == "host"
+    with pytest.raises(SpectraError, match=r"basis \('host', now 'none'\)"):
+        analyze(
+            checkpoint(), replace(more, basis="none"), train=samples(), folder=tmp_path, resume=True
+        )
+
+
+def test_results_of_earlier_versions_say_nothing_of_their_basis_and_go_on(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=4)
+    first = analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    settings = {key: value for key, value in first.settings.items() if key != "basis"}
+    replace(first, settings=settings).save(tmp_path)
+    arrays = {k: v for k, v in arrays_of(tmp_path).items() if not k.endswith("/orthogonal")}
+    np.savez(tmp_path / "esd.npz", **arrays)
+    assert all(run.orthogonal for run in Analysis.load(tmp_path).spectra[0].runs)
+    meter = Meter()
+    analyze(checkpoint(), plan, train=samples(), folder=tmp_path, resume=True, progress=meter)
+    assert meter.done == 0
+
+
+def test_a_basis_that_fits_nowhere_is_refused_before_any_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spectra.study.free_memory", lambda: 43 * 4 * 20 - 1)
+    plan, meter = Plan(steps=20, device="cpu"), Meter()
+    with pytest.raises(SpectraError, match="--basis none"):
+        analyze(checkpoint(), plan, train=samples(), progress=meter)
+    assert meter.done == 0
+    found = analyze(checkpoint(), replace(plan, basis="none"), train=samples())
+    assert found.get("overall").error is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"protocol": "released", "basis": "none"}, "released"),
+        ({"augment": "resample", "basis": "none"}, "differ"),
+    ],
+    ids=str,
+)
+def test_a_basis_that_the_rest_of_the_plan_rules_out_is_refused(
+    changes: dict[str, str], word: str
+) -> None:
+    with pytest.raises(SpectraError, match=word):
+        Plan(**changes)

@@ -1,5 +1,7 @@
 """Lanczos on symmetric operators: spectral measures and extreme eigenvalues; knows no network."""
 
+from .basis import Place as Place
+from .basis import choose_place as choose_place
 from .extremes import Extremes as Extremes
 from .extremes import best_extremes as best_extremes
 from .extremes import extreme_eigenvalues as extreme_eigenvalues
@@ -18,3 +20,4 @@ from .measure import spectral_measure as spectral_measure
 from .measure import symlog_grid as symlog_grid
 from .measure import trace_estimate as trace_estimate
 from .operator import SymmetricOperator as SymmetricOperator
+from .replay import ritz_vectors as ritz_vectors

@@ -30,9 +30,11 @@ from jaxtyping import Float
 from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
+from spectra.krylov.basis import Place
 from spectra.krylov.lanczos import Tridiagonal, lanczos
 from spectra.krylov.measure import random_start
 from spectra.krylov.operator import SymmetricOperator
+from spectra.krylov.replay import ritz_vectors
 
 TOLERANCE = 1e-3  # residual that counts as converged, as a share of max|θ|
 
@@ -61,11 +63,11 @@ def extremes_of(
         tolerance: largest residual that counts as converged, relative to max|θ|.
         vectors: form the two Ritz vectors, too.
     """
-    ritz = run.ritz()
-    low, high = (run.residual_norm * float(abs(ritz.last[i])) for i in (0, -1))
+    values = run.ritz().values
+    low, high = run.end_residuals()
     found = Extremes(
-        lambda_min=float(ritz.values[0]),
-        lambda_max=float(ritz.values[-1]),
+        lambda_min=float(values[0]),
+        lambda_max=float(values[-1]),
         residual_min=low,
         residual_max=high,
         vector_min=run.vector(0) if vectors else None,
@@ -103,6 +105,7 @@ def extreme_eigenvalues(
     seed: int = 0,
     start: Float[Tensor, " n"] | None = None,
     tolerance: float = TOLERANCE,
+    basis: Place = "device",
     callback: Callable[[int], None] | None = None,
 ) -> Extremes:
     """Find the smallest and the largest eigenvalue with one Lanczos run.
@@ -115,14 +118,20 @@ def extreme_eigenvalues(
         seed: of the Gaussian start (its probe 0).
         start: (n,) another start, e.g. an earlier epoch's eigenvector: no bound holds then.
         tolerance: as in `extremes_of`.
-        callback: called with 1, 2, ... after each product.
+        basis: where `lanczos` keeps it; "none" runs again for the vectors (`ritz_vectors`).
+        callback: called with 1, 2, ... after each product of the run.
 
     Raises:
         SpectraError: what `lanczos` raises.
     """
     if start is None:
         start = random_start(A.dim, seed=seed, probe=0, dtype=A.dtype, device=A.device)
-    return extremes_of(lanczos(A, start, steps=steps, callback=callback), tolerance=tolerance)
+    run = lanczos(A, start, steps=steps, basis=basis, callback=callback)
+    if run.basis is not None:
+        return extremes_of(run, tolerance=tolerance)
+    low, high = ritz_vectors(A, start, run)
+    found = extremes_of(run, tolerance=tolerance, vectors=False)
+    return replace(found, vector_min=low, vector_max=high)
 
 
 def lower_bound(

@@ -27,9 +27,8 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.krylov.basis import Basis, Place
 from spectra.krylov.operator import SymmetricOperator, not_finite
-
-PIECE = 2**14  # entries that one sum in the basis' own precision runs over
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Tridiagonal:
     exhausted: bool  # no further direction: m = n, or r is zero to rounding
     dim: int  # n
     asymmetry: float = 0.0  # largest |q_iᵀ A q_j| that T holds for zero; rounding if A is fixed
+    orthogonal: bool = True  # False: no basis was kept, and T may hold converged values repeatedly
 
     @property
     def steps(self) -> int:
@@ -62,6 +62,17 @@ class Tridiagonal:
         """Solve T; the Ritz value i has the residual `residual_norm * abs(last[i])`."""
         values, vectors = self._solve()
         return Ritz(values, vectors[0].copy(), vectors[-1].copy())
+
+    def end_residuals(self) -> tuple[float, float]:
+        """Tell how near to the smallest and to the largest Ritz value some eigenvalue must lie."""
+        ritz = self.ritz()
+        residuals = self.residual_norm * np.abs(ritz.last)
+        if self.orthogonal:
+            return float(residuals[0]), float(residuals[-1])
+        # While a copy is born its residual is large, and the value that it copies lies beside it.
+        near = (np.abs(ritz.values - ritz.values[end]) + residuals for end in (0, -1))
+        low, high = (float(distances.min()) for distances in near)
+        return low, high
 
     def eigenvectors(self) -> Float64[np.ndarray, "m m"]:
         """Give the unit eigenvectors of T as columns, in the order of the Ritz values."""
@@ -79,7 +90,7 @@ class Tridiagonal:
         if self.basis is None:
             raise SpectraError(
                 "got a Lanczos run without its basis, expected one with it: Ritz vectors lie in "
-                "the basis; ask for them before without_basis()"
+                "the basis; ask for them before without_basis(), or run it again (ritz_vectors)"
             )
         y: Tensor = torch.as_tensor(self.eigenvectors()[:, index]).to(self.basis) @ self.basis
         return y.div_(torch.linalg.vector_norm(y, dtype=torch.float64))
@@ -99,6 +110,7 @@ def lanczos(
     start: Float[Tensor, " n"],
     *,
     steps: int,
+    basis: Place = "device",
     wait: int | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Tridiagonal:
@@ -109,10 +121,17 @@ def lanczos(
     T: the Krylov space is exhausted. What is found only after the next steps have been made (a
     GPU is not awaited in every step) cuts T and the basis back to where they had to end.
 
+    Without a basis Gram-Schmidt sees the last two vectors alone. Orthogonality is then lost as
+    soon as a Ritz value has converged, and T finds its eigenvalue again, as a *ghost*: no value
+    is false, and the weights s_1² of the copies add up to that of the one, but values cannot be
+    counted, and n steps do not exhaust the space.
+
     Args:
         A: the operator, of size n.
         start: (n,), any norm but zero.
         steps: m; min(m, n) are made.
+        basis: where the m · n numbers of the basis are kept: on the "device" of the operator, on
+            the "host" (the same T to rounding), or nowhere ("none"; `ritz_vectors` runs it again).
         wait: steps between two looks at T, for each of which the device is awaited; no number
             depends on it. By default 1 on a CPU and 10 elsewhere.
         callback: called with 1, 2, ..., m after each product.
@@ -121,77 +140,89 @@ def lanczos(
         T, the basis, ‖r‖, and how far A was from one fixed symmetric matrix along the way.
 
     Raises:
-        SpectraError: if steps < 1, the start is zero or not finite, or a product is not finite.
+        SpectraError: if steps < 1, the start is zero or not finite, a product is not finite, or
+            the basis does not fit the memory.
     """
     if steps < 1:
         raise SpectraError(f"got steps={steps}, expected 1 or more: T would be empty; raise steps")
-    A.expect(start, "a start vector")
-    dtype = torch.promote_types(A.dtype, torch.float32)
-    basis = torch.empty((min(steps, A.dim), A.dim), dtype=dtype, device=A.device)
-    basis[0] = _unit(start.detach().to(A.device, torch.float64))
+    steps, orthogonal = min(steps, A.dim), basis != "none"
     wait = wait or (1 if A.device.type == "cpu" else 10)
+    kept = room_for(A, steps, basis)
+    tiny = 16 * torch.finfo(kept.rows.dtype).eps
     alphas: list[float] = []
     betas: list[float] = []
     size = asymmetry = 0.0
     exhausted = False
     unread: list[Tensor] = []
-    for facts in _recurrence(A, basis, callback):
-        unread.append(facts)
-        if len(unread) < wait and len(alphas) + len(unread) < len(basis):
-            continue
-        for alpha, beta, stray in _read(unread):
-            alphas.append(alpha)
-            betas.append(beta)
-            if not (np.isfinite(alpha) and np.isfinite(beta)):
-                raise not_finite(f"the product of Krylov step {len(alphas)} of {len(basis)}")
-            size, asymmetry = max(size, abs(alpha), beta), max(asymmetry, stray)
-            exhausted = len(alphas) == A.dim or beta <= 16 * torch.finfo(dtype).eps * size
+    with kept.page_locked():
+        for _, facts in recurrence(A, start, kept, steps, callback):
+            unread.append(facts)
+            if len(unread) < wait and len(alphas) + len(unread) < steps:
+                continue
+            for alpha, beta, stray in _read(unread):
+                alphas.append(alpha)
+                betas.append(beta)
+                if not (np.isfinite(alpha) and np.isfinite(beta)):
+                    raise not_finite(f"the product of Krylov step {len(alphas)} of {steps}")
+                size, asymmetry = max(size, abs(alpha), beta), max(asymmetry, stray)
+                exhausted = beta <= tiny * size or (orthogonal and len(alphas) == A.dim)
+                if exhausted:
+                    break
             if exhausted:
                 break
-        if exhausted:
-            break
-        unread = []
-    T = np.array(alphas), np.array(betas[:-1])
-    return Tridiagonal(*T, betas[-1], basis[: len(alphas)], exhausted, A.dim, asymmetry)
+            unread = []
+    return Tridiagonal(
+        alphas=np.array(alphas),
+        betas=np.array(betas[:-1]),
+        residual_norm=betas[-1],
+        basis=kept.first(len(alphas)),
+        exhausted=exhausted,
+        dim=A.dim,
+        asymmetry=asymmetry,
+        orthogonal=orthogonal,
+    )
 
 
-def _recurrence(
-    A: SymmetricOperator, basis: Float[Tensor, "m n"], callback: Callable[[int], None] | None
-) -> Iterator[Float64[Tensor, " 3"]]:
-    """Fill the basis from its first row on; yield α, β and the stray part of every step.
+def room_for(A: SymmetricOperator, steps: int, place: Place) -> Basis:
+    """Make room for a basis in the precision of the operator, but at least float32."""
+    dtype = torch.promote_types(A.dtype, torch.float32)
+    return Basis.empty(place, steps=steps, dim=A.dim, dtype=dtype, device=A.device)
+
+
+def recurrence(
+    A: SymmetricOperator,
+    start: Float[Tensor, " n"],
+    kept: Basis,
+    steps: int,
+    callback: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Float[Tensor, " n"], Float64[Tensor, " 3"]]]:
+    """Make steps of Lanczos; of each yield the row q_j, and α_j, β_j and the stray part.
 
     Nothing here waits for the device. After a breakdown it goes on in some direction.
     """
-    beta = torch.zeros((), dtype=torch.float64, device=basis.device)
-    for j, row in enumerate(basis):
+    A.expect(start, "a start vector")
+    row = kept.add(_unit(start.detach().to(A.device, torch.float64)))
+    before, beta = row, torch.zeros((), dtype=torch.float64, device=A.device)
+    for j in range(steps):
         q, w = row.to(torch.float64), A.apply(row).to(torch.float64, copy=True)
         if callback is not None:
             callback(j + 1)
         alpha = torch.dot(q, w)
         w.addcmul_(q, alpha, value=-1)
         if j > 0:
-            w.addcmul_(basis[j - 1], beta, value=-1)
-        known = basis[: j + 1]
-        leak = _overlaps(known, w)  # zero but for rounding, if A is one symmetric matrix
-        w.sub_(known.T @ leak.to(basis.dtype))
-        w.sub_(known.T @ _overlaps(known, w).to(basis.dtype))
+            w.addcmul_(before, beta, value=-1)
+        leak = kept.remove_from(w)  # zero but for rounding, if A is one symmetric matrix
+        kept.remove_from(w)
         beta = torch.linalg.vector_norm(w)
-        yield torch.stack((alpha, beta, leak.abs().max()))
-        if j + 1 < len(basis):  # β = 0: no direction is left, and 0/0 would be no vector
-            basis[j + 1] = w.div_(torch.where(beta == 0, 1.0, beta))
+        yield row, torch.stack((alpha, beta, leak.abs().max()))
+        if j + 1 < steps:  # β = 0: no direction is left, and 0/0 would be no vector
+            before, row = row, kept.add(w.div_(torch.where(beta == 0, 1.0, beta)))
 
 
 def _read(facts: list[Tensor]) -> list[list[float]]:
     """Fetch what the steps since the last look have found: the one wait for the device."""
     rows: list[list[float]] = torch.stack(facts).tolist()
     return rows
-
-
-def _overlaps(known: Float[Tensor, "k n"], w: Float64[Tensor, " n"]) -> Float64[Tensor, " k"]:
-    # A float32 product with rows of 10^6 numbers loses four digits on a CPU (naive sums), and a
-    # float64 copy of the basis would be twice the basis: so float32 pieces, added up in float64.
-    parts = zip(torch.split(known, PIECE, 1), torch.split(w.to(known.dtype), PIECE), strict=True)
-    return torch.stack([q @ x for q, x in parts]).sum(0, dtype=torch.float64)
 
 
 def _unit(start: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
