@@ -160,7 +160,7 @@ def test_what_is_unknown_leaves_a_gap_and_is_not_zero() -> None:
     values = lines_of(panel_of(RunTrajectory("x", analyses)))["class 8"].get_ydata()
     assert np.isnan(values[1])
     assert values[[0, 2]].tolist() == [0.1, 0.2]
-    assert panel_of(RunTrajectory("y", (analysis_of(50, failed),))).get_ylim() == (0.0, 1.0)
+    assert panel_of(RunTrajectory("y", (analysis_of(50, failed),))).get_ylim() == (-0.02, 1.0)
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -169,8 +169,8 @@ def legend_of(figure: Figure) -> list[str]:
 
 def test_the_legend_names_what_is_drawn_and_of_many_classes_the_groups() -> None:
     few = trajectory_panels(Trajectory((run_of("sgd", 0, 8, probes=3, published="sgd"),)))
-    expected = ["class 0 · thing 0", "class 8 · thing 8", "re-weighting starts", "published"]
-    assert legend_of(few) == [*expected, "95 % over probes"]
+    expected = ["class 0 · thing 0", "class 8 · thing 8", "re-weighting starts"]
+    assert legend_of(few) == [*expected, "published SGD, 200 epochs", "95 % over probes"]
     many = trajectory_panels(Trajectory((replace(run_of("ce", *range(100)), recipe=None),)))
     assert legend_of(many) == ["head classes", "mid classes", "tail classes"]
     assert len(many.axes[0].lines) == 100

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spectra.trajectories import RunTrajectory, Trajectory, nonconvexity_of_probes
+from spectra.trajectories.published import EPOCHS
 
 from .pages import COLOURS, INK, PLAIN, STYLE, add_ribbon, facts_of, lay_out, size_of, write_head
 
@@ -44,7 +45,7 @@ def trajectory_panels(trajectory: Trajectory) -> Figure:
     analyses = [analysis for run in runs for analysis in run.analyses]
     facts = textwrap.wrap(facts_of(*analyses), int(18.5 * width))
     handles = _handles(runs)
-    across = min(len(handles), int(width / 1.35)) or 1
+    across = min(len(handles), int(width / 1.6)) or 1
     lines = len(facts) + math.ceil(len(handles) / across) - 1
     ribbon = any(spectrum.caveat for a in analyses for spectrum in a.spectra)
     with mpl.rc_context(fname=STYLE):
@@ -54,10 +55,9 @@ def trajectory_panels(trajectory: Trajectory) -> Figure:
         )  # fmt: skip
         for ax, run in zip(panels, runs, strict=True):
             draw_trajectory(ax, run)
-        limits = [ax.get_xlim()[1] for ax in panels], [ax.get_ylim()[1] for ax in panels]
+        ends = [(ax.get_xlim()[1], ax.get_ylim()[1]) for ax in panels]
         for ax in panels:
-            ax.set_xlim(0, max(limits[0]))
-            ax.set_ylim(0, max(limits[1]))
+            _set_limits(ax, *map(max, zip(*ends, strict=True)))
         write_head(figure, "Non-convexity during training", facts, handles, columns=across)
     return figure
 
@@ -90,12 +90,16 @@ def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
         top = max(top, *(value for value in values if value == value), 0.0)
     if run.reweighted_after is not None and run.reweighted_after <= last:
         ax.axvline(run.reweighted_after, label="re-weighting", zorder=1, **_LINE)
-    ax.set_xlim(0, 1.04 * last)
-    ax.set_ylim(0, 1.06 * top or 1.0)
+    _set_limits(ax, 1.04 * last, 1.06 * top or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(max(2, int(size_of(ax)[0] / 0.5)), integer=True))
     moving = any(s.caveat for analysis in run.analyses for s in analysis.spectra)
     ax.set_title(run.name, y=add_ribbon(ax, shown=moving))
     return ax
+
+
+def _set_limits(ax: Axes, right: float, high: float) -> None:
+    ax.set_xlim(0, right)
+    ax.set_ylim(-0.02 * high, high)  # a marker at zero is seen whole
 
 
 def _styles(run: RunTrajectory) -> dict[str, dict[str, Any]]:
@@ -130,8 +134,10 @@ def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
     handles = [Line2D([], [], label=label, markersize=4, **s) for label, s in styles.items()]
     if any(run.reweighted_after is not None for run in runs):
         handles.append(Line2D([], [], label="re-weighting starts", **_LINE))
-    if any(run.published_of(label) for run in runs for label in run.labels):
-        handles.append(Line2D([], [], label="published", color=INK, marker="o", **_HOLLOW))
+    drawn = [run for run in runs if any(map(run.published_of, run.labels))]
+    if steps := dict.fromkeys(str(run.published).upper() for run in drawn):
+        paper = f"published {' and '.join(steps)}, {EPOCHS[-1]} epochs"
+        handles.append(Line2D([], [], label=paper, color=INK, marker="o", **_HOLLOW))
     probes = {s.probes for run in runs for a in run.analyses for s in a.spectra}
     if max(probes, default=0) >= 3:
         handles.append(Line2D([], [], label="95 % over probes", color=INK, marker="|", ls="none"))
