@@ -35,8 +35,10 @@ $(VENV)/.tested: $(VENV)/.installed
 
 # Remake the committed checkpoints; on one thread two reruns agree bit for bit.
 train-digits: $(VENV)/.installed
-	$(BIN)/python -m spectra.train digits-lt-ce-drw-sgd --overwrite --out checkpoints/digits-lt-ce-drw-sgd.pt
-	$(BIN)/python -m spectra.train digits-lt-ce-drw-sam --overwrite --out checkpoints/digits-lt-ce-drw-sam.pt
+	$(BIN)/python -m spectra.train digits-lt-ce-drw-sgd --overwrite
+	cp runs/digits-lt-ce-drw-sgd/0/last.pt checkpoints/digits-lt-ce-drw-sgd.pt
+	$(BIN)/python -m spectra.train digits-lt-ce-drw-sam --overwrite
+	cp runs/digits-lt-ce-drw-sam/0/last.pt checkpoints/digits-lt-ce-drw-sam.pt
 
 bench: $(VENV)/.tested
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results[name] = {
             "step": step,
             "precision": precision,
-            "path": engine.path if engine else path,
+            "path": engine.way if engine else path,
             "note": engine.note if engine else "",
             "seconds": seconds[name],
             "of_bare": seconds[name] / seconds[f"{step} {precision} bare"],

@@ -3,8 +3,11 @@
 import contextlib
 import platform
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from .errors import SpectraError
 
@@ -66,3 +69,14 @@ def arithmetic(
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)
         yield
+
+
+@lru_cache(maxsize=None)  # a CUDA graph may read one for as long as it lives
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Put numbers on a device once: a copy from the host has no place in a CUDA graph.
+
+    A thread of its own makes them, because inference mode and the levels of torch.func are a
+    thread's: a tensor made inside would be bound to them, and outlive them here.
+    """
+    with ThreadPoolExecutor(1) as outside:
+        return outside.submit(torch.tensor, values, dtype=dtype, device=device).result()

@@ -18,9 +18,7 @@ References:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from .devices import constant
 from .errors import SpectraError
 
 LOSSES = ("ce", "ldam", "vs", "logit-adjustment", "focal")
@@ -154,7 +153,7 @@ class LossSpec:
         kept = targets != self.ignore_index
         if self.weights is None:
             return kept.double()
-        table = _constant(tuple(self.weights), torch.float64, targets.device)
+        table = constant(tuple(self.weights), torch.float64, targets.device)
         return table[torch.where(kept, targets, 0)] * kept
 
     def to_dict(self) -> dict[str, Any]:
@@ -234,15 +233,4 @@ def _check_counts(counts: Sequence[int]) -> None:
 
 
 def _like(values: Sequence[float], z: Tensor) -> Tensor:
-    return _constant(tuple(values), z.dtype, z.device)
-
-
-@lru_cache(maxsize=64)
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Put numbers on a device once: a copy from the host has no place in a CUDA graph.
-
-    A thread of its own makes them, because inference mode and the levels of torch.func are a
-    thread's: a tensor made inside would be bound to them, and outlive them here.
-    """
-    with ThreadPoolExecutor(1) as outside:
-        return outside.submit(torch.tensor, values, dtype=dtype, device=device).result()
+    return constant(tuple(values), z.dtype, z.device)

@@ -2,30 +2,45 @@
 
 import argparse
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+import torch
+
 from .checkpoint import load_checkpoint
 from .command_line import Parser, exit_code
 from .data import open_data
 from .devices import find_device
 from .errors import SpectraError
-from .training import ENTRIES, PATHS, Recipe, find_recipe, train
+from .training import ENTRIES, WAYS, Recipe, find_recipe, train
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of whole numbers, expected e.g. 10,50"
+        ) from None
 
 
 def _radii(text: str) -> tuple[tuple[int, float], ...]:
-    pairs = (part.split(":") for part in text.split(",") if part.strip())
-    return tuple((int(epoch), float(radius)) for epoch, radius in pairs)
+    try:
+        pairs = [part.split(":") for part in text.split(",")] if text else []
+        return tuple((int(epoch), float(radius)) for epoch, radius in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of EPOCH:RADIUS, expected e.g. 6:0.1,61:0.5"
+        ) from None
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:
@@ -49,8 +64,8 @@ def _parser() -> Parser:
     add("recipe", nargs="?", metavar="RECIPE", help="a name from --list")
     add("--list", action="store_true", help="print the recipes and stop")
     add("--data", metavar="DIR", help="folder of the data (or $SPECTRA_DATA)")
-    help_out = "folder of the run (runs/RECIPE/SEED), or a .pt file for the last checkpoint"
-    add("--out", metavar="PATH", type=Path, help=help_out)
+    help_out = "folder of the run (runs/RECIPE/SEED); of --seeds, the folder above theirs"
+    add("--out", metavar="DIR", type=Path, help=help_out)
     add("--seeds", metavar="S,S", type=_integers, help="repeat the run with each of these seeds")
     add("--jobs", metavar="N", type=int, default=1, help="seeds that run side by side (1)")
     add("--save-at", metavar="E,E", type=_integers, default=(), help="epochs to save on the way")
@@ -61,13 +76,15 @@ def _parser() -> Parser:
     add("--state-every", metavar="S", type=float, default=30.0, help=help_state)
     add("--device", default="auto", help="auto (default), cpu, cuda")
     help_update = "how a step is computed: auto (a CUDA graph on a GPU), plain, compiled, ..."
-    add("--update", choices=PATHS, default="auto", help=help_update)
+    add("--update", choices=WAYS, default="auto", help=help_update)
     add("--quiet", action="store_true", help="no progress, no lines per epoch")
     overrides = parser.add_argument_group("fields of the recipe, each of which can be overridden")
+    texts = dict(re.findall(r"^        (\w+): (.+(?:\n {12}.+)*)", Recipe.__doc__ or "", re.M))
     for field in fields(Recipe)[1:]:
-        how: dict[str, Any] = {"type": _reader(field.type)}
+        how: dict[str, Any] = {"type": _reader(field.type), "metavar": "X"}
         if field.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
+        how["help"] = " ".join(texts[field.name].split()).replace("%", "%%")
         overrides.add_argument(
             f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **how
         )
@@ -86,73 +103,69 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe | None, argpar
             raise SpectraError(f"--{flag.replace('_', '-')} is {value}; expected at least {least}")
     if options.resume and options.overwrite:
         raise SpectraError("--resume and --overwrite were both given; expected one of them")
-    one_file = options.out is not None and options.out.suffix == ".pt"
-    if options.seeds is not None and (one_file or len(set(options.seeds)) != len(options.seeds)):
-        raise SpectraError(
-            f"--seeds is {options.seeds} and --out {options.out}; expected different seeds, and a "
-            "folder, since each seed leaves a checkpoint"
-        )
+    seeds = options.seeds
+    if seeds is not None and not (
+        0 < len(seeds) == len(set(seeds)) and not hasattr(options, "seed")
+    ):
+        raise SpectraError(f"--seeds is {seeds}; expected different seeds, and no --seed beside it")
+    if options.jobs > 1 and seeds is None:
+        raise SpectraError(f"--jobs is {options.jobs} for one run; expected --seeds S,S beside it")
     names = {field.name for field in fields(Recipe)}
     overrides = {name: value for name, value in vars(options).items() if name in names}
     return replace(find_recipe(options.recipe), **overrides), options
 
 
-def _print_recipes() -> None:
-    """Print the table of recipes, a block for each data set, network and length."""
+def _recipes() -> str:
+    """Write the table of recipes, a block for each data set, network and length."""
     width, before = max(map(len, ENTRIES)), ""
+    lines: list[str] = []
     for name, entry in ENTRIES.items():
         r = entry.recipe
         block = f"{r.data_spec}; {r.arch}, {r.epochs} epochs, batch {r.batch_size}, {r.schedule}"
         if block != before:
-            print(f"{'' if not before else chr(10)}{block}")
-            print(
-                f"  {'recipe':{width}}  {'loss':4}  {'weights':8}  {'step':7}  {'rho':>9}  goal, %"
-            )
+            lines += ["", block] if lines else [block]
+            lines.append(f"  {'recipe':{width}}  loss  weights   step           rho  goal, %")
         before = block
-        radii = [r.rho, *(value for _, value in r.rho_steps)]
+        radii = {r.rho, r.rho_tail or r.rho, *(value for _, value in r.rho_steps)}
         rho = "–".join(f"{x:g}" for x in sorted({min(radii), max(radii)}) if x)
         goal = "" if entry.published is None else f"{entry.published:.1f}"
-        print(
+        lines.append(
             f"  {name:{width}}  {r.loss:4}  {r.weighting:8}  {r.step:7}  {rho:>9}  {goal:>7}  "
             f"{entry.about}"
         )
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # `--list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _folder(recipe: Recipe, options: argparse.Namespace) -> Path:
-    alone = options.out is None or options.out.suffix == ".pt"
-    return Path("runs") / recipe.name / str(recipe.seed) if alone else options.out
+    return "\n".join(lines)
 
 
 def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
     """Train one recipe with one seed, and say how it did."""
-    result = folder / "last.pt" if options.out in (None, folder) else options.out
-    run = train(
-        recipe,
-        *(open_data(recipe.data_spec, path=options.data, split=s) for s in ("train", "test")),
-        folder=folder,
-        result=result,
-        save_at=options.save_at,
-        eval_every=options.eval_every,
-        device=find_device(options.device),
-        path=options.update,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        state_every=options.state_every,
-        quiet=options.quiet,
-    )
+    try:
+        run = train(
+            recipe,
+            *(open_data(recipe.data_spec, path=options.data, split=s) for s in ("train", "test")),
+            folder=folder,
+            save_at=options.save_at,
+            eval_every=options.eval_every,
+            device=find_device(options.device),
+            update=options.update,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            state_every=options.state_every,
+            quiet=options.quiet,
+        )
+    except torch.OutOfMemoryError as error:
+        raise SpectraError(
+            f"the GPU has too little memory for batches of {recipe.batch_size} images "
+            f"({str(error).splitlines()[0]}); lower --batch-size"
+        ) from error
     if not options.quiet:  # matplotlib and the analysis take a second to load
         from .figures.learning import learning_curves
         from .figures.pages import save
 
         save([learning_curves({recipe.name: folder / "metrics.csv"})], folder, "learning")
     print(
-        f"{result}: {run.test.accuracy:.2%} on the test set after the last epoch (highest: "
-        f"{run.best_accuracy:.2%} in epoch {run.best_epoch}, which is chosen on test data and no "
-        "result)"
+        f"{folder / 'last.pt'}: {run.test.accuracy:.2%} on the test set after the last epoch "
+        f"(highest: {run.best_accuracy:.2%} in epoch {run.best_epoch}, which is chosen on test "
+        "data and no result)"
     )
 
 
@@ -160,21 +173,28 @@ def _repeat(options: argparse.Namespace, arguments: Sequence[str], home: Path) -
     """Run all seeds, several at a time in processes of their own; give the test accuracies."""
     rest: list[int] = list(options.seeds)
     jobs: list[subprocess.Popen[bytes]] = []
+    failed = 0
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
-    environment = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    if options.jobs > 1:
+        environment["TQDM_DISABLE"] = "1"  # two bars would fight for one line
     try:
         while rest or jobs:
             while rest and len(jobs) < options.jobs:
-                seed = rest.pop(0)
-                own = ["--seeds", str(seed), "--jobs", "1", "--out", str(home / str(seed))]
+                own = ["--seeds", str(rest.pop(0)), "--jobs", "1"]
                 command = [sys.executable, "-m", "spectra.train", *arguments, *own]
                 jobs.append(subprocess.Popen(command, env=environment))
-            job = jobs.pop(0)
-            if code := job.wait():
-                raise SpectraError(f"a seed ended with the exit code {code}; see its line above")
+            ended = [job for job in jobs if job.poll() is not None]
+            jobs = [job for job in jobs if job not in ended]
+            failed += sum(job.returncode != 0 for job in ended)
+            time.sleep(0 if ended else 0.1)
     finally:
         for job in jobs:
-            job.terminate()
+            job.send_signal(signal.SIGINT)
+        for job in jobs:
+            job.wait()
+    if failed:
+        raise SpectraError(f"{failed} of {len(options.seeds)} seeds failed; see their lines above")
     return [
         load_checkpoint(home / str(seed) / "last.pt").metrics["test_accuracy"]
         for seed in options.seeds
@@ -189,16 +209,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
         recipe, options = parse(arguments)
         if recipe is None:
-            _print_recipes()
+            try:
+                print(_recipes(), flush=True)
+            except BrokenPipeError:  # `--list | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        home = options.out or Path("runs") / recipe.name
+        if options.seeds is None and options.out is not None:
+            held.append(home)
+            _run(recipe, options, home)
             return
         seeds = options.seeds or (recipe.seed,)
+        held.append(home)
         if len(seeds) == 1:
-            recipe = replace(recipe, seed=seeds[0])
-            held.append(_folder(recipe, options))
-            _run(recipe, options, held[0])
+            _run(replace(recipe, seed=seeds[0]), options, home / str(seeds[0]))
             return
-        held.append(options.out or Path("runs") / recipe.name)
-        found = [100 * x for x in _repeat(options, arguments, held[0])]
+        found = [100 * x for x in _repeat(options, arguments, home)]
         print(
             f"{recipe.name}: {statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} % on the "
             f"test set after the last epoch (mean and standard deviation of {len(found)} seeds)"

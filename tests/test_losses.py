@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spectra.devices import constant
 from spectra.errors import SpectraError
 from spectra.losses import (
     CallableLoss,
     LossSpec,
-    _constant,
     as_loss,
     effective_number_weights,
     ldam_margins,
@@ -179,9 +179,9 @@ def test_where_a_loss_is_first_called_changes_nothing_later(spec: LossSpec, firs
     """Its constants are made once; made inside a transform they must not stay bound to it."""
     spec = LossSpec(**{**spec.to_dict(), "weights": (0.1, 0.5, 1.4, 2.0)})
     logits, targets = batch()
-    _constant.cache_clear()
+    constant.cache_clear()
     expected = everything(spec, logits, targets)
-    _constant.cache_clear()
+    constant.cache_clear()
     weigh = spec.sample_weights
     FIRST[first](lambda z: (spec.per_sample(z, targets) * weigh(targets)).sum(), logits)
     for ours, reference in zip(everything(spec, logits, targets), expected, strict=True):

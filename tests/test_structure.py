@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "files": {"errors"},
     "krylov": {"errors"},
     "models": {"errors"},
-    "losses": {"errors"},
-    "data": {"errors", "files"},
+    "losses": {"errors", "devices"},
+    "data": {"errors", "devices", "files"},
     "checkpoint": {"errors", "files", "models", "data", "losses"},
     "hessian": {"errors", "devices", "krylov", "data", "losses"},
     "doctor": {"errors", "krylov", "hessian", "data"},
@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "command_line": {"spectra", "errors", "plan"},
     "esd": {"spectra", "errors", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "command_line", "trajectories", "tables", "figures"},
-    "train": {"errors", "devices", "data", "checkpoint", "training"},
+    "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
     "spectra": HALLWAY | {"analysis", "trajectories", "landscape"},
 }
 

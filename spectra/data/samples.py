@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from ..devices import constant
 from ..errors import SpectraError
 from .augment import augment
 from .spec import KNOWN, DataSpec
@@ -134,8 +135,8 @@ class Samples:
             x = x.to(dtype)
         if self.mean is not None and self.std is not None:
             shape = (-1,) + (1,) * (x.dim() - 2)
-            mean, std = (x.new_tensor(v).reshape(shape) for v in (self.mean, self.std))
-            x = (x - mean).div_(std)
+            mean, std = (constant(v, x.dtype, x.device) for v in (self.mean, self.std))
+            x = (x - mean.reshape(shape)).div_(std.reshape(shape))
         return x
 
     def frozen(self, copies: int, seed: int) -> "Samples":

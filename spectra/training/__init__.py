@@ -1,6 +1,6 @@
 """The trainer: recipes, schedules, steps and the loop; the checkpoint file is its only way out."""
 
-from .engine import PATHS as PATHS
+from .engine import WAYS as WAYS
 from .evaluation import Scores as Scores
 from .evaluation import evaluate as evaluate
 from .loop import Run as Run

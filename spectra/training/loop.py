@@ -7,6 +7,8 @@ The last epoch is the result; the best epoch on the test set is reported, never 
 """
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -45,11 +47,10 @@ def train(
     test: Samples,
     *,
     folder: Path,
-    result: Path | None = None,
     save_at: Collection[int] = (),
     eval_every: int = 1,
     device: torch.device | str = "cpu",
-    path: str = "auto",
+    update: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
     state_every: float = 30.0,
@@ -61,20 +62,20 @@ def train(
         recipe: what to run.
         samples: training set, images (N, c, h, w).
         test: test set.
-        folder: takes metrics.csv, run.json, epoch-<e>.pt, and state.pt until the run has ended.
-        result: file of the last epoch; None: last.pt in the folder.
+        folder: takes last.pt, metrics.csv, run.json, epoch-<e>.pt, and state.pt while it runs.
         save_at: epochs to save on the way.
         eval_every: epochs between two evaluations on the test set; saved ones are evaluated.
         device: where data and network live.
-        path: how the update is computed, one of `engine.PATHS`.
+        update: how a step is computed, one of `engine.WAYS`.
         resume: go on from the folder's state, if it has one.
         overwrite: replace the run that the folder holds.
-        state_every: seconds between two states that a killed run can go on from.
+        state_every: seconds between two states that a killed run can go on from; an epoch is the
+            least.
         quiet: no bar and no lines.
 
     Raises:
-        SpectraError: if the loss stops being finite, the folder holds another run, or a file
-            cannot be written.
+        SpectraError: if the run cannot be started, its numbers stop being finite, the folder holds
+            another run, or a file cannot be written.
     """
     from tqdm import tqdm
 
@@ -85,23 +86,29 @@ def train(
         )
     if recipe.precision == "tf32" and device.type != "cuda":
         raise SpectraError("precision is tf32, which CPUs do not have; use float32 or bf16")
-    records = Records(folder, result or folder / "last.pt", recipe, samples)
-    done = records.open(resume=resume, overwrite=overwrite)
-    if done is not None and done.epoch == recipe.epochs:
-        return Run(done.model, records.scores(done), *records.best)
-
     samples, test = (
         replace(part, inputs=part.inputs.to(device), targets=part.targets.to(device))
         for part in (samples, test)
     )
     generator = torch.Generator().manual_seed(recipe.seed)
-    spec = ModelSpec(recipe.arch, samples.num_classes, recipe.head, samples.inputs.shape[1])
+    channels = samples.inputs.shape[1]
+    spec = ModelSpec(recipe.arch, samples.num_classes, recipe.head, channels)
+    if spec.in_channels != channels:
+        raise SpectraError(
+            f"the network {recipe.arch} takes images of {spec.in_channels} channels and the data "
+            f"have {channels}; choose another --arch"
+        )
     network = spec.build(recipe.seed).to(device, DTYPES.get(recipe.precision, torch.float32))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing stub
-    engine = Engine(recipe, network, samples.counts, path)
-    first, best = 1, (0.0, 0)  # best: test accuracy, epoch
+    engine = Engine(recipe, network, samples.counts, update)
+    records = Records(folder, recipe, samples)
+    done = records.open(resume=resume, overwrite=overwrite)
+    first, best, before = 1, (0.0, 0), 0.0  # best: test accuracy, epoch; before: seconds
+    if done is not None and done.epoch == recipe.epochs:
+        return Run(done.model, records.scores(done), *records.best)
     if done is not None and done.training is not None:
         first, best = (done.epoch or 0) + 1, tuple(done.training["best"])
+        before = done.training["seconds"]
         network.load_state_dict(done.training["network"])
         engine.load_state_dict(done.training["engine"])
         generator.set_state(done.training["generator"])
@@ -112,70 +119,75 @@ def train(
         recipe=recipe.to_dict(), draw_sha256=samples.draw_sha256,
     )  # fmt: skip
     started = saved_at = time.monotonic()
+    silent = quiet or bool(os.environ.get("TQDM_DISABLE"))  # runs side by side have no bar
     with (
         records.table([*groups, *(f"class {name}" for name in test.class_names)]) as add_row,
         tqdm(
             total=recipe.epochs * len(samples), initial=(first - 1) * len(samples),
-            unit="img", unit_scale=True, disable=quiet or None,
+            unit="img", unit_scale=True, disable=silent or None,
         ) as bar,
         arithmetic(
             device,
             precision="tf32" if recipe.precision == "tf32" else "ieee",
-            deterministic=engine.path == "plain",
+            deterministic=engine.way == "plain",
         ),
     ):  # fmt: skip
+        shown: dict[str, str] = {}
         for epoch in range(first, recipe.epochs + 1):
             bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
-            engine.set_epoch(epoch)
+            lr, rho, noise = recipe.lr_of(epoch), recipe.rho_of(epoch), recipe.noise_of(epoch)
+            loss = recipe.loss_of(epoch, samples.counts)
+            engine.set(lr=lr, rho=rho, noise=noise, loss=loss)
+            way = engine.way
             mean_loss, accuracy = run_epoch(engine, samples, generator, bar.update)
-            if not math.isfinite(mean_loss):
-                raise SpectraError(
-                    f"the loss is {mean_loss} in epoch {epoch}; the weights are lost from there "
-                    "on: lower --lr, or lengthen --warmup"
-                )
-            row = [epoch, recipe.lr_of(epoch), recipe.rho_of(epoch)]
-            row += [int(engine.loss.weights is not None), mean_loss, accuracy]
+            if engine.way != way:
+                tqdm.write(engine.note, file=sys.stderr)
+            row = [epoch, lr, rho, int(loss.weights is not None), mean_loss, accuracy]
             last, kept = epoch == recipe.epochs, epoch in save_at
             if last or kept or epoch % eval_every == 0:
                 scores = evaluate(network, test, scale=recipe.scale, flip=recipe.flip_test)
                 best = max(best, (scores.accuracy, epoch), key=lambda pair: pair[0])
                 shares = {name: scores.of(classes) for name, classes in groups.items()}
                 row += [scores.loss, scores.accuracy, *shares.values(), *scores.class_accuracy]
-                parts = {name: f"{share:.1%}" for name, share in shares.items()}
-                bar.set_postfix({"loss": f"{mean_loss:.4f}", **parts}, refresh=False)
-                if not quiet:
-                    rate = (epoch - first + 1) * len(samples) / (time.monotonic() - started)
-                    left = (recipe.epochs - epoch) * len(samples) / rate / 60
-                    tqdm.write(
-                        f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  "
-                        f"lr {recipe.lr_of(epoch):.3g}  loss {mean_loss:.4f}  "
-                        f"test {scores.accuracy:.1%}  "
-                        + "  ".join(f"{name} {part}" for name, part in parts.items())
-                        + f"  {rate:,.0f} img/s, {left:.0f} min left"
-                    )
+                shown = {name: f"{share:.1%}" for name, share in shares.items()}
+            if not math.isfinite(mean_loss + (scores.loss if len(row) > 6 else 0.0)):
+                raise SpectraError(
+                    f"the loss is not finite in epoch {epoch} (training {mean_loss}); the weights "
+                    "are lost from there on: lower --lr, or lengthen --warmup"
+                )
+            bar.set_postfix({"loss": f"{mean_loss:.4f}", **shown}, refresh=False)
+            if len(row) > 6 and not quiet:
+                rate = (epoch - first + 1) * len(samples) / (time.monotonic() - started)
+                left = tqdm.format_interval((recipe.epochs - epoch) * len(samples) / rate)
+                parts = "  ".join(f"{name} {part}" for name, part in shown.items())
+                tqdm.write(
+                    f"seed {recipe.seed}  epoch {epoch}/{recipe.epochs}  lr {lr:.3g}  loss "
+                    f"{mean_loss:.4f}  test {scores.accuracy:.1%}  {parts}  "
+                    f"{rate:,.0f} img/s, {left} left"
+                )
             add_row(row)
             ran_on = {"device": device_name(device), "torch": str(torch.__version__)}
-            ran_on["path"] = engine.path + (f": {engine.note}" if engine.note else "")
-
-            paths = [folder / f"epoch-{epoch}.pt"] if kept else []
-            if paths or last:
+            ran_on["update"] = engine.note or engine.way
+            seconds = before + time.monotonic() - started
+            if kept or last:
                 on_train = evaluate(network, samples, scale=recipe.scale)
                 metrics = {**on_train.named("train"), **scores.named("test")}
-                for file in [*paths, records.result] if last else paths:
+                for name in [f"epoch-{epoch}.pt"] * kept + ["last.pt"] * last:
                     save(
-                        file, epoch=epoch, loss=engine.loss, metrics=metrics,
+                        folder / name, epoch=epoch, loss=loss, metrics=metrics,
                         training={"ran_on": ran_on},
                     )  # fmt: skip
             if last:
-                records.close(best, ran_on, seconds=time.monotonic() - started)
+                records.close(best, ran_on, seconds=seconds)
             elif kept or time.monotonic() - saved_at >= state_every:
                 state = {
                     "network": network.state_dict(),
                     "engine": engine.state_dict(),
                     "generator": generator.get_state(),
                     "best": list(best),
+                    "seconds": seconds,
                 }
-                save(records.state, epoch=epoch, loss=engine.loss, training=state)
+                save(records.state, epoch=epoch, loss=loss, training=state)
                 saved_at = time.monotonic()
     return Run(network.eval(), scores, best[1], best[0])
 
@@ -191,7 +203,7 @@ def run_epoch(
     engine.network.train()
     total = torch.zeros(2, device=device, dtype=dtype)  # loss, correct: read once, at the end
     order = _order(recipe, samples, generator).to(device)
-    for index in torch.split(order, recipe.batch_size):
+    for index in _batches(order, recipe.batch_size):
         drawn = samples.select(index)
         inputs = drawn.prepared(dtype, device, generator=generator if recipe.augment else None)
         batch: Batch = {"inputs": inputs, "targets": drawn.targets}
@@ -201,6 +213,18 @@ def run_epoch(
         seen(len(index))
     mean_loss, accuracy = (total / len(samples)).tolist()
     return mean_loss, accuracy
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """Cut an order into batches; a single sample at the end, which has no variance, joins one."""
+    lone = len(order) % size == 1 and len(order) > size
+    sizes = [size] * (len(order) // size)
+    rest = len(order) - sum(sizes)
+    if lone:
+        sizes[-1] += 1
+    elif rest:
+        sizes.append(rest)
+    return list(torch.split(order, sizes))
 
 
 def _order(recipe: Recipe, samples: Samples, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 """A recipe: everything that decides the weights of a run, but the data's folder and the device."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,54 +20,96 @@ PRECISIONS = ("float32", "tf32", "bf16", "float64")
 class Recipe:
     """Hold the fields of a run; each is a flag of the command line.
 
+    Args:
+        name: what the run is called.
+        dataset: as DataSpec names it.
+        arch: as ModelSpec names it.
+        imbalance: exp, step or none.
+        ratio: largest over smallest class count; unused where the imbalance is none.
+        image_size: pixels that image files are cut to.
+        loss: ce, ldam (with its cosine head, s = 30), vs, logit-adjustment or focal.
+        max_margin: of ldam, in units of cosine.
+        gamma: of vs (0.3 without it) and focal (2 without it).
+        tau: of vs and logit-adjustment.
+        weighting: none; by effective numbers (effective), or those after the first drop (deferred,
+            DRW); or classes drawn evenly, with replacement (resample).
+        beta: of the effective numbers.
+        step: sgd, sam, pgd, lpf-sgd, imbsam or sse-sam.
+        rho: radius of sam, imbsam and of the head's climb in sse-sam.
+        rho_end: radius of the last epoch, approached linearly.
+        rho_steps: or radii from epochs on, as 6:0.1,61:0.5.
+        adaptive: sam in units of the weights (ASAM).
+        bn_both_passes: batch-norm statistics move at w + e, too, as in released code.
+        rare_below: imbsam and sse-sam take classes with fewer training samples for the tail.
+        rho_tail: radius of the tail's climb in sse-sam.
+        stage_two: share of the epochs after which sse-sam's head no longer climbs.
+        noise: radius of pgd over the norm of the weights; deviation of lpf-sgd over each filter's.
+        noise_growth: the noise of lpf-sgd grows by 1 + this over the run, along a cosine.
+        noise_parts: parts of a batch with a draw each, in lpf-sgd.
+        noise_interval: steps between two perturbations of pgd, at least.
+        noise_threshold: gradient norm up to which pgd perturbs; any without it.
+        epochs: length of the run.
+        schedule: of the learning rate, steps or cosine.
+        warmup: epochs; without it 5/200 of the run for steps, 0 for cosine.
+        drops: last epochs before lr/100, as 160,180; without it 160/200 and 180/200 of the run.
+            The deferred weighting starts after the first, under a cosine as well.
+        batch_size: a last partial batch is kept; a last single sample joins the batch before.
+        lr: learning rate between the warm-up and the first drop.
+        momentum: not Nesterov's.
+        weight_decay: on every parameter.
+        augment: draw the data set's augmentation anew for each batch.
+        flip_test: score the mean logits of each test image and its mirror image.
+        precision: float32, tf32, bf16 (autocast, the weights stay float32) or float64.
+        seed: of the initial weights, the order of the samples, augmentation and noise.
+
     Raises:
         SpectraError: for a value that no run can have.
     """
 
     name: str
-    dataset: str  # as DataSpec names it
-    arch: str  # as ModelSpec names it
-    imbalance: str = "exp"  # exp, step or none
-    ratio: float = 100.0  # largest over smallest class count; unused where the imbalance is none
-    image_size: int | None = None  # pixels that image files are cut to
-    loss: str = "ce"  # ce, ldam (with its cosine head, s = 30), vs, logit-adjustment, focal
-    max_margin: float = 0.5  # of ldam, in units of cosine
-    gamma: float | None = None  # of vs (0.3 without it) and focal (2 without it)
-    tau: float = 1.0  # of vs and logit-adjustment
-    weighting: str = "none"  # by effective numbers: effective, or deferred to the first drop (DRW);
-    # or resample: classes drawn evenly, with replacement
-    beta: float = 0.9999  # β of the effective numbers
-    step: str = "sgd"  # sgd, sam, pgd, lpf-sgd, imbsam, sse-sam
-    rho: float = 0.0  # radius of sam, imbsam and of the head's climb in sse-sam
-    rho_end: float | None = None  # radius of the last epoch, approached linearly
-    rho_steps: tuple[tuple[int, float], ...] = ()  # or (from epoch, radius), ascending
-    adaptive: bool = False  # sam in units of the weights (ASAM)
-    bn_both_passes: bool = False  # batch-norm statistics move at w + e, too, as in released code
-    rare_below: int = 0  # imbsam and sse-sam: classes with fewer training samples are the tail
-    rho_tail: float = 0.0  # sse-sam: radius of the tail's climb
-    stage_two: float = 0.7  # sse-sam: share of the epochs after which the head no longer climbs
-    noise: float = 0.0  # pgd: radius over ‖w‖; lpf-sgd: deviation over each filter's norm
-    noise_growth: float = 0.0  # lpf-sgd: α, the noise grows by 1 + α over the run, along a cosine
-    noise_parts: int = 1  # lpf-sgd: M, parts of a batch with a draw each
-    noise_interval: int = 1  # pgd: steps between two perturbations at least
-    noise_threshold: float | None = None  # pgd: perturb only up to this gradient norm; None: any
+    dataset: str
+    arch: str
+    imbalance: str = "exp"
+    ratio: float = 100.0
+    image_size: int | None = None
+    loss: str = "ce"
+    max_margin: float = 0.5
+    gamma: float | None = None
+    tau: float = 1.0
+    weighting: str = "none"
+    beta: float = 0.9999
+    step: str = "sgd"
+    rho: float = 0.0
+    rho_end: float | None = None
+    rho_steps: tuple[tuple[int, float], ...] = ()
+    adaptive: bool = False
+    bn_both_passes: bool = False
+    rare_below: int = 0
+    rho_tail: float = 0.0
+    stage_two: float = 0.7
+    noise: float = 0.0
+    noise_growth: float = 0.0
+    noise_parts: int = 1
+    noise_interval: int = 1
+    noise_threshold: float | None = None
     epochs: int = 200
-    schedule: str = "steps"  # of the learning rate: steps or cosine
-    warmup: int | None = None  # epochs; None: 5/200 of the run for steps, 0 for cosine
-    drops: tuple[int, ...] | None = None  # last epochs before lr/100; None: 160/200 and 180/200.
-    # The deferred weighting starts after the first, under a cosine as well.
-    batch_size: int = 128  # a last partial batch is kept
+    schedule: str = "steps"
+    warmup: int | None = None
+    drops: tuple[int, ...] | None = None
+    batch_size: int = 128
     lr: float = 0.1
-    momentum: float = 0.9  # not Nesterov's
-    weight_decay: float = 2e-4  # on every parameter
-    augment: bool = True  # draw the data set's augmentation anew for each batch
-    flip_test: bool = False  # score the mean logits of each test image and its mirror image
-    precision: str = "float32"  # tf32, bf16 (autocast, the weights stay float32), float64
-    seed: int = 0  # of the initial weights, the order of the samples and the augmentation
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    augment: bool = True
+    flip_test: bool = False
+    precision: str = "float32"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         (warmup, drops), e = self.lr_epochs, [epoch for epoch, _ in self.rho_steps]
-        radii = [self.rho, self.rho_tail, self.rho_end or 0.0, *(r for _, r in self.rho_steps)]
+        steps = [radius for _, radius in self.rho_steps]
+        radii = [self.rho, self.rho_tail, self.rho_end or 0.0, *steps]
+        climbs, deferred = self.step in ("sam", "imbsam", "sse-sam"), self.weighting == "deferred"
         rare = self.step not in ("imbsam", "sse-sam") or self.rare_below > 0
         rules = {
             "step": (self.step in STEPS, f"one of {', '.join(STEPS)}"),
@@ -74,29 +117,43 @@ class Recipe:
             "weighting": (self.weighting in WEIGHTINGS, f"one of {', '.join(WEIGHTINGS)}"),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "schedule": (self.schedule in ("steps", "cosine"), "steps or cosine"),
-            "rho": (min(radii) >= 0, "radii of at least 0 (rho, rho_tail, rho_end, rho_steps)"),
+            "imbalance": (self.imbalance in ("exp", "step", "none"), "exp, step or none"),
+            "max_margin": (0 < self.max_margin <= 2, "above 0, at most 2, in units of cosine"),
+            "gamma": (self.gamma is None or self.gamma >= 0, "at least 0"),
+            "beta": (0 <= self.beta < 1, "0 to 1, without 1"),
+            "rho": (
+                all(0 <= r < math.inf for r in radii) and climbs == any(r > 0 for r in radii),
+                "a radius above 0 for sam, imbsam and sse-sam, none for other steps",
+            ),
             "rho_end": (self.rho_end is None or not e, "rho_end or rho_steps, not both"),
-            "rho_steps": (e == sorted(set(e)), "pairs of epoch and radius, epochs ascending"),
+            "rho_steps": (
+                e == sorted(set(e)) and min(e, default=1) >= 1,
+                "pairs of epoch and radius, epochs ascending from 1",
+            ),
             "rare_below": (rare, f"a class size below which {self.step} takes a class for rare"),
             "stage_two": (0 <= self.stage_two <= 1, "a share of the epochs, 0 to 1"),
-            "noise": (self.noise >= 0, "at least 0"),
+            "noise": (0 <= self.noise < math.inf, "at least 0"),
             "noise_growth": (self.noise_growth >= 0, "at least 0"),
             "noise_parts": (1 <= self.noise_parts <= self.batch_size, "1 to the batch size"),
             "noise_interval": (self.noise_interval >= 1, "at least 1 step"),
-            "lr": (self.lr > 0, "a positive learning rate"),
+            "lr": (0 < self.lr < math.inf, "a positive learning rate"),
             "momentum": (0 <= self.momentum < 1, "0 to 1, without 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
             "epochs": (self.epochs >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "warmup": (warmup >= 0, "at least 0 epochs"),
-            "drops": (list(drops) == sorted(drops), "ascending epochs"),
+            "drops": (
+                list(drops) == sorted(drops)
+                and not (deferred and self.drops and self.drops[0] >= self.epochs),
+                "ascending epochs, and for deferred weights the first before the last epoch",
+            ),
             "seed": (self.seed >= 0, "at least 0"),
         }
+        if deferred and not drops:
+            raise SpectraError("drops is (); expected a first drop at which the weighting starts")
         for field, (holds, expected) in rules.items():
             if not holds:
                 raise SpectraError(f"{field} is {getattr(self, field)!r}; expected {expected}")
-        if self.weighting == "deferred" and not drops:
-            raise SpectraError("drops is (); expected a first drop at which the weighting starts")
 
     @property
     def data_spec(self) -> DataSpec:

@@ -27,28 +27,28 @@ COLUMNS = (
 
 
 class Records:
-    """What a run writes beside its checkpoints.
+    """What a run writes beside the checkpoints that it keeps.
 
     Args:
         folder: of the run.
-        result: file of the last epoch.
         recipe: what runs.
         samples: the training set.
     """
 
-    def __init__(self, folder: Path, result: Path, recipe: Recipe, samples: Samples) -> None:
-        self.folder, self.result, self.recipe, self.samples = folder, result, recipe, samples
+    def __init__(self, folder: Path, recipe: Recipe, samples: Samples) -> None:
+        self.folder, self.recipe, self.samples = folder, recipe, samples
         self.state, self.metrics = folder / "state.pt", folder / "metrics.csv"
-        self.summary = folder / "run.json"
+        self.summary, self.result = folder / "run.json", folder / "last.pt"
         self.best = (0, 0.0)  # epoch and accuracy of a run that had ended before
         self._done = 0  # epochs that are done when this run starts
+        self._replaced: list[Path] = []  # files of another run
 
     def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-        """Look at what the folder holds.
+        """Look at what the folder holds; nothing is changed yet.
 
         Args:
             resume: take it over, if it is this run.
-            overwrite: delete it.
+            overwrite: replace it.
 
         Returns:
             The state to go on from, or the last epoch's checkpoint if the run has ended, or None.
@@ -56,19 +56,18 @@ class Records:
         Raises:
             SpectraError: if it holds another run, or one that nobody said what to do with.
         """
-        held = [path for path in (self.state, self.summary) if path.exists()]
-        if overwrite:
-            for path in [*held, *self.folder.glob("epoch-*.pt")]:
-                path.unlink()
+        held = [path for path in (self.state, self.summary, self.metrics) if path.exists()]
+        if held and overwrite:
+            self._replaced = [*held, self.result, *self.folder.glob("epoch-*.pt")]
         elif held and not resume:
-            how = "an unfinished" if held == [self.state] else "a finished"
+            how = "a finished" if self.summary.exists() else "an unfinished"
             raise SpectraError(
                 f"{self.folder} holds {how} run, which a new one would replace: go on with "
                 "--resume, start anew with --overwrite, or name another folder with --out"
             )
         elif self.state.exists():
             return self._mine(load_checkpoint(self.state))
-        elif held:
+        elif self.summary.exists():
             return self._ended()
         return None
 
@@ -79,10 +78,9 @@ class Records:
     @contextmanager
     def table(self, classes: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], object]]:
         """Open metrics.csv; rows of epochs that will be run again go. Gives the row writer."""
-        rows = []
-        if self._done:
-            with open(self.metrics, newline="", encoding="utf-8") as file:
-                rows = list(csv.reader(file))[1 : self._done + 1]
+        rows = self._rows()
+        for path in self._replaced:
+            path.unlink(missing_ok=True)
         with replacing(self.metrics) as partial:
             _write(partial, [[*COLUMNS, *classes], *rows])
         with open(self.metrics, "a", buffering=1, newline="", encoding="utf-8") as file:
@@ -97,11 +95,24 @@ class Records:
             "best_on_test": {"epoch": best[1], "accuracy": best[0]},
             "ran_on": {**ran_on, "python": platform.python_version()},
             "seconds": round(seconds, 2),
-            "resumed_after_epoch": self._done or None,
+            "last_resumed_after_epoch": self._done or None,
         }
         with replacing(self.summary) as partial:
             partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         self.state.unlink(missing_ok=True)
+
+    def _rows(self) -> list[list[str]]:
+        """Read the rows of the epochs that are done."""
+        rows: list[list[str]] = []
+        if self._done and self.metrics.exists():
+            with open(self.metrics, newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1 : self._done + 1]
+        if [row[0] for row in rows if row] != [str(e) for e in range(1, self._done + 1)]:
+            raise SpectraError(
+                f"{self.metrics} does not hold the epochs 1 to {self._done} that {self.state.name} "
+                "goes on from; the table of the run would have gaps: start anew with --overwrite"
+            )
+        return rows
 
     def _ended(self) -> Checkpoint:
         values = json.loads(self.summary.read_text(encoding="utf-8"))

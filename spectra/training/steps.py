@@ -28,7 +28,7 @@ References:
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -92,10 +92,10 @@ class Weights:
 
 @dataclass
 class Escape:
-    """What PGD remembers from step to step, as tensors."""
+    """What PGD remembers from step to step."""
 
-    last_norm: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
-    since: Tensor = field(default_factory=lambda: torch.tensor(0))  # steps since a perturbation
+    last_norm: Float[Tensor, ""]  # of the gradient
+    since: Float[Tensor, ""]  # steps since the last perturbation
 
 
 def sgd(weights: Weights, forward: Forward) -> tuple[Gradient, Pass]:

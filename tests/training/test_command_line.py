@@ -61,17 +61,19 @@ def test_a_short_run_leaves_a_checkpoint_that_opens(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--epochs", "2", "--ratio", "10", "--seed", "3"]
-    assert main(["digits-lt-ce-drw-sam", *flags, "--out", "kept/net.pt"]) == 0
+    assert main(["digits-lt-ce-drw-sam", *flags]) == 0
     printed = capsys.readouterr()
     assert "after the last epoch" in printed.out
     assert "no result" in printed.out  # the best epoch on the test set is named for what it is
-    for part in ("epoch 2/2", "loss", "head", "mid", "tail", "img/s", "min left"):
+    for part in ("epoch 2/2", "loss", "head", "mid", "tail", "img/s", "00:00 left"):
         assert part in printed.out + printed.err
-    checkpoint = load_checkpoint("kept/net.pt")
+    folder = Path("runs/digits-lt-ce-drw-sam/3")
+    assert (folder / "learning.png").exists()
+    checkpoint = load_checkpoint(folder / "last.pt")
     assert checkpoint.epoch == 2
     assert checkpoint.data == DataSpec("digits", "exp", 10.0)
     assert (checkpoint.recipe or {})["seed"] == 3
-    run = json.loads(Path("runs/digits-lt-ce-drw-sam/3/run.json").read_text())
+    run = json.loads((folder / "run.json").read_text())
     assert run["recipe"] == checkpoint.recipe
     assert run["counts"][0] / run["counts"][-1] == pytest.approx(10, rel=0.1)
     assert run["seconds"] > 0
@@ -96,6 +98,31 @@ def test_seeds_give_the_runs_that_each_gives_alone(
     ]
     assert f"{50 * sum(found):.2f} ±" in last
     assert "2 seeds" in last
+
+
+def test_a_failing_seed_ends_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others run to their end; the exit code and one line say that something failed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "out/1").mkdir(parents=True)
+    (tmp_path / "out/1/run.json").write_text("{}")
+    flags = ["--epochs", "1", "--quiet", "--out", "out"]
+    assert main(["digits-lt-ce-sgd", *flags, "--seeds", "1,2"]) == 2
+    error = capfd.readouterr().err
+    assert "1 of 2 seeds failed" in error
+    assert "holds a finished run" in error
+    assert (tmp_path / "out/2/last.pt").exists()
+
+
+def test_every_field_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for field in fields(Recipe)[1:]:
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "radii from epochs on, as 6:0.1,61:0.5" in " ".join(text.split())
 
 
 def test_a_made_up_list_file_set_trains_from_end_to_end(
@@ -134,7 +161,7 @@ def test_an_unknown_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         [],
         ["digits-lt-ce-sgd", "--rho", "-1"],
         ["digits-lt-ce-sgd", "--rho", "much"],
-        ["digits-lt-ce-sgd", "--rho-steps", "5"],
+        ["digits-lt-ce-sam", "--rho-steps", "5"],
         ["digits-lt-ce-sgd", "--no-such-flag"],
         ["digits-lt-ce-sgd", "--ratio", "1e9"],
         ["digits-lt-ce-sgd", "--arch", "resnet33"],
@@ -142,7 +169,11 @@ def test_an_unknown_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         ["digits-lt-ce-sgd", "--eval-every", "0"],
         ["digits-lt-ce-sgd", "--jobs", "0"],
         ["digits-lt-ce-sgd", "--seeds", "1,1"],
-        ["digits-lt-ce-sgd", "--seeds", "1,2", "--out", "one.pt"],
+        ["digits-lt-ce-sgd", "--seeds", ","],
+        ["digits-lt-ce-sgd", "--seeds", "1,2", "--seed", "3"],
+        ["digits-lt-ce-sgd", "--jobs", "2"],
+        ["digits-lt-ce-drw-sgd", "--beta", "1"],
+        ["digits-lt-ce-drw-imbsam", "--rare-below", "1"],
         ["digits-lt-ce-sgd", "--resume", "--overwrite"],
         ["digits-lt-ce-sgd", "--save-at", "5000"],
         ["digits-lt-ce-sgd", "--device", "abacus"],

@@ -1,5 +1,6 @@
 """One update: the same by every path, and from every step of the table."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor
 from spectra.data import open_data
 from spectra.errors import SpectraError
 from spectra.models import ModelSpec
-from spectra.training import Recipe, engine, find_recipe
+from spectra.training import Recipe, engine, find_recipe, steps
 from spectra.training.engine import Batch, Engine
 
 COUNTS = (40, 30, 20, 10)
@@ -35,14 +36,14 @@ def _recipe(step: str = "sgd", **changes: Any) -> Recipe:
 
 
 def _build(
-    recipe: Recipe, path: str, device: torch.device | str = "cpu", contiguous: bool = False
+    recipe: Recipe, way: str, device: torch.device | str = "cpu", contiguous: bool = False
 ) -> Engine:
     network = ModelSpec(recipe.arch, len(COUNTS), recipe.head, 1).build(0)
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     network = network.to(device, dtype).train()
     if not contiguous:
         network = network.to(memory_format=torch.channels_last)
-    return Engine(recipe, network, COUNTS, path)
+    return Engine(recipe, network, COUNTS, way)
 
 
 def _batches(engine: Engine, number: int, ragged: bool = True) -> list[Batch]:
@@ -65,15 +66,26 @@ def _batches(engine: Engine, number: int, ragged: bool = True) -> list[Batch]:
     return batches
 
 
-def _trained(recipe: Recipe, path: str, device: torch.device | str = "cpu", **how: Any) -> Engine:
+def _set(engine: Engine, epoch: int, lr: float = 0.05) -> None:
+    recipe = engine.recipe
+    rho, noise = recipe.rho_of(epoch), recipe.noise_of(epoch)
+    engine.set(lr=lr, rho=rho, noise=noise, loss=recipe.loss_of(epoch, COUNTS))
+
+
+def _train(engine: Engine) -> Engine:
     """Take twenty steps, the deferred weights starting half-way, some batches ragged."""
-    found = _build(recipe, path, device, **how)
-    for epoch, batches in enumerate(torch.arange(20).split(10)):
-        found.set_epoch(1 if epoch == 0 else 161)
-        found.lr = found.lr.fill_(0.05) if isinstance(found.lr, Tensor) else 0.05
-        for batch in [_batches(found, 20)[i] for i in batches]:
-            found.update(batch)
-    return found
+    batches = _batches(engine, 20)
+    for step, batch in enumerate(batches):
+        if step % 10 == 0:
+            _set(engine, 1 if step == 0 else 161)
+        engine.update(batch)
+    return engine
+
+
+def _trained(
+    recipe: Recipe, way: str, device: torch.device | str = "cpu", contiguous: bool = False
+) -> Engine:
+    return _train(_build(recipe, way, device, contiguous))
 
 
 def _assert_same_weights(one: Engine, other: Engine, tolerance: float = 1e-8) -> None:
@@ -88,11 +100,11 @@ def _assert_same_weights(one: Engine, other: Engine, tolerance: float = 1e-8) ->
 def compare_the_compiled_path() -> None:
     recipe = _recipe("sam")  # two passes, with and without moving statistics
     fast = _trained(recipe, "compiled")
-    assert (fast.path, fast.note) == ("compiled", ""), fast.note
+    assert (fast.way, fast.note) == ("compiled", ""), fast.note
     _assert_same_weights(fast, _trained(recipe, "plain"))
     recipe = _recipe("imbsam")  # needs a graph twice, which compiled ones do not allow
     fast = _trained(recipe, "compiled")
-    assert (fast.path, fast.note[:29]) == ("plain", "the compiled path is not used"), fast.note
+    assert (fast.way, fast.note[:31]) == ("plain", "the compiled update is not used"), fast.note
     _assert_same_weights(fast, _trained(recipe, "plain"))
 
 
@@ -107,15 +119,15 @@ def test_the_compiled_path_gives_the_plain_weights_after_twenty_steps() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("path", ["graph", "compiled-graph"])
+@pytest.mark.parametrize("way", ["graph", "compiled-graph"])
 def test_the_recorded_paths_give_the_plain_weights_after_twenty_steps(
-    step: str, path: str, device: torch.device
+    step: str, way: str, device: torch.device
 ) -> None:
     if device.type != "cuda":
         pytest.skip("CUDA graphs need a GPU (--device cuda)")
     recipe = _recipe(step)
-    fast = _trained(recipe, path, device)
-    assert (fast.path, fast.note) == (path, "")
+    fast = _trained(recipe, way, device)
+    assert (fast.way, fast.note) == (way, "")
     _assert_same_weights(fast, _trained(recipe, "plain", device))
 
 
@@ -125,60 +137,115 @@ def test_channels_last_gives_the_weights_of_the_plain_layout(step: str) -> None:
     _assert_same_weights(_trained(recipe, "plain"), _trained(recipe, "plain", contiguous=True))
 
 
+Step = Callable[[Batch], Tensor]
+
+
+def _pretended(run: Step, example: Batch) -> Step:
+    """Do all that recording does, but for the recording, on a CPU."""
+    held = {name: value.clone() for name, value in example.items()}
+    for _ in range(4):  # moves the weights, as warming up and recording do
+        run(held)
+
+    def replay(batch: Batch) -> Tensor:
+        for name, value in batch.items():
+            held[name].copy_(value)
+        return run(held)
+
+    return replay
+
+
+def _as_on_a_gpu(recipe: Recipe) -> Engine:
+    found = _build(recipe, "plain")
+    found.way, found.lr = "graph", torch.tensor(recipe.lr, dtype=found.dtype)
+    return found
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_replaying_keeps_its_books(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the recording itself, on a CPU: fixed inputs, state put back, a new loss recorded."""
+    """Fixed inputs, state put back, one recording for each batch size and loss."""
     recordings = []
 
-    def pretended(
-        run: Callable[[Batch], Tensor], example: Batch, state: list[Tensor]
-    ) -> Callable[[Batch], Tensor]:
-        held = {name: value.clone() for name, value in example.items()}
-        for _ in range(4):  # moves the weights, as warming up and recording do
-            run(held)
-        recordings.append(state)
-
-        def replay(batch: Batch) -> Tensor:
-            for name, value in batch.items():
-                held[name].copy_(value)
-            return run(held)
-
-        return replay
+    def pretended(run: Step, example: Batch) -> Step:
+        recordings.append(len(example["targets"]))
+        return _pretended(run, example)
 
     recipe = _recipe(step)
     monkeypatch.setattr(engine, "recorded", pretended)
-    fast = _build(recipe, "plain")
-    fast.path, fast.lr = "graph", torch.tensor(recipe.lr, dtype=torch.float64)
-    for epoch, batches in enumerate(torch.arange(20).split(10)):
-        fast.set_epoch(1 if epoch == 0 else 161)
-        assert isinstance(fast.lr, Tensor)
-        fast.lr.fill_(0.05)
-        for batch in [_batches(fast, 20)[i] for i in batches]:
-            fast.update(batch)
-    assert (fast.path, fast.note) == ("graph", "")
-    assert len(recordings) == 2  # the deferred weights are another loss
+    fast = _train(_as_on_a_gpu(recipe))
+    assert (fast.way, fast.note) == ("graph", "")
+    assert recordings == [16, 7, 16, 7]  # the deferred weights are another loss
     _assert_same_weights(fast, _trained(recipe, "plain"))
 
 
-def test_a_fast_update_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = _recipe()
+def _baked(run: Step, example: Batch) -> Step:
+    return lambda _: run(example)
 
-    def wrong(run: Callable[[Batch], Tensor], *_: object) -> Callable[[Batch], Tensor]:
+
+def _changed(change: Callable[[Engine], None], found: Engine) -> Callable[[Step, Batch], Step]:
+    def record(run: Step, _: Batch) -> Step:
         def replay(batch: Batch) -> Tensor:
-            return run({**batch, "inputs": 1.01 * batch["inputs"]})
+            result = run(batch)
+            with torch.no_grad():
+                change(found)
+            return result
 
         return replay
 
-    monkeypatch.setattr(engine, "recorded", wrong)
-    found = _build(recipe, "plain")
-    found.path = "graph"
+    return record
+
+
+def _counters(found: Engine) -> None:
+    for name, buffer in found.network.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer += 5
+
+
+def _one_weight(found: Engine) -> None:
+    found.weights.parameters[0].flatten()[0] = torch.nan
+
+
+def _still(found: Engine) -> None:
+    for parameter, velocity in zip(found.weights.parameters, found.momenta, strict=True):
+        parameter += found.lr * velocity  # type: ignore[operator]
+
+
+def _scaled_momentum(found: Engine) -> None:
+    found.momenta[0].mul_(1.001)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("epoch", [1, 161, 200])
+@pytest.mark.parametrize("fault", [_baked, _counters, _one_weight, _still, _scaled_momentum])
+def test_a_fast_update_that_differs_anywhere_is_not_used(
+    fault: Callable[..., Any], epoch: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong, and however small the learning rate: the run goes on with the plain."""
+    recipe = _recipe("sam", precision=precision)
+    found, plain = _as_on_a_gpu(recipe), _build(recipe, "plain")
+    faulty = fault if fault is _baked else _changed(fault, found)
+    monkeypatch.setattr(engine, "recorded", faulty)
+    for each in (found, plain):
+        _set(each, epoch, lr=recipe.lr_of(epoch))
     batch = _batches(found, 1)[0]
     found.update(batch)
-    assert found.path == "plain"
+    assert found.way == "plain"
     assert "from the plain one" in found.note
-    plain = _build(recipe, "plain")
+    plain.lr = torch.tensor(plain.lr, dtype=plain.dtype)
     plain.update(batch)
     _assert_same_weights(found, plain, 0.0)
+
+
+def test_rounding_alone_is_no_difference() -> None:
+    values = [torch.randn(1000, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    moved = [v + 0.1 for v in values]
+    rounded = [m * (1 + 1e-7) for m in moved]
+    assert engine.difference(rounded, moved, values) == 0
+    assert engine.difference([m + 1e-3 for m in moved], moved, values) == pytest.approx(
+        0.01, rel=0.01
+    )
+    infinite = [torch.tensor([torch.inf])]
+    assert engine.difference(infinite, infinite, infinite) == 0
+    assert engine.difference([torch.tensor([torch.nan])], values[:1], values[:1]) == torch.inf
 
 
 def test_a_compiler_that_fails_leaves_the_plain_path_and_a_line(
@@ -188,12 +255,89 @@ def test_a_compiler_that_fails_leaves_the_plain_path_and_a_line(
         raise RuntimeError("no compiler here\nand more")
 
     monkeypatch.setattr(engine, "recorded", broken)
-    found = _build(_recipe(), "plain")
-    found.path = "graph"
+    found = _as_on_a_gpu(_recipe())
+    _set(found, 1)
     found.update(_batches(found, 1)[0])
     assert found.note == (
-        "the graph path is not used (RuntimeError: no compiler here); the plain one is"
+        "the graph update is not used (RuntimeError: no compiler here); the plain one is"
     )
+
+
+UNUSUAL: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "sam": {"rho": 0.3, "adaptive": True},
+    "pgd": {"noise": 0.02, "noise_threshold": 100.0, "noise_interval": 2},
+    "lpf-sgd": {"noise": 0.05, "noise_growth": 3.0, "noise_parts": 3},
+    "imbsam": {"rare_below": 25, "rho": 0.3},
+    "sse-sam": {"rare_below": 25, "rho": 0.05, "rho_tail": 0.4, "stage_two": 0.9},
+}
+
+
+def _spelled_out(
+    step: str, weights: steps.Weights, forward: steps.Forward, rare: Tensor, draws: list[Any],
+    memory: steps.Escape,
+) -> tuple[steps.Gradient, steps.Pass]:  # fmt: skip
+    """Call a step with the values of UNUSUAL in epoch 150 of 200."""
+    match step:
+        case "sgd":
+            return steps.sgd(weights, forward)
+        case "sam":
+            return steps.sam(weights, forward, radius=0.3, adaptive=True)
+        case "pgd":
+            return steps.pgd(
+                weights, forward, noise=draws[0], radius=0.02, threshold=100.0, interval=2,
+                memory=memory,
+            )  # fmt: skip
+        case "lpf-sgd":
+            grown = 0.05 * (1 + 3.0 * (1 - math.cos(math.pi * 150 / 200)) / 2)
+            parts = [slice(0, 5), slice(5, 10), slice(10, 16)]
+            return steps.lpf_sgd(weights, forward, noise=draws, deviation=grown, parts=parts)
+        case "imbsam":
+            return steps.imbsam(weights, forward, rare, radius=0.3)
+        case _:
+            return steps.sse_sam(
+                weights, forward, rare, radius=0.05, tail_radius=0.4, climb_head=True
+            )
+
+
+@pytest.mark.parametrize("both_passes", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_every_field_of_a_recipe_reaches_its_step(step: str, both_passes: bool) -> None:
+    """Two steps against the step's own function with the fields spelled out, and torch's SGD."""
+    recipe = _recipe(
+        step, **UNUSUAL[step], momentum=0.7, weight_decay=0.03, bn_both_passes=both_passes
+    )
+    found, epoch = _build(recipe, "plain"), 150
+    _set(found, epoch, lr=0.07)
+    network = _build(recipe, "plain").network
+    weights = steps.Weights(network, still=not both_passes)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.07, momentum=0.7, weight_decay=0.03)
+    memory = steps.Escape(torch.tensor(torch.inf), torch.tensor(2.0))
+    if step == "pgd":
+        found.escape.last_norm.fill_(99.0)
+        memory.last_norm.fill_(99.0)
+    shapes = [p.shape for p in network.parameters()]
+    for batch in _batches(found, 2, ragged=False):
+        x, y = batch["inputs"], batch["targets"]
+
+        def forward(part: slice, x: Tensor = x, y: Tensor = y) -> steps.Pass:
+            logits = network(x[part])
+            losses = F.cross_entropy(logits, y[part], reduction="none")
+            return steps.Pass(losses, torch.tensor(float(len(losses))).double(), logits)
+
+        cuts = [shape.numel() for shape in shapes]
+        draws = [
+            [piece.view(s) for piece, s in zip(d.split(cuts), shapes, strict=True)]
+            for d in batch.get("noise", [])
+        ]
+        # The classes of 20 and 10 samples are rare.
+        slope, here = _spelled_out(step, weights, forward, y >= 2, draws, memory)
+        for parameter, gradient in zip(network.parameters(), slope, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        assert found.update(batch)[0].item() == pytest.approx(16 * here.loss().item())
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(found.network.state_dict()[name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_graphs_need_cuda() -> None:
@@ -206,6 +350,7 @@ def test_graphs_need_cuda() -> None:
 def test_an_update_reports_loss_and_hits_at_w() -> None:
     """P48: what is logged is of the weights before the step, not of w + e."""
     found = _build(_recipe("sam", rho=2.0), "plain")
+    _set(found, 1)
     batch = _batches(found, 1)[0]
     with torch.no_grad():
         logits = _build(_recipe(), "plain").network(batch["inputs"])
@@ -216,7 +361,7 @@ def test_an_update_reports_loss_and_hits_at_w() -> None:
 
 def test_the_batch_mean_divides_by_the_sum_of_the_weights() -> None:
     found = _build(_recipe(), "plain")
-    found.set_epoch(200)
+    _set(found, 200)
     batch = _batches(found, 1)[0]
     assert found.loss.weights is not None
     with torch.no_grad():
@@ -234,3 +379,6 @@ def test_ratios_of_real_samples_decide_which_classes_are_rare() -> None:
     assert found == [n < 20 for n in samples.counts]
     assert any(found)
     assert not all(found)
+    for size in (1, 1000):  # no tail, no head
+        with pytest.raises(SpectraError, match="rare_below"):
+            Engine(replace(recipe, rare_below=size), network, samples.counts)

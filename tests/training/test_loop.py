@@ -10,16 +10,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spectra.checkpoint import load_checkpoint
 from spectra.data import Samples, open_data
 from spectra.errors import SpectraError
 from spectra.losses import effective_number_weights
+from spectra.models import ModelSpec
 from spectra.training import RECIPES, Recipe, Run, Scores, evaluate, find_recipe, loop, train
+from spectra.training.engine import Batch, Engine
 from spectra.training.records import COLUMNS
 
 Splits = tuple[Samples, Samples]
@@ -137,9 +140,6 @@ def test_resampling_draws_the_classes_evenly(digits: Splits) -> None:
 
 
 def test_a_point_of_the_ball_is_drawn_for_pgd_and_normals_for_lpf_sgd(digits: Splits) -> None:
-    from spectra.models import ModelSpec
-    from spectra.training.engine import Engine
-
     generator, network = torch.Generator().manual_seed(0), ModelSpec("digits", 10).build()
     for name, deviation in (("pgd", None), ("lpf-sgd", 1.0)):
         recipe = find_recipe(f"digits-lt-ce-drw-{name}")
@@ -158,6 +158,77 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(
     assert not list(tmp_path.glob("*.pt"))
 
 
+def test_weights_that_are_lost_in_the_last_step_leave_no_checkpoint(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = loop.run_epoch
+
+    def broken(engine: Engine, *rest: Any) -> tuple[float, float]:
+        found = true(engine, *rest)
+        with torch.no_grad():
+            engine.weights.parameters[0].fill_(torch.nan)
+        return found
+
+    monkeypatch.setattr(loop, "run_epoch", broken)
+    with pytest.raises(SpectraError, match="not finite"):
+        _short("digits-lt-ce-sgd", digits, tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_augmentation_and_mirror_images_are_used_as_the_recipe_says(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    flips: list[object] = []
+    true_update, true_evaluate = Engine.update, loop.evaluate
+
+    def update(engine: Engine, batch: Batch) -> Tensor:
+        seen.append(batch["inputs"])
+        return true_update(engine, batch)
+
+    def scored(*args: Any, **options: Any) -> Scores:
+        flips.append(options.get("flip", False))
+        return true_evaluate(*args, **options)
+
+    monkeypatch.setattr(Engine, "update", update)
+    monkeypatch.setattr(loop, "evaluate", scored)
+    known = {row.numpy().tobytes() for row in digits[0].prepared()}
+    for augment in (False, True):
+        seen.clear()
+        _short("digits-lt-ce-sgd", digits, tmp_path / str(augment), augment=augment)
+        rows = [row.numpy().tobytes() in known for row in torch.cat(seen)]
+        assert all(rows) is not augment
+    flips.clear()
+    _short("digits-lt-ce-sgd", digits, tmp_path / "flip", flip_test=True)
+    assert flips == [True, True, True, False]  # the test set thrice, then the training set
+
+
+def test_a_single_sample_at_the_end_joins_the_batch_before() -> None:
+    sizes = [[len(b) for b in loop._batches(torch.arange(n), 4)] for n in (1, 4, 8, 9, 10)]
+    assert sizes == [[1], [4], [4, 4], [4, 5], [4, 4, 2]]
+
+
+def test_images_that_the_network_cannot_take_are_one_line(digits: Splits, tmp_path: Path) -> None:
+    coloured = [
+        replace(s, inputs=s.inputs.expand(-1, 3, -1, -1), mean=None, std=None) for s in digits
+    ]
+    with pytest.raises(SpectraError, match="channels"):
+        train(find_recipe("digits-lt-ce-sgd"), *coloured, folder=tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("step", ["sgd", "sam"])
+def test_the_committed_digits_are_todays_recipe_and_numbers(
+    step: str, repository: Path, digits: Splits
+) -> None:
+    held = load_checkpoint(repository / f"checkpoints/digits-lt-ce-drw-{step}.pt")
+    assert held.recipe == find_recipe(f"digits-lt-ce-drw-{step}").to_dict()
+    assert held.draw_sha256 == digits[0].draw_sha256
+    for split, samples in zip(("train", "test"), digits, strict=True):
+        scores = evaluate(held.model, samples)
+        assert scores.class_accuracy == held.metrics[f"{split}_class_accuracy"]
+        assert scores.class_loss == pytest.approx(held.metrics[f"{split}_class_loss"], rel=1e-4)
+
+
 def test_bf16_trains_and_keeps_float32_weights(digits: Splits, tmp_path: Path) -> None:
     run = _short("digits-lt-ce-sgd", digits, tmp_path, precision="bf16")
     assert {p.dtype for p in run.network.parameters()} == {torch.float32}
@@ -167,9 +238,10 @@ def test_bf16_trains_and_keeps_float32_weights(digits: Splits, tmp_path: Path) -
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_on_the_digits(name: str, digits: Splits, tmp_path: Path) -> None:
     """P49: no recipe of the table is one that cannot run, here on the CPU at a toy budget."""
+    recipe = find_recipe(name)
     recipe = replace(
-        find_recipe(name), dataset="digits", arch="digits", epochs=2, drops=(1,), batch_size=64,
-        image_size=None, imbalance="exp",
+        recipe, dataset="digits", arch="digits", epochs=2, drops=(1,), batch_size=64,
+        image_size=None, imbalance="exp", rare_below=min(recipe.rare_below, 50),
     )  # fmt: skip
     run = train(recipe, *digits, folder=tmp_path, eval_every=2, quiet=True)
     assert 0 < run.test.loss < 100
@@ -178,7 +250,7 @@ def test_every_recipe_runs_on_the_digits(name: str, digits: Splits, tmp_path: Pa
 
 RESUMED = {
     "sgd": {},
-    "sam": {"weighting": "resample", "rho_end": 0.4},
+    "sam": {"weighting": "resample", "rho": 0.1, "rho_end": 0.4},
     "pgd": {"noise": 1e-2, "noise_interval": 3},
     "lpf-sgd": {"noise": 2e-3, "precision": "float64"},
 }
@@ -232,4 +304,4 @@ def test_a_killed_process_resumes_to_the_weights_of_an_uninterrupted_run(tmp_pat
     for folder, flags in ((killed, ["--resume"]), (whole, [])):
         subprocess.run([*command, "--out", str(folder), *flags], env=environment, check=True)
     _assert_same_run(whole, killed)
-    assert json.loads((killed / "run.json").read_text())["resumed_after_epoch"] >= 1
+    assert json.loads((killed / "run.json").read_text())["last_resumed_after_epoch"] >= 1

@@ -63,7 +63,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "lr 0.1, not 0.2": {"lr": 0.2},
     "arch 'digits', not 'resnet20'": {"arch": "resnet20"},
     "epochs 2, not 5": {"epochs": 5},
-    "rho_steps \\[\\], not \\[\\[2, 0.1\\]\\]": {"rho_steps": ((2, 0.1),)},
+    "rho_steps \\[\\], not \\[\\[2, 0.1\\]\\]": {"step": "sam", "rho_steps": ((2, 0.1),)},
 }
 
 
@@ -96,6 +96,42 @@ def test_a_damaged_state_is_one_line(unfinished: Path, digits: tuple[Samples, Sa
     with pytest.raises(SpectraError, match="truncated") as caught:
         train(RECIPE, *digits, folder=unfinished, resume=True, quiet=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"arch": "resnet33"}, {"arch": "resnet20"}])
+def test_a_run_that_cannot_start_replaces_nothing(
+    change: dict[str, object], finished: Path, digits: tuple[Samples, Samples]
+) -> None:
+    before, recipe = _kept(finished), replace(RECIPE, **change)
+    three = digits
+    if change["arch"] == "resnet20":  # fits the images, but not the way that is asked for
+        options: dict[str, object] = {"update": "graph", "device": "cpu"}
+    else:
+        options = {}
+    with pytest.raises(SpectraError):
+        train(recipe, *three, folder=finished, overwrite=True, quiet=True, **options)  # type: ignore[arg-type]
+    assert _kept(finished) == before
+
+
+@pytest.mark.parametrize("damage", ["torn", "missing"])
+def test_a_table_with_gaps_is_not_gone_on_with(
+    damage: str, unfinished: Path, digits: tuple[Samples, Samples]
+) -> None:
+    table = unfinished / "metrics.csv"
+    if damage == "missing":
+        table.unlink()
+    else:
+        table.write_text(table.read_text().splitlines()[0] + "\n,0.1\n")
+    with pytest.raises(SpectraError, match="epochs 1 to 1"):
+        train(RECIPE, *digits, folder=unfinished, resume=True, quiet=True)
+
+
+def test_files_of_others_in_the_folder_stay(
+    digits: tuple[Samples, Samples], tmp_path: Path
+) -> None:
+    (tmp_path / "epoch-7.pt").write_bytes(b"somebody's")
+    train(RECIPE, *digits, folder=tmp_path, overwrite=True, quiet=True)
+    assert (tmp_path / "epoch-7.pt").read_bytes() == b"somebody's"
 
 
 def test_resuming_nothing_starts_from_the_beginning(
