@@ -4,7 +4,7 @@ import contextlib
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def arithmetic(
         yield
 
 
-@lru_cache(maxsize=None)  # a CUDA graph may read one for as long as it lives
+@cache  # a CUDA graph may read one for as long as it lives
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Put numbers on a device once: a copy from the host has no place in a CUDA graph.
 
