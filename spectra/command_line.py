@@ -100,6 +100,13 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how")
     add = group.add_argument
     add("--steps", type=int, default=100, help="Krylov steps per probe (default 100)")
+    add(
+        "--until-converged",
+        type=float,
+        metavar="TOL",
+        help="end a probe once both ends' residuals are below TOL times the larger modulus; "
+        "--steps is then the most it may take",
+    )
     add("--probes", type=int, default=1, help="random starts; bands need 3 (default 1)")
     add("--seed", type=int, default=0, help="of the probes and draws (default 0)")
     add("--batch-size", type=_batch, default="auto", metavar="N|auto", help="samples at once")

@@ -37,6 +37,7 @@ class Plan:
     protocol: Literal["exact", "released"] = "exact"
     augment: str = "none"  # none, frozen, frozen:K, resample
     steps: int = 100
+    until_converged: float | None = None  # stop a probe's steps by the residuals of both ends
     probes: int = 1
     seed: int = 0
     batch_size: int | Literal["auto"] = "auto"
@@ -67,6 +68,17 @@ class Plan:
                 f"got augment {self.augment!r}, expected none, frozen, frozen:K with K ≥ 1, or "
                 "resample"
             )
+        if (goal := self.until_converged) is not None:
+            if not 0 < goal < 1:
+                raise SpectraError(
+                    f"got until_converged = {goal}, expected a share of the larger modulus, "
+                    "between 0 and 1"
+                )
+            if self.protocol == "released" or self.augment == "resample":
+                raise SpectraError(
+                    "got until_converged for products that change from step to step, expected a "
+                    "fixed operator: its residuals would mean nothing; give the steps alone"
+                )
         if self.protocol == "released" and self.basis in ("host", "none"):
             raise SpectraError(
                 f"got basis {self.basis!r} with protocol 'released', expected auto or device: its "

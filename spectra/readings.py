@@ -17,6 +17,7 @@ from spectra.doctor import Certificate, Examination
 from spectra.files import replacing
 from spectra.hessian import HessianOperator
 from spectra.krylov import (
+    TOLERANCE,
     Extremes,
     SpectralMeasure,
     Tridiagonal,
@@ -24,7 +25,6 @@ from spectra.krylov import (
     posterior_lower_bound,
     trace_estimate,
 )
-from spectra.krylov.extremes import TOLERANCE
 from spectra.results import ClassSpectrum
 
 Form = Callable[[Sequence[Literal[0, -1]]], Iterable[Tensor]]  # ends -> unit Ritz vectors
@@ -87,7 +87,9 @@ class RitzVectors:
                 self.path.unlink(missing_ok=True)
 
 
-def ends_of(operator: HessianOperator, vectors: RitzVectors, steps: int) -> Extremes:
+def ends_of(
+    operator: HessianOperator, vectors: RitzVectors, steps: int, tolerance: float = TOLERANCE
+) -> Extremes:
     """Measure the residuals of both ends with one product each.
 
     T alone would call them zero once Lanczos has converged, where the rounding of the products
@@ -97,6 +99,7 @@ def ends_of(operator: HessianOperator, vectors: RitzVectors, steps: int) -> Extr
         operator: what Lanczos ran on.
         vectors: of the outermost Ritz values.
         steps: Krylov steps of the longest run.
+        tolerance: largest residual that counts as converged, relative to the larger modulus.
     """
     assert vectors.low is not None
     assert vectors.high is not None
@@ -111,7 +114,7 @@ def ends_of(operator: HessianOperator, vectors: RitzVectors, steps: int) -> Extr
         residual_max=high,
         vector_min=vectors.low,
         vector_max=vectors.high,
-        converged=max(low, high) <= TOLERANCE * max(map(abs, vectors.values)),
+        converged=max(low, high) <= tolerance * max(map(abs, vectors.values)),
         steps=steps,
     )
 
@@ -123,6 +126,8 @@ def assemble(
     forms: Float64[np.ndarray, " q"],
     examination: Examination,
     certificate: Certificate,
+    *,
+    steps: int | None = None,
 ) -> ClassSpectrum:
     """Read every answer off the runs; what a moving operator cannot say stays unknown.
 
@@ -133,6 +138,7 @@ def assemble(
         forms: (q,) vᵀHv of further random unit vectors, for the trace.
         examination: of the operator.
         certificate: of the Ritz vector of λmin.
+        steps: how many each run was told to make; None if its own residuals decided.
 
     Returns:
         The finished spectrum.
@@ -177,18 +183,18 @@ def assemble(
         negative_mass_threshold=threshold,
         certificate={
             **known.certificate,
-            "lower_bound_95": _lower_bound(runs, low, high, floor),
+            "lower_bound_95": _lower_bound(runs, low, high, floor, steps),
         },
     )
 
 
 def _lower_bound(
-    runs: Sequence[Tridiagonal], low: float, high: float, floor: float
+    runs: Sequence[Tridiagonal], low: float, high: float, floor: float, steps: int | None
 ) -> float | None:
-    # Each of the two bounds holds with 97.5 %, so the better one of them with 95 %. The first
-    # counts steps: among them are copies where no basis was kept.
+    # Each of the two bounds holds with 97.5 %, so the better one of them with 95 %. The first is
+    # for steps that are fixed beforehand; and without a basis some of them only made copies.
     prior = None
-    if all(run.orthogonal for run in runs):
+    if steps is not None and all(run.orthogonal for run in runs):
         prior = lower_bound(
             low,
             high,

@@ -35,6 +35,7 @@ from spectra.hessian.network import (
     require_outputs,
 )
 from spectra.krylov import (
+    TOLERANCE,
     Place,
     SpectralMeasure,
     Tridiagonal,
@@ -126,6 +127,11 @@ class Study:
             "differences"
         ]
         notes += [f"refused for this model: {name}, {why}" for name, why in choice.refused.items()]
+        if plan.until_converged is not None:
+            notes.append(
+                f"each probe ends once both residuals are within {plan.until_converged:g} of the "
+                "larger modulus: fewer nodes, so that the bounds of the negative mass are wider"
+            )
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
         if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
@@ -308,7 +314,9 @@ class Study:
                     measure=SpectralMeasure.from_tridiagonals(runs, operator.dim),
                 )
         _seed(redraw, plan.seed, part.label, "ends")
-        ends = ends_of(operator, vectors, max(run.steps for run in runs))
+        goal = plan.until_converged
+        tolerance = TOLERANCE if goal is None else min(goal, TOLERANCE)
+        ends = ends_of(operator, vectors, max(run.steps for run in runs), tolerance)
         forms = np.zeros(0)
         if plan.protocol == "exact":
             forms = quadratic_form_probes(operator, probes=TRACE_PROBES, seed=plan.seed)
@@ -317,7 +325,8 @@ class Study:
         certificate = certify(fixed, vectors.low, name=name)
         tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
         vectors.drop()
-        yield assemble(outline, runs, ends, forms, examination, certificate)
+        steps = None if goal is not None else plan.steps
+        yield assemble(outline, runs, ends, forms, examination, certificate, steps=steps)
 
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
         count = len(self.samples)
@@ -332,7 +341,13 @@ class Study:
         if plan.protocol == "released":
             return released_lanczos(operator, steps=plan.steps, seed=plan.seed, probe=probe)
         start = self._start(operator, probe)
-        return lanczos(operator, start, steps=plan.steps, basis=self.basis)
+        return lanczos(
+            operator,
+            start,
+            steps=plan.steps,
+            until_converged=plan.until_converged,
+            basis=self.basis,
+        )
 
     def _start(self, operator: HessianOperator, probe: int) -> Tensor:
         kind: dict[str, Any] = {"dtype": operator.dtype, "device": operator.device}

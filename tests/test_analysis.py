@@ -194,6 +194,7 @@ def test_resuming_may_ask_for_more_and_loses_nothing(tmp_path: Path) -> None:
         ({"split": "test"}, "split"),
         ({"max_samples": 4}, "max_samples"),
         ({"batch_size": 3}, "batch_size"),
+        ({"until_converged": 1e-2}, "until_converged"),
         ({"protocol": "released"}, "protocol"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -694,11 +695,71 @@ def test_a_basis_that_fits_nowhere_is_refused_before_any_product(
     [
         ({"protocol": "released", "basis": "none"}, "released"),
         ({"augment": "resample", "basis": "none"}, "differ"),
+        ({"augment": "resample", "until_converged": 1e-3}, "fixed operator"),
+        ({"protocol": "released", "until_converged": 1e-3}, "fixed operator"),
+        ({"until_converged": 0.0}, "between 0 and 1"),
+        ({"until_converged": 1e3}, "between 0 and 1"),
     ],
     ids=str,
 )
-def test_a_basis_that_the_rest_of_the_plan_rules_out_is_refused(
-    changes: dict[str, str], word: str
+def test_a_plan_that_contradicts_itself_is_refused(
+    changes: dict[str, str | float], word: str
 ) -> None:
     with pytest.raises(SpectraError, match=word):
         Plan(**changes)
+
+
+def test_a_run_that_ends_when_it_has_converged_saves_products_and_shows_it() -> None:
+    """It serves everything as before: of fewer nodes, hence with wider bounds, and says so."""
+    plan, meter = replace(PLAN, steps=22, probes=2, dtype="float64"), Meter()
+    whole = analyze(checkpoint(), plan, train=samples())
+    goal = replace(plan, until_converged=1e-3)
+    found = analyze(checkpoint(), goal, train=samples(), progress=meter)
+    saved = 0
+    for a, b in zip(found.spectra, whole.spectra, strict=True):
+        size = max(abs(b.lambda_min), b.lambda_max)
+        assert a.steps == max(run.steps for run in a.runs) < b.steps == 22
+        saved += sum(22 - run.steps for run in a.runs)
+        assert a.converged
+        assert max(a.residual_min, a.residual_max) <= 1e-3 * size
+        assert a.lambda_min == pytest.approx(b.lambda_min, abs=1e-3 * size)
+        assert a.lambda_max == pytest.approx(b.lambda_max, abs=1e-3 * size)
+        assert a.trace == pytest.approx(b.trace, abs=1e-10 * size)  # of the probes' first steps
+        assert a.proven == b.proven
+        assert len(a.measure.nodes[0]) == a.runs[0].steps
+        (low, high), (least, most) = a.negative_mass_bounds, b.negative_mass_bounds
+        assert high - low > most - least
+        truth = np.linalg.eigvalsh(dense(a.label, samples()))[0]
+        assert a.certificate["lower_bound_95"] <= truth + 1e-10 * size
+    assert meter.announced - meter.done == saved >= 4 * 2 * 2
+    assert meter.work == meter.worked  # the bar is at its end all the same
+    assert found.settings["until_converged"] == 1e-3
+    assert any("ends once both residuals are within 0.001" in note for note in found.notes)
+    assert not any("ends once" in note for note in whole.notes)
+
+
+def test_ends_that_are_not_converged_are_not_called_so_whatever_the_tolerance() -> None:
+    plan = replace(PLAN, steps=12, probes=1, dtype="float64", per_class=False)
+    loose, strict = (
+        analyze(checkpoint(), replace(plan, until_converged=goal), train=samples()).spectra[0]
+        for goal in (0.3, 1e-9)
+    )
+    assert loose.steps < 12
+    for spectrum in (loose, strict):
+        size = max(abs(spectrum.lambda_min), spectrum.lambda_max)
+        assert max(spectrum.residual_min, spectrum.residual_max) > 1e-9 * size
+        assert not spectrum.converged
+    assert strict.steps == 12  # the steps stay the ceiling
+
+
+def test_kill_and_resume_goes_on_where_probes_end_by_their_residuals(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=16, until_converged=1e-2, overall=False)
+    held, data = checkpoint(pictures()), images()
+    analyze(held, plan, train=data, folder=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        analyze(held, plan, train=data, folder=tmp_path / "cut", progress=Meter("class 1", 17))
+    assert Analysis.load(tmp_path / "cut").get("class 1").probes in (1, 2)
+    meter = Meter()
+    analyze(held, plan, train=data, folder=tmp_path / "cut", resume=True, progress=meter)
+    assert meter.work == meter.worked
+    assert same_files(tmp_path / "whole", tmp_path / "cut")

@@ -105,6 +105,7 @@ def extreme_eigenvalues(
     seed: int = 0,
     start: Float[Tensor, " n"] | None = None,
     tolerance: float = TOLERANCE,
+    until_converged: float | None = None,
     basis: Place = "device",
     callback: Callable[[int], None] | None = None,
 ) -> Extremes:
@@ -114,10 +115,12 @@ def extreme_eigenvalues(
 
     Args:
         A: the operator, of size n.
-        steps: Krylov steps, at most n are made.
+        steps: Krylov steps, at most; at most n are made.
         seed: of the Gaussian start (its probe 0).
         start: (n,) another start, e.g. an earlier epoch's eigenvector: no bound holds then.
-        tolerance: as in `extremes_of`.
+        tolerance: as in `extremes_of`; where that is stricter, `until_converged` takes its place.
+        until_converged: end the run by the residuals, as `lanczos` does; most often a third to
+            two thirds of the steps are saved.
         basis: where `lanczos` keeps it; "none" runs again for the vectors (`ritz_vectors`).
         callback: called with 1, 2, ... after each product of the run.
 
@@ -126,7 +129,10 @@ def extreme_eigenvalues(
     """
     if start is None:
         start = random_start(A.dim, seed=seed, probe=0, dtype=A.dtype, device=A.device)
-    run = lanczos(A, start, steps=steps, basis=basis, callback=callback)
+    run = lanczos(
+        A, start, steps=steps, until_converged=until_converged, basis=basis, callback=callback
+    )
+    tolerance = min(tolerance, until_converged or tolerance)
     if run.basis is not None:
         return extremes_of(run, tolerance=tolerance)
     low, high = ritz_vectors(A, start, run)

@@ -30,6 +30,8 @@ from spectra.errors import SpectraError
 from spectra.krylov.basis import Basis, Place
 from spectra.krylov.operator import SymmetricOperator, not_finite
 
+CHECKED = 5  # steps between two looks at the residuals, at least; each costs the solution of T
+
 
 @dataclass(frozen=True)
 class Ritz:
@@ -74,6 +76,12 @@ class Tridiagonal:
         low, high = (float(distances.min()) for distances in near)
         return low, high
 
+    def ends_within(self, tolerance: float) -> bool:
+        """Tell whether both ends' residuals are within the tolerance times the larger modulus."""
+        values = self.ritz().values
+        largest = float(max(abs(values[0]), abs(values[-1])))
+        return max(self.end_residuals()) <= tolerance * largest
+
     def eigenvectors(self) -> Float64[np.ndarray, "m m"]:
         """Give the unit eigenvectors of T as columns, in the order of the Ritz values."""
         return self._solve()[1]
@@ -110,6 +118,7 @@ def lanczos(
     start: Float[Tensor, " n"],
     *,
     steps: int,
+    until_converged: float | None = None,
     basis: Place = "device",
     wait: int | None = None,
     callback: Callable[[int], None] | None = None,
@@ -129,7 +138,10 @@ def lanczos(
     Args:
         A: the operator, of size n.
         start: (n,), any norm but zero.
-        steps: m; min(m, n) are made.
+        steps: m; min(m, n) are made at most.
+        until_converged: stop as soon as the residuals |β_m s_m| of both outermost Ritz values are
+            within so many times the larger modulus; asked every few steps, at no product. A small
+            residual says nothing of an eigenvalue farther out that has not shown itself yet.
         basis: where the m · n numbers of the basis are kept: on the "device" of the operator, on
             the "host" (the same T to rounding), or nowhere ("none"; `ritz_vectors` runs it again).
         wait: steps between two looks at T, for each of which the device is awaited; no number
@@ -140,11 +152,16 @@ def lanczos(
         T, the basis, ‖r‖, and how far A was from one fixed symmetric matrix along the way.
 
     Raises:
-        SpectraError: if steps < 1, the start is zero or not finite, a product is not finite, or
-            the basis does not fit the memory.
+        SpectraError: if steps < 1, the tolerance is no share, the start is zero or not finite, a
+            product is not finite, or the basis does not fit the memory.
     """
     if steps < 1:
         raise SpectraError(f"got steps={steps}, expected 1 or more: T would be empty; raise steps")
+    if until_converged is not None and not 0 < until_converged < 1:
+        raise SpectraError(
+            f"got until_converged={until_converged}, expected a share of the larger modulus, "
+            "between 0 and 1: the run would stop at once or never; 1e-3 is what `converged` means"
+        )
     steps, orthogonal = min(steps, A.dim), basis != "none"
     wait = wait or (1 if A.device.type == "cpu" else 10)
     kept = room_for(A, steps, basis)
@@ -152,7 +169,7 @@ def lanczos(
     alphas: list[float] = []
     betas: list[float] = []
     size = asymmetry = 0.0
-    exhausted = False
+    exhausted, due = False, CHECKED
     unread: list[Tensor] = []
     with kept.page_locked():
         for _, facts in recurrence(A, start, kept, steps, callback):
@@ -171,16 +188,15 @@ def lanczos(
             if exhausted:
                 break
             unread = []
-    return Tridiagonal(
-        alphas=np.array(alphas),
-        betas=np.array(betas[:-1]),
-        residual_norm=betas[-1],
-        basis=kept.first(len(alphas)),
-        exhausted=exhausted,
-        dim=A.dim,
-        asymmetry=asymmetry,
-        orthogonal=orthogonal,
-    )
+            if until_converged is not None and len(alphas) >= due:
+                T = np.array(alphas), np.array(betas[:-1])
+                so_far = Tridiagonal(*T, betas[-1], None, exhausted, A.dim, asymmetry, orthogonal)
+                if so_far.ends_within(until_converged):
+                    break
+                due = len(alphas) + max(CHECKED, len(alphas) // 20)
+    T = np.array(alphas), np.array(betas[:-1])
+    rows = kept.first(len(alphas))
+    return Tridiagonal(*T, betas[-1], rows, exhausted, A.dim, asymmetry, orthogonal)
 
 
 def room_for(A: SymmetricOperator, steps: int, place: Place) -> Basis:

@@ -1,13 +1,17 @@
 """Claims about both ends of the spectrum and the bounds beyond them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import eigsh
 
+from spectra.errors import SpectraError
 from spectra.krylov import (
     SymmetricOperator,
+    Tridiagonal,
     best_extremes,
     extreme_eigenvalues,
     extremes_of,
@@ -126,6 +130,101 @@ def test_merging_probes_takes_each_end_from_the_run_that_reached_farthest(device
     assert float(y @ (A @ y)) == pytest.approx(best.lambda_min, abs=1e-13)
     assert not best.converged
     assert extremes_of(lanczos(A, starts[0], steps=5), vectors=False).vector_max is None
+
+
+# --- until both ends have converged -------------------------------------------------------------
+
+ENDS = np.concatenate(([-3.0, -1.0], np.linspace(-0.2, 1, 996), [5.0, 12.0]))
+
+
+def cut(run: Tridiagonal, steps: int) -> Tridiagonal:
+    """The same run, ended after so many steps."""
+    betas = np.append(run.betas, run.residual_norm)
+    return replace(
+        run,
+        alphas=run.alphas[:steps],
+        betas=betas[: steps - 1],
+        residual_norm=float(betas[steps - 1]),
+        basis=run.basis[:steps],
+        exhausted=False,
+    )
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-8])
+@pytest.mark.parametrize("wait", [1, 10])
+def test_a_run_ends_within_a_few_steps_of_the_first_whose_ends_have_converged(
+    tolerance, wait, device
+):
+    A = diagonal(ENDS, device)
+    start = random_start(A.dim, seed=0, probe=0, device=device)
+    whole = lanczos(A, start, steps=100)
+    ended = lanczos(A, start, steps=100, until_converged=tolerance, wait=wait)
+    within = [cut(whole, m).ends_within(tolerance) for m in range(1, 101)]
+    first = within.index(True) + 1
+    late = 5 if wait == 1 else 10
+    assert first <= ended.steps <= first + late
+    assert ended.steps % late == 0
+    np.testing.assert_array_equal(ended.alphas, whole.alphas[: ended.steps])
+    assert torch.equal(ended.basis, whole.basis[: ended.steps])
+    for y, end, residual in zip(
+        (ended.vector(0), ended.vector(-1)), (0, -1), ended.end_residuals(), strict=True
+    ):
+        value = ended.ritz().values[end]
+        assert float((A @ y - value * y).norm()) == pytest.approx(residual, abs=1e-12)
+        assert residual <= tolerance * 12
+
+
+def test_looking_at_the_residuals_costs_no_product(counted):
+    product = counted(torch.diag(torch.as_tensor(ENDS)))
+    found = extreme_eigenvalues(product.operator(), steps=100, until_converged=1e-6)
+    assert found.converged
+    assert product.calls == found.steps < 60
+
+
+def test_a_run_that_does_not_converge_goes_to_the_ceiling_and_says_so(device):
+    """P26: the steps stay a limit, and what is not reached is not claimed."""
+    A = diagonal(np.linspace(-1, 1, 3000), device)
+    found = extreme_eigenvalues(A, steps=30, until_converged=1e-6)
+    assert found.steps == 30
+    assert not found.converged
+    loose = extreme_eigenvalues(A, steps=300, until_converged=0.1)  # looser than `converged`
+    assert loose.steps < 30
+    assert not loose.converged
+    strict = extreme_eigenvalues(diagonal(ENDS, device), steps=14, until_converged=1e-12)
+    assert max(strict.residual_min, strict.residual_max) < 1e-3 * 12
+    assert not strict.converged  # good enough for the default, but not for what was asked
+
+
+@pytest.mark.parametrize("spectrum", [[0.0] * 9, [2.0] * 9, [-1.0] * 3 + [2.0] * 4])
+def test_a_space_that_is_exhausted_before_the_first_look_has_converged(matrix_with, spectrum):
+    """P21"""
+    A = SymmetricOperator.from_matrix(matrix_with(spectrum))
+    found = extreme_eigenvalues(A, until_converged=1e-9)
+    assert found.converged
+    assert found.steps == len(set(spectrum))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_end_that_converges_late_among_ghosts_of_the_other_ends_the_run(dtype):
+    """The outlier is copied many times over before the other end is found."""
+    d = torch.as_tensor(np.concatenate((np.linspace(0, 1, 999) ** 0.5, [100.0])), dtype=dtype)
+    d[0] = -0.05
+    A = SymmetricOperator(lambda v: d * v, 1000, dtype)
+    found = extreme_eigenvalues(A, steps=400, until_converged=2e-5, basis="none")
+    whole = lanczos(
+        A, random_start(1000, seed=0, probe=0, dtype=dtype), steps=found.steps, basis="none"
+    )
+    assert np.sum(np.abs(whole.ritz().values - 100) < 0.1) >= 2
+    assert found.steps < 200
+    assert found.lambda_min == pytest.approx(-0.05, abs=2e-3)
+    for y, value in ((found.vector_min, found.lambda_min), (found.vector_max, found.lambda_max)):
+        assert float((A.apply(y) - value * y).norm()) <= 4e-3
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1e-3, 1.0, float("nan")])
+def test_a_tolerance_that_is_no_share_is_refused(tolerance):
+    with pytest.raises(SpectraError, match="until_converged"):
+        extreme_eigenvalues(diagonal([1.0, 2.0]), until_converged=tolerance)
 
 
 # --- lower bounds ---------------------------------------------------------------------------------
