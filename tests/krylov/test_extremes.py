@@ -227,6 +227,40 @@ def test_a_tolerance_that_is_no_share_is_refused(tolerance):
         extreme_eigenvalues(diagonal([1.0, 2.0]), until_converged=tolerance)
 
 
+# --- a start that is not random -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moved", [1e-4, 1e-2])
+def test_ritz_vectors_of_a_neighbouring_matrix_reach_the_same_residual_in_fewer_steps(
+    matrix_with, moved
+):
+    """From epoch to epoch: the start serves the extremes, which carry no T to misuse."""
+    before = matrix_with(np.concatenate(([-3.0, -1.0], np.linspace(-0.2, 1, 196), [5.0, 12.0])))
+    drift = matrix_with(moved * np.linspace(-1, 1, 200), seed=1)
+    first = extreme_eigenvalues(SymmetricOperator.from_matrix(before), until_converged=1e-8)
+    A = SymmetricOperator.from_matrix(before + drift)
+    drawn = extreme_eigenvalues(A, until_converged=1e-8)
+    warm = extreme_eigenvalues(A, start=first.vector_min + first.vector_max, until_converged=1e-8)
+    truth = torch.linalg.eigvalsh(before + drift).cpu()
+    for found in (drawn, warm):
+        assert found.converged
+        assert found.lambda_min == pytest.approx(float(truth[0]), abs=1e-7)
+        assert found.lambda_max == pytest.approx(float(truth[-1]), abs=1e-7)
+    assert warm.steps < drawn.steps
+
+
+def test_an_eigenvector_that_the_start_does_not_hold_is_missed_with_small_residuals(device):
+    """Why random probes stay: what "converged" says is that some eigenvalue is near."""
+    A = diagonal(ENDS, device)
+    old = torch.zeros(A.dim, dtype=torch.float64, device=device)
+    old[1] = old[-1] = 1.0  # the ends of an epoch in which -3 was not yet there
+    misled = extreme_eigenvalues(A, start=old, until_converged=1e-8)
+    assert misled.lambda_min == pytest.approx(-1.0, abs=1e-12)
+    assert misled.converged
+    drawn = extreme_eigenvalues(A, until_converged=1e-8)
+    assert drawn.lambda_min == pytest.approx(-3.0, abs=1e-6)
+
+
 # --- lower bounds ---------------------------------------------------------------------------------
 
 HIDDEN = {
