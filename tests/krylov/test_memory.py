@@ -1,7 +1,9 @@
 """Claims about memory, measured where tensors are made (tracemalloc sees none of them)."""
 
+import importlib
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -110,3 +112,23 @@ def test_dropping_the_basis_frees_it(operator):
     run = run.without_basis()
     assert watch() is None
     assert run.ritz().values.shape == (10,)
+
+
+def test_without_a_basis_memory_does_not_grow_with_the_steps(operator):
+    """P43"""
+    start = random_start(N, seed=0, probe=0, dtype=operator.dtype, device=operator.device)
+    few, many = (
+        peak_bytes(operator.device, lambda m=m: lanczos(operator, start, steps=m, basis="none"))
+        for m in (10, 60)
+    )
+    assert many <= few + 10_000
+    assert many <= 2 * N * operator.dtype.itemsize + 5 * N * 8 + 50_000
+
+
+def test_a_basis_in_main_memory_takes_none_of_the_devices(operator, monkeypatch):
+    if operator.device.type == "cpu":
+        pytest.skip("a CPU has one memory; python -m pytest --device cuda")
+    monkeypatch.setattr(importlib.import_module("spectra.krylov.basis"), "MOVED", 4 * N * 8)
+    start = random_start(N, seed=0, probe=0, dtype=operator.dtype, device=operator.device)
+    work = partial(lanczos, operator, start, steps=60, basis="host")
+    assert peak_bytes(operator.device, work) <= 12 * N * 8 + 50_000
