@@ -9,6 +9,7 @@ of CIFAR-10-LT at ratio 100 (12,406 images) are scaled from the epochs timed, wi
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -78,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings: dict[str, tuple[str, str, str]] = {}
     for step in ("sgd", "sam"):
         for precision in precisions:
-            recipe = Recipe(
-                "benchmark", "cifar10", args.arch, step=step, rho=0.05, precision=precision, lr=1e-3
-            )
+            recipe = Recipe("benchmark", "cifar10", args.arch, precision=precision, lr=1e-3)
+            if step == "sam":
+                recipe = replace(recipe, step=step, rho=0.05)
             batches = [
                 (
                     samples.select(index).prepared(device=device).contiguous(

@@ -69,7 +69,9 @@ def draw_accuracies(ax: Axes, rows: Sequence[Mapping[str, float]]) -> Axes:
     _mark_schedule(ax, rows)
     ax.set_ylim(0, 100)
     ax.set_ylabel("Test accuracy, %")
-    ax.legend(loc="lower right", ncols=2, title="in the last epoch, %")
+    ax.legend(
+        loc="lower right", ncols=2, title="in the last epoch, %", frameon=True, framealpha=0.9
+    )
     return ax
 
 
