@@ -3,8 +3,8 @@
     y = Q s = s_1 q_1 + ... + s_j q_j,   T_j s = θ s
 
 The rows q_i come again, one by one, from the same start: as many products a second time. They stop
-at the first j at which |β_j s_j| is rounding, for T_j has no ghosts yet: later, s would be any
-mixture of the copies of θ, and Q s as short as their difference.
+at the j at which |β_j s_j| has come down to rounding, for T_j has no ghosts yet: later, s would be
+any mixture of the copies of θ, and Q s as short as their difference.
 
 References:
     Cullum, Willoughby, Lanczos Algorithms for Large Symmetric Eigenvalue Computations, 1985,
@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -48,7 +49,7 @@ def ritz_vectors(
         A vector (n,) for each end, in the precision of the run's basis, on the device of A.
     """
     kept = room_for(A, run.steps, "none")
-    parts = [_components(run, end, torch.finfo(kept.rows.dtype).eps ** 0.75) for end in ends]
+    parts = [_components(run, end, torch.finfo(kept.rows.dtype).eps) for end in ends]
     sums = [torch.zeros(A.dim, dtype=torch.float64, device=A.device) for _ in ends]
     steps = max(map(len, parts), default=0)
     for j, (row, _) in enumerate(recurrence(A, start, kept, steps, callback)):
@@ -58,15 +59,20 @@ def ritz_vectors(
     return tuple(y.div_(torch.linalg.vector_norm(y)).to(kept.rows.dtype) for y in sums)
 
 
-def _components(run: Tridiagonal, end: int, rounding: float) -> Float64[np.ndarray, " j"]:
-    """Find the eigenvector s of the first T_j whose outermost value has converged to rounding."""
+def _components(run: Tridiagonal, end: int, eps: float) -> Float64[np.ndarray, " j"]:
+    """Find the eigenvector s of T_j for the j at which the outermost value has first converged."""
     couplings = np.append(run.betas, run.residual_norm)
     size = max(np.abs(run.alphas).max(), couplings.max())
+    enough = eps**0.75  # of a residual, as a share of the size of T
+    best, at, found = math.inf, 0, np.ones(1, dtype=np.float64)
     for j in range(1, run.steps + 1):
         which = 0 if end == 0 else j - 1
         _, vector = eigh_tridiagonal(
             run.alphas[:j], run.betas[: j - 1], select="i", select_range=(which, which)
         )
-        if couplings[j - 1] * abs(vector[-1, 0]) <= rounding * size:
+        residual = float(couplings[j - 1] * abs(vector[-1, 0])) / size
+        if residual < best or best > enough:
+            best, at, found = residual, j, np.asarray(vector[:, 0], dtype=np.float64)
+        if best <= 4 * eps or (best <= enough and j == at + 5):  # it falls no more; no copy yet
             break
-    return np.asarray(vector[:, 0])
+    return found
