@@ -14,6 +14,7 @@ silently. They run plain or as a graph.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -70,6 +71,7 @@ class Engine:
                 "step: choose a size between"
             )
         self.way, self.note = way, ""
+        self.seconds = 0.0  # spent on compiling, recording and checking
         self.rare = torch.tensor(rare, device=self.device)
         self.momenta = [torch.zeros_like(p) for p in parameters]
         self.escape = Escape(self._number(torch.inf), self._number(float(recipe.noise_interval)))
@@ -114,7 +116,9 @@ class Engine:
             return self._step(self.network, batch)
         n = len(batch["targets"])
         if n not in self._fast:
+            start = time.monotonic()
             self._fast[n] = self._checked(batch)
+            self.seconds += time.monotonic() - start
         return self._fast[n](batch)
 
     def _step(self, network: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:

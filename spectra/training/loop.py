@@ -178,7 +178,7 @@ def train(
                         training={"ran_on": ran_on},
                     )  # fmt: skip
             if last:
-                records.close(best, ran_on, seconds=seconds)
+                records.close(best, ran_on, seconds=seconds, preparing=engine.seconds)
             elif kept or time.monotonic() - saved_at >= state_every:
                 state = {
                     "network": network.state_dict(),

@@ -95,6 +95,7 @@ class Records:
             "best_on_test": {"epoch": best[1], "accuracy": best[0]},
             "ran_on": {**ran_on, "python": platform.python_version()},
             "seconds": round(seconds, 2),
+            "of_these_compiling": round(preparing, 2),
             "last_resumed_after_epoch": self._done or None,
         }
         with replacing(self.summary) as partial:

@@ -125,6 +125,7 @@ def test_the_last_epoch_is_the_result_and_the_best_is_named_beside_it(
     assert (run.best_epoch, run.best_accuracy, run.test.accuracy) == (2, 0.9, 0.4)
     summary = json.loads((tmp_path / "run.json").read_text())
     assert summary["best_on_test"] == {"epoch": 2, "accuracy": 0.9}
+    assert summary["of_these_compiling"] == 0 < summary["seconds"]  # the plain way has nothing to
     assert load_checkpoint(tmp_path / "last.pt").metrics["test_accuracy"] == 0.4
 
 
