@@ -86,7 +86,14 @@ class Records:
         with open(self.metrics, "a", buffering=1, newline="", encoding="utf-8") as file:
             yield csv.writer(file, lineterminator="\n").writerow
 
-    def close(self, best: tuple[float, int], ran_on: Mapping[str, Any], *, seconds: float) -> None:
+    def close(
+        self,
+        best: tuple[float, int],
+        ran_on: Mapping[str, Any],
+        *,
+        seconds: float,
+        preparing: float,
+    ) -> None:
         """Write the summary of a run that has ended; its state has no use any more."""
         values = {
             "recipe": self.recipe.to_dict(),
