@@ -618,7 +618,7 @@ def test_a_random_layer_is_refused_and_leaves_the_random_state_alone() -> None:
 
 
 def test_where_the_basis_is_kept_changes_no_number_beyond_rounding(tmp_path: Path) -> None:
-    plan = replace(PLAN, steps=20, probes=2, dtype="float64")
+    plan = replace(PLAN, steps=20, probes=2, dtype="float64", per_class=False, classes=(1,))
     beside, moved, without = (
         analyze(checkpoint(), replace(plan, basis=place), train=samples(), folder=tmp_path / place)
         for place in ("device", "host", "none")
