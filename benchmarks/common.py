@@ -4,6 +4,8 @@ Seconds do not transfer from machine to machine; ratios within one run do.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 from spectra.models import ModelSpec
 
 # On one thread the processor's time is the better clock: other processes hardly disturb it.
-CLOCK = "process_time" if torch.get_num_threads() == 1 else "perf_counter"
+ALONE = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+CLOCK = "process_time" if ALONE else "perf_counter"
 clock: Callable[[], float] = getattr(time, CLOCK)
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "curvlinops-for-pytorch", "pyhessian", "hessian-eigenthings")
@@ -37,7 +40,9 @@ def options(question: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def problem(arch: str, samples: int) -> tuple[nn.Module, Tensor, Tensor]:
+def problem(
+    arch: str, samples: int, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Tensor, Tensor]:
     """Build a network and random CIFAR-shaped data, the batch norms' statistics taken from them."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples, 3, 32, 32, generator=generator)
@@ -48,7 +53,38 @@ def problem(arch: str, samples: int) -> tuple[nn.Module, Tensor, Tensor]:
             module.momentum = None  # plain average instead of a tenth of it
     with torch.no_grad():
         model(inputs[:128])
-    return model.eval(), inputs, targets
+    return model.eval().to(device), inputs.to(device), targets.to(device)
+
+
+def wait() -> None:
+    """Wait until the GPU has done all it was given, where there is one at work."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_bytes(task: Callable[[], Any]) -> int:
+    """Run a task and count the bytes that it had at most beside what was there before.
+
+    On a CPU resident memory, which moves in steps of pages and pools: a few MB are noise.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        task()
+        return int(torch.cuda.max_memory_allocated() - before)
+    ctypes.CDLL(None).malloc_trim(0)  # what an earlier task freed must not be there to be reused
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    task()
+    return status("VmHWM") - before
+
+
+def status(key: str) -> int:
+    """Read a line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
 def interleaved(tasks: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
@@ -59,8 +95,10 @@ def interleaved(tasks: Mapping[str, Callable[[], Any]], repetitions: int) -> dic
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repetitions + 1):
         for name, task in tasks.items():
+            wait()
             start = clock()
             task()
+            wait()
             if turn > 0:
                 seconds[name].append(clock() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -96,6 +134,8 @@ def save(name: str, folder: Path, settings: dict[str, Any], results: dict[str, A
         "results": results,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{re.sub('[^a-z0-9]+', '-', cpu.lower()).strip('-')}.json"
+    where = settings.get("device", cpu)
+    where = cpu if where.startswith("cpu") else where
+    path = folder / f"{name}-{re.sub('[^a-z0-9]+', '-', where.lower()).strip('-')}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path

@@ -15,25 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import options, problem, save, table
+from common import options, problem, save, status, table
 
-from spectra.hessian.objective import Objective
+from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.krylov import extremes_of, lanczos, random_start
 
 MB = 2**20
-
-
-def status(key: str) -> int:
-    """Read a line of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
 def lanczos_run(arch: str, batch: int, steps: int) -> dict[str, Any]:
     """Measure one run over two batches, in this process."""
     model, x, y = problem(arch, 2 * batch)
     objective = Objective.of(model, (x, y), batch_size=batch)
-    H = objective.operator("reverse-over-forward")
+    H = HessianOperator.of(objective, choose_product(objective, path="reverse-over-forward"))
     start = random_start(H.dim, seed=0, probe=0, dtype=H.dtype)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = status("VmRSS")

@@ -1,118 +1,97 @@
 """How many gradients does one Hessian-vector product cost, ours and the peers'?
 
-All multiply the same Hessian (mean cross-entropy, the same batches) with the same vector. `error`
-is the relative distance in float64, over a few samples, from plain double backward.
+All multiply the same Hessian (mean cross-entropy) with the same vector, channels-last where a
+peer keeps the layout. Plain paths and peers take batches of `--batch-size`; linearized and compiled
+products their own, smaller ones, "nothing kept" with all that they could keep computed again.
+`error` is the relative distance in float64, over a few samples, from double backward; `peak` what a
+first product takes beside model and data, with what it keeps.
 """
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from common import interleaved, options, problem, save, table
+from common import interleaved, options, peak_bytes, problem, save, table
 from torch import Tensor, nn
 
-from spectra.hessian.objective import Objective
-from spectra.hessian.products import PRODUCTS, ProductName
+from spectra.devices import arithmetic, device_name, find_device
+from spectra.hessian import KeptProducts, Objective
+from spectra.hessian.products import PRODUCTS, KeptName
 
 Product = Callable[[Tensor], Tensor]
 Batches = list[tuple[Tensor, Tensor]]
-# Path, channels-last, batch norm written out: ours is channels-last with torch's batch norm.
-VARIANTS: tuple[tuple[ProductName, bool, bool], ...] = (
-    ("reverse-over-forward", True, False),
-    ("reverse-over-forward", True, True),
-    ("reverse-over-forward", False, False),
-    ("double-backward", True, True),
-    ("double-backward", False, False),
+KEPT: tuple[tuple[str, KeptName, int | None], ...] = (  # title, name, bytes that may be kept
+    ("kept-graph", "kept-graph", None),
+    ("linearized", "linearized", None),
+    ("linearized, nothing kept", "linearized", 0),
+    ("compiled", "compiled", None),
+    ("compiled, nothing kept", "compiled", 0),
 )
 
 
-def ours(model: nn.Module, batches: Batches) -> dict[str, Product]:
-    """Give the library's own paths, and variations of their layout and batch norm."""
+def laid_out(model: nn.Module, batches: Batches) -> tuple[nn.Module, Batches]:
+    """Copy a model and its batches as channels-last."""
+    layout = torch.channels_last
+    network = copy.deepcopy(model).to(batches[0][0].dtype).to(memory_format=layout)
+    return network, [(x.contiguous(memory_format=layout), y) for x, y in batches]
+
+
+def ours(model: nn.Module, batches: Batches, sizes: Sequence[int], few: bool) -> dict[str, Product]:
+    """Give the library's own ways."""
     inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    dtype, size = inputs.dtype, len(batches[0][0])
-    objective = Objective.of(model, (inputs, targets), dtype=dtype, batch_size=size)
+    objective = Objective.of(
+        model,
+        (inputs, targets),
+        dtype=inputs.dtype,
+        device=inputs.device,
+        batch_size=len(batches[0][0]),
+    )
     found: dict[str, Product] = {path: partial(objective.product, path=path) for path in PRODUCTS}
-    for path, channels_last, affine in VARIANTS:
-        network = copy.deepcopy(model)
-        if affine:
-            write_out_batch_norm(network)
-        layout = "" if channels_last else ", contiguous"
-        name = path + layout + (", affine norm" if affine else "")
-        found[name] = partial(by_hand, path, *laid_out(network, batches, channels_last))
-    return found
+    for title, name, budget in KEPT:
+        if few and (name == "compiled" or budget == 0):  # the compiler takes a minute
+            continue
+        kept = KeptProducts(name, objective, "double-backward", sizes=sizes, budget=budget)
+        if name == "linearized" and budget == 0:
+            kept._programs = found["linearized"].__self__._programs  # type: ignore[attr-defined]
+        found[title] = kept.product
+    return {
+        title: way if title in PRODUCTS else partial(way, objective) for title, way in found.items()
+    }
 
 
-class Affine(nn.Module):
-    """Evaluation-mode batch norm, written out as a multiplication and an addition."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        self.register_buffer("mean", norm.running_mean)
-        self.register_buffer("var", norm.running_var)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(self.var + self.eps) * self.weight
-        shift = self.bias - self.mean * scale
-        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
-
-
-def write_out_batch_norm(network: nn.Module) -> None:
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, Affine(child))
-
-
-def laid_out(network: nn.Module, batches: Batches, last: bool = True) -> tuple[nn.Module, Batches]:
-    layout = torch.channels_last if last else torch.contiguous_format
-    parts = [(x.contiguous(memory_format=layout), y) for x, y in batches]
-    return network.to(memory_format=layout), parts
-
-
-def by_hand(path: ProductName, network: nn.Module, batches: Batches, vector: Tensor) -> Tensor:
-    """Multiply without the library's preparation and bookkeeping."""
-    at = {name: value.detach() for name, value in network.named_parameters()}
-    pieces = vector.split([value.numel() for value in at.values()])
-    pairs = zip(at.items(), pieces, strict=True)
-    direction = {name: torch.empty_like(p).copy_(v.view(p.shape)) for (name, p), v in pairs}
-
-    def loss(x: Tensor, y: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        logits = torch.func.functional_call(network, parameters, (x,))
-        return F.cross_entropy(logits, y, reduction="sum")
-
-    total = torch.zeros_like(vector)
-    for x, y in batches:
-        parts = PRODUCTS[path](partial(loss, x, y), at, direction)
-        total += torch.cat([parts[name].reshape(-1) for name in at])
-    return total / sum(len(y) for _, y in batches)
-
-
-def gradient(model: nn.Module, batches: Batches) -> Callable[[], None]:
-    """Differentiate once, as everyone does: eager, channels-last, the model's own batch norm."""
-    network, batches = laid_out(copy.deepcopy(model), batches)
+def gradient(model: nn.Module, batches: Batches, compiled: bool = False) -> Callable[[], None]:
+    """Differentiate once, as everyone does: channels-last, the model's own batch norm."""
+    network, batches = laid_out(model, batches)
+    forward = torch.compile(network, dynamic=False) if compiled else network
 
     def run() -> None:
         for x, y in batches:
-            torch.autograd.grad(F.cross_entropy(network(x), y), list(network.parameters()))
+            torch.autograd.grad(F.cross_entropy(forward(x), y), list(network.parameters()))
 
     return run
 
 
-def curvlinops(model: nn.Module, batches: Batches) -> Product:
+def curvlinops(model: nn.Module, batches: Batches, compiled: bool = False) -> Product:
     from curvlinops import HessianLinearOperator
 
+    model, batches = laid_out(model, batches)
     setting = model, nn.CrossEntropyLoss(), list(model.parameters()), batches
-    return HessianLinearOperator(*setting, check_deterministic=False).__matmul__
+    H = HessianLinearOperator(*setting, check_deterministic=False)
+    if compiled:
+        H.__dict__["_mp"] = torch.compile(H._mp, dynamic=False)
+    return H.__matmul__
 
 
 def pyhessian(model: nn.Module, batches: Batches) -> Product:
     from pyhessian import hessian
 
-    H = hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=False)
+    model, batches = laid_out(model, batches)
+    cuda = batches[0][0].is_cuda
+    H = hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=cuda)
 
     def product(v: Tensor) -> Tensor:
         pieces = zip(v.split([p.numel() for p in H.params]), H.params, strict=True)
@@ -125,55 +104,80 @@ def pyhessian(model: nn.Module, batches: Batches) -> Product:
 def hessian_eigenthings(model: nn.Module, batches: Batches) -> Product:
     from hessian_eigenthings import HessianOperator
 
+    model, batches = laid_out(model, batches)
     loss = lambda network, batch: F.cross_entropy(network(batch[0]), batch[1])  # noqa: E731
     return HessianOperator(model, batches, loss).matvec
 
 
-PEERS = (curvlinops, pyhessian, hessian_eigenthings)
+PEERS: dict[str, Callable[[nn.Module, Batches], Product]] = {
+    "curvlinops": curvlinops,
+    "curvlinops, compiled": partial(curvlinops, compiled=True),
+    "pyhessian": pyhessian,
+    "hessian_eigenthings": hessian_eigenthings,
+}
 
 
-def ways(model: nn.Module, batches: Batches) -> dict[str, Product]:
-    """Give all ways there are on this machine, each with a model of its own."""
-    model = copy.deepcopy(model).to(batches[0][0].dtype)
-    found = ours(model, batches)
-    for peer in PEERS:
+def theirs(model: nn.Module, batches: Batches, few: bool) -> dict[str, Product]:
+    """Give the peers that are installed."""
+    found = {}
+    for name, peer in PEERS.items():
+        if few and "compiled" in name:
+            continue
         try:
-            found[peer.__name__] = peer(copy.deepcopy(model), batches)
+            found[name] = peer(model, batches)
         except ImportError as error:
-            print(f"{peer.__name__} is left out: {error}")
+            print(f"{name} is left out: {error}")
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
-    parser.add_argument("--samples", type=int, help="512, or 256 with --quick")
+    parser.add_argument("--samples", type=int, help="512, or 64 with --quick")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--kept-batch-size", type=int, help="of ours (32; on a GPU 512)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what compiles")
     args = parser.parse_args(arguments)
-    samples = args.samples or (256 if args.quick else 512)
+    device = find_device(args.device)
+    samples = args.samples or (64 if args.quick else 512)
+    plain = args.no_compile or args.quick
+    size = min(args.batch_size, samples)
+    own = min(args.kept_batch_size or (512 if device.type == "cuda" else 32), samples)
     warnings.filterwarnings("ignore", message="Using backward.. with create_graph")  # PyHessian
 
-    model, x, y = problem(args.arch, samples)
-    size = min(args.batch_size, samples)
+    model, x, y = problem(args.arch, samples, device)
     batches = list(zip(x.split(size), y.split(size), strict=True))
     dim = sum(p.numel() for p in model.parameters())
-    vector = torch.randn(dim, generator=torch.Generator().manual_seed(1))
+    vector = torch.randn(dim, generator=torch.Generator().manual_seed(1)).to(device)
     few = [(x[:2].double(), y[:2]), (x[2:4].double(), y[2:4])]
-    exact = {name: way(vector.double()) for name, way in ways(model, few).items()}
-    truth = exact["double-backward, contiguous"]
-    errors = {name: float((v - truth).norm() / truth.norm()) for name, v in exact.items()}
+    with arithmetic(device):
+        exact = ours(model, few, [2], few=True) | theirs(model.double(), few, few=True)
+        results = {name: way(vector.double()) for name, way in exact.items()}
+        truth = results["double-backward"]
+        errors = {name: float((v - truth).norm() / truth.norm()) for name, v in results.items()}
 
-    tasks = {"gradient": gradient(model, batches)}
-    tasks |= {name: partial(way, vector) for name, way in ways(model, batches).items()}
-    seconds = interleaved(tasks, args.repetitions)
+        model = model.float()
+        ways = ours(model, batches, [own], few=plain) | theirs(model, batches, few=plain)
+        tasks = {"gradient": gradient(model, batches)}
+        if not plain:
+            tasks["gradient, compiled"] = gradient(model, batches, compiled=True)
+        tasks |= {name: partial(way, vector) for name, way in ways.items()}
+        rows = {}
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            peak = peak_bytes(task)
+            first = time.perf_counter() - start
+            rows[name] = {"error": errors.get(name.split(",")[0]), "peak": peak, "first": first}
+        seconds = interleaved(tasks, args.repetitions)
     one = seconds["gradient"]
-    rows = {
-        name: {"seconds": time, "gradients": time / one, "error": errors.get(name)}
-        for name, time in seconds.items()
-    }
-    columns = ["one pass", "seconds", "÷ gradient", "error"]
-    table(columns, [[name, *row.values()] for name, row in rows.items()])
+    for name, row in rows.items():
+        row |= {"seconds": seconds[name], "gradients": seconds[name] / one}
+        row["peak_mb"], row["first_seconds"] = row.pop("peak") / 1e6, row.pop("first")
+    columns = ["seconds", "gradients", "peak_mb", "first_seconds", "error"]
+    table(["one pass", *columns], [[n, *(row[c] for c in columns)] for n, row in rows.items()])
     settings = {"arch": args.arch, "parameters": dim, "samples": samples, "dtype": "float32"}
-    settings |= {"batch_size": size, "repetitions": args.repetitions}
+    settings |= {"batch_size": size, "kept_batch_size": own, "repetitions": args.repetitions}
+    settings["device"] = device_name(device)
     print(f"written: {save('product', args.out, settings, rows).name}")
 
 

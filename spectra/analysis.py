@@ -46,11 +46,14 @@ def analyze(
     Raises:
         SpectraError: data or options that do not fit the checkpoint, or results of other settings.
     """
-    study = Study.prepare(checkpoint, plan, train, test)
-    analysis = study.blank()
     folder = Path(folder) if folder is not None else None
     if resume and folder is not None and (folder / "esd.json").exists():
-        analysis, study = study.resumed(Analysis.load(folder))
+        held = Analysis.load(folder)
+        study = Study.prepare(checkpoint, plan.settled(held.settings), train, test)
+        analysis = study.resumed(held)
+    else:
+        study = Study.prepare(checkpoint, plan, train, test)
+        analysis = study.blank()
     if folder is not None:
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]

@@ -117,7 +117,16 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         "--product",
         choices=CHOICES["product"],
         default="auto",
-        help="insist on one way of differentiating (default auto: the fastest that is right)",
+        help="insist on one way of computing products (default auto: the fastest that is right, "
+        "measured where the work is worth it)",
+    )
+    add(
+        "--keep",
+        type=_gigabytes,
+        default="auto",
+        metavar="GB|auto",
+        help="memory for what the products with one class share (default auto: half of what is "
+        "free; 0: nothing)",
     )
     add(
         "--basis",
@@ -237,6 +246,13 @@ def _classes(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no list of class indices, expected e.g. 0,8"
         ) from None
+
+
+def _gigabytes(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither gigabytes nor auto") from None
 
 
 def _batch(text: str) -> int | str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .errors import SpectraError
+
+Named = dict[str, Tensor]
 
 
 def find_device(name: str) -> torch.device:
@@ -80,3 +82,40 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
     """
     with ThreadPoolExecutor(1) as outside:
         return outside.submit(torch.tensor, values, dtype=dtype, device=device).result()
+
+
+def recorded(step: Callable[[Named], Tensor], example: Named) -> Callable[[Named], Tensor]:
+    """Record a step as one CUDA graph; warming up moves whatever the step moves.
+
+    Args:
+        step: uses the tensors that it is given and a fixed set of others, and never waits for the
+            device.
+        example: tensors of the shapes to come, on the device.
+
+    Returns:
+        The step for tensors of these shapes; its result is overwritten by the next call.
+
+    References:
+        https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
+    held = {name: value.clone() for name, value in example.items()}
+    device = next(iter(held.values())).device
+    # The stream is put back here because a capture that fails leaves its own one current.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # lazy initialisation and the choice of algorithms stay outside
+                step(held)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = step(held)
+
+    def replay(batch: Named) -> Tensor:
+        for name, value in batch.items():
+            held[name].copy_(value)
+        graph.replay()
+        return result
+
+    return replay

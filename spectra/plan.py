@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,16 +12,17 @@ from torch import Tensor
 from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian import ProductName
-from spectra.hessian.products import PRODUCTS
+from spectra.hessian.products import PRODUCT_NAMES
 
 CHOICES = {
     "split": ("train", "test"),
     "loss": ("ce", "trained"),
     "protocol": ("exact", "released"),
     "dtype": ("float32", "float64"),
-    "product": ("auto", *PRODUCTS),
+    "product": ("auto", *PRODUCT_NAMES),
     "basis": ("auto", "device", "host", "none"),
 }
+BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Plan:
     dtype: Literal["float32", "float64"] = "float32"
     tf32: bool = False
     product: ProductName | Literal["auto"] = "auto"
+    keep: float | Literal["auto"] = "auto"  # GB that products may keep of the batches
     basis: Literal["auto", "device", "host", "none"] = "auto"
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Plan:
                 raise SpectraError(
                     f"got {name} {getattr(self, name)!r}, expected {' or '.join(known)}"
                 )
+        if self.keep != "auto" and not 0 <= self.keep < float("inf"):
+            raise SpectraError(f"got keep = {self.keep}, expected gigabytes, 0 or more, or 'auto'")
         if not 0 <= self.seed < 2**63:
             raise SpectraError(f"got seed = {self.seed}, expected 0 to 2**63 - 1")
         kind, _, copies = self.augment.partition(":")
@@ -89,6 +93,29 @@ class Plan:
                 "got basis 'none' with augment 'resample', expected one that is kept: its Ritz "
                 "vectors would be made by the same products again, and here they differ"
             )
+
+    @property
+    def kept_bytes(self) -> int | None:
+        """Bytes that products may keep; None: by what is free."""
+        return None if self.keep == "auto" else int(self.keep * 1e9)
+
+    @property
+    def copies(self) -> int:
+        """How often each sample passes through the network in one product."""
+        return max(1, self.frozen_copies)
+
+    def settled(self, settings: Mapping[str, Any]) -> Plan:
+        """Take what was chosen by an earlier run wherever this plan leaves it open.
+
+        Memory and speed differ from run to run; the numbers of one result file must not.
+
+        Args:
+            settings: of its result file.
+        """
+        settings = {**BEFORE, **settings}
+        chosen = ("product", "batch_size", "basis")
+        left_open = [name for name in chosen if getattr(self, name) == "auto"]
+        return replace(self, **{name: settings[name] for name in left_open if name in settings})
 
     @property
     def frozen_copies(self) -> int:

@@ -27,13 +27,23 @@ from spectra.doctor import (
     examine,
 )
 from spectra.errors import SpectraError
-from spectra.hessian import HessianOperator, Objective, choose_product
+from spectra.hessian import (
+    HessianOperator,
+    Objective,
+    ProductChoice,
+    Way,
+    Work,
+    choose_product,
+    choose_way,
+)
+from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import (
     exact_arithmetic,
     forked_random_state,
     logits_of,
     require_outputs,
 )
+from spectra.hessian.products import PRODUCTS
 from spectra.krylov import (
     TOLERANCE,
     Place,
@@ -46,7 +56,7 @@ from spectra.krylov import (
     ritz_vectors,
 )
 from spectra.losses import LossSpec
-from spectra.plan import Part, Plan, choose_parts
+from spectra.plan import BEFORE, Part, Plan, choose_parts
 from spectra.readings import Form, RitzVectors, assemble, ends_of
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
@@ -54,7 +64,6 @@ from spectra.results import Analysis, ClassSpectrum
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
 _CERTIFICATE_COST = 9  # in products of the fast path: float64 passes, two by double backward
-_BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 
 
 @runtime_checkable
@@ -77,7 +86,8 @@ class Study:
     samples: Samples  # of the split, as it is (no augmentation)
     train: Samples | None
     objective: Objective  # over the split, or over its frozen augmentation draws
-    path: HessianOperator  # of the whole split: the verified choice of product
+    choice: ProductChoice  # the plain paths, compared
+    way: Way  # how products are computed
     parts: tuple[Part, ...]
     correct: dict[str, Tensor]  # split -> (N,) whether each sample is classified right
     targets: dict[str, Tensor]
@@ -120,13 +130,17 @@ class Study:
         for split, held in (("train", train), ("test", test)):
             if held is not None:
                 correct[split], targets[split] = _classify(objective, held), held.targets
-        choice = choose_product(objective, path=None if plan.product == "auto" else plan.product)
+        asked = None if plan.product == "auto" else plan.product
+        choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
+        parts = tuple(choose_parts(plan, samples, train))
+        way = _way(objective, choice, plan, parts)
         notes = [
             f"product: {choice.path}, {choice.disagreement:.1e} (relative, float64) from "
             f"{choice.reference}, which is {choice.finite_difference_error:.1e} from finite "
             "differences"
         ]
         notes += [f"refused for this model: {name}, {why}" for name, why in choice.refused.items()]
+        notes += way.notes
         if plan.until_converged is not None:
             notes.append(
                 f"each probe ends once both residuals are within {plan.until_converged:g} of the "
@@ -136,14 +150,14 @@ class Study:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
         if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
             notes.append("the checkpoint was trained on another draw of the data than this one")
-        parts = tuple(choose_parts(plan, samples, train))
         return Study(
             checkpoint,
             plan,
             samples,
             train,
             objective,
-            HessianOperator.of(objective, choice),
+            choice,
+            way,
             parts,
             correct,
             targets,
@@ -158,11 +172,12 @@ class Study:
             "classes": list(self.plan.classes),
             "batch_size": self.objective.batch_size,
             "device": self.objective.device.type,
-            "product": self.path.choice.path,
+            "product": self.way.name,
             "basis": self.basis,
             # The same weights are another function in another network.
             "network": self.checkpoint.model_spec.to_dict(),
         }
+        del settings["keep"]  # changes no number
         spec, train = self.samples.spec, self.train
         return Analysis(
             checkpoint={
@@ -193,25 +208,16 @@ class Study:
             notes=self.notes,
         )
 
-    def resumed(self, held: Analysis) -> tuple[Analysis, Study]:
+    def resumed(self, held: Analysis) -> Analysis:
         """Take over results of the same checkpoint, draw and settings; else refuse."""
-        study = self
-        if self.plan.basis == "auto":  # memory may differ from run to run, the numbers must not
-            study = replace(study, basis=held.settings.get("basis", "device"))
-        if self.plan.batch_size == "auto":
-            size = int(held.settings.get("batch_size", self.objective.batch_size))
-            objective = self.objective.recut(batch_size=size, backwards=False)
-            choice = self.path.choice
-            path = HessianOperator.of(objective, choice)
-            study = replace(study, objective=objective, path=path)
-        mine = study.blank()
+        mine = self.blank()
         # What is asked for may grow from run to run; how it is computed may not change.
         asked = ("overall", "per_class", "classes", "groups")
         pairs = [
             ("checkpoint", mine.checkpoint["sha256"], held.checkpoint.get("sha256")),
             ("draw", mine.data["draw_sha256"], held.data.get("draw_sha256")),
             *(
-                (key, value, held.settings.get(key, _BEFORE.get(key)))
+                (key, value, held.settings.get(key, BEFORE.get(key)))
                 for key, value in mine.settings.items()
                 if key not in asked
             ),
@@ -228,13 +234,13 @@ class Study:
         notes = mine.notes
         if mine.data["pixels_sha256"] != held.data.get("pixels_sha256"):
             notes += ("some results were computed on the same draw with other pixels",)
-        return replace(mine, spectra=held.spectra, notes=notes), study
+        return replace(mine, spectra=held.spectra, notes=notes)
 
     def cost(self, parts: list[Part]) -> tuple[int, int]:
         """Count products, and the samples that they pass over."""
-        steps = self._products_per_probe * self.plan.probes
         extra = TRACE_PROBES if self.plan.protocol == "exact" else 0
-        each = PRODUCTS_PER_EXAMINATION + steps + _ENDS + extra
+        each = self._products_per_probe * self.plan.probes
+        each += PRODUCTS_PER_EXAMINATION + _ENDS + extra
         work = (each + _CERTIFICATE_COST) * sum(self._work(part) for part in parts)
         return (each + PRODUCTS_PER_CERTIFICATE) * len(parts), work
 
@@ -244,7 +250,7 @@ class Study:
         return again * min(self.plan.steps, self.objective.dim)
 
     def _work(self, part: Part) -> int:
-        return len(part.index) * max(1, self.plan.frozen_copies)
+        return len(part.index) * self.plan.copies
 
     def outline(self, part: Part) -> ClassSpectrum:
         """Say what is known of a part before its first product."""
@@ -286,7 +292,7 @@ class Study:
         operator = fixed
         if self._resampled:
             moving = fixed.objective.redrawn(redraw)
-            operator = HessianOperator.of(moving, fixed.choice, callback=tick)
+            operator = HessianOperator.of(moving, self.choice, callback=tick)
         outline = replace(self.outline(part), loss=operator.objective.value())
 
         vectors = RitzVectors(None if folder is None else folder / "ritz-vectors.pt", part.label)
@@ -321,6 +327,8 @@ class Study:
         if plan.protocol == "exact":
             forms = quadratic_form_probes(operator, probes=TRACE_PROBES, seed=plan.seed)
         assert vectors.low is not None
+        if self.way.kept is not None:
+            self.way.kept.drop()  # the certificate's passes have their own memory
         name = f"frozen:{copies}" if (copies := plan.frozen_copies) else "none"
         certificate = certify(fixed, vectors.low, name=name)
         tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
@@ -330,11 +338,11 @@ class Study:
 
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
         count = len(self.samples)
-        copies = max(1, self.plan.frozen_copies)
+        copies = self.plan.copies
         index = torch.cat([part.index + k * count for k in range(copies)])
         whole = self.objective if part.label == "overall" else self.objective.unweighted()
         objective = whole.select(index, what=part.label)
-        return HessianOperator.of(objective, self.path.choice, callback=tick)
+        return HessianOperator.of(objective, self.choice, kept=self.way.kept, callback=tick)
 
     def _run(self, operator: HessianOperator, probe: int) -> Tridiagonal:
         plan = self.plan
@@ -359,6 +367,15 @@ class Study:
         return lambda ends: ritz_vectors(operator, self._start(operator, probe), run, ends=ends)
 
 
+def _way(objective: Objective, choice: ProductChoice, plan: Plan, parts: tuple[Part, ...]) -> Way:
+    """Choose how the products of the parts are computed."""
+    asked = None if plan.product == "auto" else plan.product
+    if plan.augment == "resample" and asked is None:  # nothing may be kept from draw to draw
+        asked = choice.path
+    work = Work([len(part.index) * plan.copies for part in parts], plan.steps * plan.probes)
+    return choose_way(objective, choice, work, product=asked, budget=plan.kept_bytes)
+
+
 def _place(plan: Plan, objective: Objective) -> Place:
     """Choose where a Krylov basis is kept, by what is free; refuse one that fits nowhere."""
     if plan.basis != "auto":
@@ -367,10 +384,7 @@ def _place(plan: Plan, objective: Objective) -> Place:
         return "device"
     size = max(4, objective.dtype.itemsize)
     needed, on = min(plan.steps, objective.dim) * objective.dim * size, objective.device
-    beside = None
-    if on.type == "cuda":
-        cached = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
-        beside = torch.cuda.mem_get_info(on)[0] + cached
+    beside = free_bytes(on) if on.type == "cuda" else None
     return choose_place(needed, on_device=beside, on_host=free_memory())
 
 

@@ -9,7 +9,8 @@ taken a little beside the model's own parameters, where no ReLU stands exactly o
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -18,11 +19,11 @@ from torch import Tensor
 from spectra.errors import SpectraError
 from spectra.hessian.network import culprit, forked_random_state
 from spectra.hessian.objective import Objective
-from spectra.hessian.products import ProductName
+from spectra.hessian.products import PathName
 from spectra.krylov.operator import not_finite
 
 # The fastest first; the reference stands last and needs no comparison with itself.
-_PREFERENCE: tuple[ProductName, ...] = (
+_PREFERENCE: tuple[PathName, ...] = (
     "reverse-over-forward",
     "forward-over-reverse",
     "double-backward",
@@ -38,14 +39,16 @@ _STEPS = (1e-4, 1e-6, 1e-8, 1e-9)  # of the differences: the small ones find no 
 class ProductChoice:
     """Which way of differentiating a model is used, and what it was compared with."""
 
-    path: ProductName  # the fastest that passed
-    reference: ProductName  # the slower one that it was compared with
+    path: PathName  # the fastest that passed
+    reference: PathName  # the slower one that it was compared with
     disagreement: float  # relative, in float64, of the two over a few samples
     finite_difference_error: float  # relative, of the reference against central differences
     refused: dict[str, str]  # paths that failed, and why
+    # A sample, in float64 with few at once: hardly less than in the run to come.
+    seconds: float = field(default=0.0, compare=False)
 
 
-def choose_product(objective: Objective, *, path: ProductName | None = None) -> ProductChoice:
+def choose_product(objective: Objective, *, path: PathName | None = None) -> ProductChoice:
     """Compare the paths on a few samples in float64 and choose the fastest right one.
 
     Args:
@@ -68,19 +71,22 @@ def choose_product(objective: Objective, *, path: ProductName | None = None) -> 
         return _compare(few, path)
 
 
-def _compare(few: Objective, path: ProductName | None) -> ProductChoice:
+def _compare(few: Objective, path: PathName | None) -> ProductChoice:
     generator = torch.Generator().manual_seed(0)
     vector, aside = torch.randn(2, few.dim, generator=generator, dtype=torch.float64).to(few.device)
     vector = vector / vector.norm()
     _move(few, aside * (_ASIDE * _size(few) / aside.norm()))
 
-    products: dict[ProductName, Tensor] = {}
+    products: dict[PathName, Tensor] = {}
     refused: dict[str, str] = {}
+    seconds: dict[PathName, float] = {}
     for name in _PREFERENCE:
+        start = time.perf_counter()
         try:
             products[name] = few.product(vector, name)
         except (RuntimeError, NotImplementedError) as error:
             refused[name] = str(error).splitlines()[0][:160]
+        seconds[name] = (time.perf_counter() - start) / len(few.samples)
     truth, noise, conclusive = central_difference(few, vector)
     if not bool(torch.isfinite(truth).all()):
         raise not_finite("the gradient of the loss")
@@ -103,7 +109,7 @@ def _compare(few: Objective, path: ProductName | None) -> ProductChoice:
         disagreement = _relative(products[name], products[reference])
         if disagreement < _AGREEMENT or right == [name]:
             off = _relative(products[reference], truth)
-            return ProductChoice(name, reference, disagreement, off, refused)
+            return ProductChoice(name, reference, disagreement, off, refused, seconds[name])
         refused[name] = f"{disagreement:.1e} away from {reference} in float64"
     raise _refusal(few, path, refused)
 
@@ -149,14 +155,14 @@ def _move(few: Objective, direction: Float[Tensor, " n"]) -> None:
             few.network.get_parameter(name).add_(piece)
 
 
-def _confirmed(name: ProductName, products: dict[ProductName, Tensor]) -> bool:
+def _confirmed(name: PathName, products: dict[PathName, Tensor]) -> bool:
     return any(
         other != name and _relative(products[name], product) < _AGREEMENT
         for other, product in products.items()
     )
 
 
-def _refusal(few: Objective, path: ProductName | None, refused: dict[str, str]) -> SpectraError:
+def _refusal(few: Objective, path: PathName | None, refused: dict[str, str]) -> SpectraError:
     layer = culprit(few.network, few.samples.prepared(few.dtype, few.device))
     if layer is not None:
         return SpectraError(

@@ -8,7 +8,6 @@ Sums run over samples and are divided once, so no way of cutting the data into b
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from spectra.data import IGNORED, Samples
 from spectra.errors import SpectraError
+from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
 from spectra.hessian.network import (
     exact_arithmetic,
     forked_random_state,
@@ -28,26 +28,12 @@ from spectra.hessian.network import (
     private_copy,
     require_outputs,
 )
-from spectra.hessian.products import PRODUCTS, Function, Parameters, ProductName, gradient
-from spectra.krylov import SymmetricOperator
+from spectra.hessian.products import PRODUCTS, Function, Parameters, PathName, gradient
 from spectra.losses import CallableLoss, LossSpec, as_loss
 
 Loss = LossSpec | CallableLoss
 
-# Bytes that a product holds per byte of layer outputs: primals, tangents, and what reverse mode
-# saves of both. A guess is enough, for running out of memory halves the batch.
-_ACTIVATION_FACTOR = 8
-_LARGEST_BATCH = {"cpu": 128, "cuda": 2048}
-
-
-@dataclass
-class _Batching:
-    """How many samples pass through the network at once; shrinks when memory runs out.
-
-    All selections of one objective share it, so that none learns anew what fits.
-    """
-
-    size: int
+Batch = tuple[Tensor, Tensor, Tensor]  # inputs as the network takes them, targets, weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +52,7 @@ class Objective:
     frozen: frozenset[str]  # those among them whose rows are zero: requires_grad was off
     dtype: torch.dtype
     device: torch.device
-    batching: _Batching
+    batching: Batching
     tf32: bool = False
     backwards: bool = False  # walk the batches from the last sample to the first
     redraw: torch.Generator | None = None  # draw a new augmentation in every pass
@@ -122,15 +108,15 @@ class Objective:
             frozenset(frozen & set(names)),
             dtype,
             device,
-            _Batching(1),
+            Batching(1),
             tf32,
         )
         objective._require_samples("the data")
         seen = objective._try_out()
-        size = objective._automatic_batch(seen) if batch_size == "auto" else batch_size
+        size = automatic_batch(seen, objective.device) if batch_size == "auto" else batch_size
         if not isinstance(size, int) or size < 1:
             raise SpectraError(f"got a batch size of {size!r}, expected at least 1 or 'auto'")
-        return replace(objective, batching=_Batching(size))
+        return replace(objective, batching=Batching(size))
 
     @property
     def dim(self) -> int:
@@ -197,7 +183,7 @@ class Objective:
             if batch_size is not None
             else (min(self.batch_size, len(self.samples)) + 1) // 2
         )
-        changed = replace(self, batching=_Batching(max(1, size)), backwards=backwards)
+        changed = replace(self, batching=Batching(max(1, size)), backwards=backwards)
         if dtype is None or dtype == self.dtype:
             return changed
         network = private_copy(self.network, dtype=dtype, device=self.device)
@@ -231,7 +217,7 @@ class Objective:
         theta = self._at(shift)
         return self._accumulate(lambda f: gradient(f, theta))
 
-    def product(self, vector: Float[Tensor, " n"], path: ProductName) -> Float[Tensor, " n"]:
+    def product(self, vector: Float[Tensor, " n"], path: PathName) -> Float[Tensor, " n"]:
         """Multiply H with a vector, accumulated in float64 over the batches.
 
         Args:
@@ -245,18 +231,17 @@ class Objective:
         differentiate = PRODUCTS[path]
         return self._accumulate(lambda f: differentiate(f, theta, direction))
 
-    def operator(
-        self, path: ProductName, *, callback: Callable[[], None] | None = None
-    ) -> SymmetricOperator:
-        """See H as a linear operator; `callback` is called after every product."""
+    def batch(self, rows: slice | Int[Tensor, " k"]) -> Batch:
+        """Prepare some samples: inputs laid out on the device, targets, weights in `dtype`."""
+        return self._prepared(self.samples.select(rows), self.weights[rows])
 
-        def matvec(vector: Tensor) -> Tensor:
-            result = self.product(vector, path)
-            if callback is not None:
-                callback()
-            return result
-
-        return SymmetricOperator(matvec, self.dim, self.dtype, self.device)
+    def _prepared(self, samples: Samples, weights: Tensor) -> Batch:
+        x = samples.prepared(self.dtype, self.device, generator=self.redraw)
+        if x.dim() == 4:
+            # A copy with its own strides: one channel is channels-last in any layout, and the
+            # kernels, and with them the last bits, would follow the layout of the source.
+            x = torch.empty_like(x, memory_format=self._layout).copy_(x)
+        return x, samples.targets, weights.to(self.dtype)
 
     def _functions(self) -> Iterator[Function]:
         """Yield the weighted sum of the losses of each batch, as a function of the parameters."""
@@ -266,13 +251,8 @@ class Objective:
             cuts = [slice(i, i + size) for i in range(0, count, size)]
             parts = [(self.samples.select(cut), self.weights[cut]) for cut in cuts]
             self._parts[size] = parts
-        for samples, weights in reversed(parts) if self.backwards else parts:
-            x = samples.prepared(self.dtype, self.device, generator=self.redraw)
-            if x.dim() == 4:
-                # A copy with its own strides: one channel is channels-last in any layout, and the
-                # kernels, and with them the last bits, would follow the layout of the source.
-                x = torch.empty_like(x, memory_format=self._layout).copy_(x)
-            yield partial(self._weighted_sum, x, samples.targets, weights.to(self.dtype))
+        for part in reversed(parts) if self.backwards else parts:
+            yield partial(self._weighted_sum, *self._prepared(*part))
 
     def _weighted_sum(
         self, inputs: Tensor, targets: Tensor, weights: Tensor, parameters: Parameters
@@ -304,7 +284,7 @@ class Objective:
                 assert total is not None
                 return total
             except RuntimeError as error:
-                if not _out_of_memory(error) or self.batching.size == 1:
+                if not out_of_memory(error) or self.batching.size == 1:
                     raise
             # Outside the except clause: the traceback, and the failed batch with it, is gone.
             self.batching.size = min(self.batching.size, len(self.samples)) // 2 or 1
@@ -381,24 +361,6 @@ class Objective:
         if isinstance(self.loss, LossSpec):
             require_outputs(logits, int(self.samples.targets.max()) + 1)
         return seen
-
-    def _automatic_batch(self, seen: int) -> int:
-        """Guess how many samples that put out so many bytes fit into a quarter of free memory."""
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            # macOS only tells how much memory there is, not how much of it is free.
-            known = "SC_AVPHYS_PAGES" in os.sysconf_names
-            pages = os.sysconf("SC_AVPHYS_PAGES" if known else "SC_PHYS_PAGES")
-            free = pages * os.sysconf("SC_PAGE_SIZE")
-        fits = free // 4 // max(1, seen * _ACTIVATION_FACTOR)
-        return int(max(1, min(fits, _LARGEST_BATCH.get(self.device.type, 128))))
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator, the C++ library under it, and oneDNN, which does not say memory.
-    words = ("can't allocate memory", "bad_alloc", "could not create a")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _select_parameters(names: list[str], wanted: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian.choice import ProductChoice, choose_product
+from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Loss, Objective
-from spectra.hessian.products import ProductName
+from spectra.hessian.products import PRODUCTS, ProductName
+from spectra.hessian.ways import Work, choose_way
 from spectra.krylov import SymmetricOperator
 
 
@@ -28,23 +30,44 @@ class HessianOperator(SymmetricOperator):
 
     objective: Objective
     choice: ProductChoice
+    kept: KeptProducts | None = None  # multiplies in place of the plain path
 
     @staticmethod
     def of(
         objective: Objective,
         choice: ProductChoice,
         *,
+        kept: KeptProducts | None = None,
         callback: Callable[[], None] | None = None,
     ) -> HessianOperator:
-        """Bind an objective to a verified way of differentiating it."""
-        plain = objective.operator(choice.path, callback=callback)
+        """Bind an objective to a verified way of multiplying with its Hessian.
+
+        Args:
+            objective: what to differentiate.
+            choice: the plain path.
+            kept: a faster way; not for an objective that draws its augmentation anew.
+            callback: called after every product.
+        """
+        if objective.redraw is not None:
+            kept = None
+
+        def multiply(vector: Tensor) -> Tensor:
+            if kept is None:
+                product = objective.product(vector, choice.path)
+            else:
+                product = kept.product(objective, vector)
+            if callback is not None:
+                callback()
+            return product
+
         return HessianOperator(
-            plain.matvec,
-            plain.dim,
-            plain.dtype,
-            plain.device,
+            multiply,
+            objective.dim,
+            objective.dtype,
+            objective.device,
             objective=objective,
             choice=choice,
+            kept=kept,
         )
 
 
@@ -59,6 +82,7 @@ def hessian_operator(
     device: torch.device | str = "cpu",
     batch_size: int | str = "auto",
     tf32: bool = False,
+    products: int = 100,
 ) -> HessianOperator:
     """Build the Hessian of the weighted mean loss over all samples.
 
@@ -68,12 +92,14 @@ def hessian_operator(
         loss: per-sample loss, (B, C) logits and (B,) targets to (B,); cross-entropy when None.
         parameters: names or globs that the rows belong to; all when None. Parameters that are
             frozen (requires_grad off) or unused have zero rows.
-        product: insist on one way of differentiating; "auto" takes the fastest that agrees with
+        product: insist on one way of computing products; "auto" takes the fastest that agrees with
             double backward and with finite differences, compared here once in float64.
         dtype: precision of the products; sums over batches are float64.
         device: where the products run.
         batch_size: samples at once, or "auto".
         tf32: allow TF32 on CUDA.
+        products: how many are to come with each operator; "auto" prepares a faster way, which takes
+            seconds to minutes, where that pays.
 
     Returns:
         The operator: `H @ v`, `H.dim`, `H.to_scipy()`, `H.dense()`.
@@ -95,8 +121,7 @@ def hessian_operator(
         batch_size=batch_size,
         tf32=tf32,
     )
-    choice = choose_product(objective, path=None if product == "auto" else product)
-    return HessianOperator.of(objective, choice)
+    return _operators([objective], product, products)[0]
 
 
 def class_operators(
@@ -112,6 +137,7 @@ def class_operators(
     device: torch.device | str = "cpu",
     batch_size: int | str = "auto",
     tf32: bool = False,
+    products: int = 100,
 ) -> dict[int, HessianOperator]:
     """Build the Hessian of each class; all share one copy of the network and of the data.
 
@@ -128,18 +154,17 @@ def class_operators(
     Raises:
         SpectraError: as `hessian_operator`; a class that was asked for has no sample.
     """
-    whole = hessian_operator(
+    objective = Objective.of(
         model,
         source,
         loss,
         parameters=parameters,
-        product=product,
         dtype=dtype,
         device=device,
         batch_size=batch_size,
         tf32=tf32,
     )
-    objective, targets = whole.objective, whole.objective.samples.targets
+    targets = objective.samples.targets
     if normalization not in ("mean", "contribution"):
         raise SpectraError(
             f"got normalization {normalization!r}, expected 'mean' or 'contribution'"
@@ -147,10 +172,20 @@ def class_operators(
     present = torch.unique(targets[objective.weights > 0]).tolist()
     parts = objective if normalization == "contribution" else objective.unweighted()
     total = objective.normalizer if normalization == "contribution" else None
-    return {
-        c: HessianOperator.of(
-            parts.select(torch.nonzero(targets == c)[:, 0], what=f"class {c}", normalizer=total),
-            whole.choice,
-        )
-        for c in (present if classes is None else sorted(classes))
-    }
+    wanted = present if classes is None else sorted(classes)
+    chosen = [
+        parts.select(torch.nonzero(targets == c)[:, 0], what=f"class {c}", normalizer=total)
+        for c in wanted
+    ]
+    return dict(zip(wanted, _operators(chosen, product, products), strict=True))
+
+
+def _operators(
+    objectives: Sequence[Objective], product: ProductName | Literal["auto"], products: int
+) -> list[HessianOperator]:
+    """Choose one way for objectives of one network, by the first of them."""
+    asked = None if product == "auto" else product
+    choice = choose_product(objectives[0], path=asked if asked in PRODUCTS else None)
+    work = Work([len(objective.samples) for objective in objectives], products)
+    kept = choose_way(objectives[0], choice, work, product=asked).kept
+    return [HessianOperator.of(objective, choice, kept=kept) for objective in objectives]

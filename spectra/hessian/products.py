@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters], Tensor]
-ProductName = Literal["reverse-over-forward", "double-backward", "forward-over-reverse"]
+PathName = Literal["reverse-over-forward", "double-backward", "forward-over-reverse"]
+KeptName = Literal["kept-graph", "linearized", "compiled"]  # hessian/kept.py
+ProductName = PathName | KeptName
 
 
 def gradient(f: Function, at: Parameters) -> Parameters:
@@ -68,8 +70,9 @@ def double_backward(f: Function, at: Parameters, vector: Parameters) -> Paramete
     return dict(zip(leaves, second, strict=True))
 
 
-PRODUCTS: dict[ProductName, Callable[[Function, Parameters, Parameters], Parameters]] = {
+PRODUCTS: dict[PathName, Callable[[Function, Parameters, Parameters], Parameters]] = {
     "reverse-over-forward": reverse_over_forward,
     "double-backward": double_backward,
     "forward-over-reverse": forward_over_reverse,
 }
+PRODUCT_NAMES: tuple[ProductName, ...] = (*PRODUCTS, *get_args(KeptName))

@@ -28,7 +28,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
-from spectra.hessian import HessianOperator, Objective, ProductName
+from spectra.hessian import HessianOperator, Objective, PathName
 from spectra.krylov.operator import not_finite
 from spectra.landscape.statistics import Amplification, stream
 from spectra.landscape.subject import choice_of, direction_in, objective_of
@@ -94,7 +94,7 @@ def amplification(
         )
     if batch_norm == "training":
         # Reverse-over-forward is silently wrong through the statistics of a batch.
-        ways: tuple[ProductName, ...] = ("double-backward", "forward-over-reverse")
+        ways: tuple[PathName, ...] = ("double-backward", "forward-over-reverse")
         path = next((way for way in ways if way not in choice.refused), path)
         if path not in ways:
             raise SpectraError(
@@ -145,7 +145,7 @@ def minibatch(count: int, size: int, seed: int, number: int) -> Int64[np.ndarray
 
 
 def _of_batch(
-    batch: Objective, path: ProductName, v: Float[Tensor, "k n"], radii: Float64[np.ndarray, " r"]
+    batch: Objective, path: PathName, v: Float[Tensor, "k n"], radii: Float64[np.ndarray, " r"]
 ) -> Float64[np.ndarray, " f"]:
     """Measure one batch: ‖g‖, a (k), vᵀHg (k), b (k r), residuals (r), one wait for the device."""
     g = batch.gradient()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import recorded
 from ..errors import SpectraError
 from ..losses import LossSpec
 from .recipes import Recipe
@@ -236,42 +237,6 @@ class Engine:
             mine.copy_(value)
         self.escape.last_norm.copy_(state["last_norm"])
         self.escape.since.copy_(state["since"])
-
-
-def recorded(step: Callable[[Batch], Tensor], example: Batch) -> Callable[[Batch], Tensor]:
-    """Record a step on the batch's CUDA device; warming up moves whatever the step moves.
-
-    Args:
-        step: uses the batch's tensors and a fixed set of others, and never waits for the device.
-        example: a batch of the shapes to come.
-
-    Returns:
-        The step for batches of these shapes; its result is overwritten by the next call.
-
-    References:
-        https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
-    """
-    held = {name: value.clone() for name, value in example.items()}
-    device = held["inputs"].device
-    # The stream is put back here because a capture that fails leaves its own one current.
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):  # lazy initialisation and the choice of algorithms stay outside
-                step(held)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = step(held)
-
-    def replay(batch: Batch) -> Tensor:
-        for name, value in batch.items():
-            held[name].copy_(value)
-        graph.replay()
-        return result
-
-    return replay
 
 
 def difference(

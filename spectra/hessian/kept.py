@@ -1,0 +1,269 @@
+"""Products that keep, batch by batch, all that does not depend on the vector.
+
+    kept-graph   the graph of the gradient is kept, and each product goes through it backwards
+    linearized   the product as a program of tensor operations, cut where the vector comes in
+    compiled     the same program, both halves compiled by torch.compile
+
+As many batches are kept as the budget allows; for the others the first half runs in every product,
+eight convolution passes instead of six. On a GPU a linearized or compiled product over all batches
+is recorded as one CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spectra.devices import Named, recorded
+from spectra.hessian.batching import free_bytes, out_of_memory
+from spectra.hessian.objective import Batch, Objective
+from spectra.hessian.products import Function, KeptName, PathName
+from spectra.hessian.tracing import Program, trace, written_out
+
+Linear = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # v to H v, both by parameter
+_SHARE = 2  # of free memory: the rest is for the basis and for a batch at work
+_REPLAYED = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative: sums in another order
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A batch, and the product with its Hessian where that is kept."""
+
+    batch: Batch
+    linear: Linear | None
+
+
+class KeptProducts:
+    """Multiply with the Hessians of objectives that share one network.
+
+    What is kept belongs to one objective, the last that was multiplied with; the next one takes its
+    place. So a loop over classes keeps one class at a time.
+    """
+
+    def __init__(
+        self,
+        name: KeptName,
+        objective: Objective,
+        path: PathName,
+        *,
+        sizes: Sequence[int],
+        budget: int | None = None,
+    ) -> None:
+        """Prepare a way for all selections of an objective.
+
+        Args:
+            name: of the way.
+            objective: its network, parameters and precision are those of all selections.
+            path: the plain way that takes over when memory runs out.
+            sizes: samples at once, descending; a batch is filled up to the next of them with
+                samples of weight zero, so that few shapes are traced.
+            budget: bytes that may be kept; half of what is free at that time when None.
+        """
+        self.name = name
+        self.path = path
+        self.sizes = tuple(sizes)
+        self.budget = budget
+        self.note = ""  # what went otherwise than planned
+        self.kept_samples = 0  # of the objective at hand
+        self._written_out = (
+            replace(objective, network=written_out(objective.network))
+            if name != "kept-graph"
+            else objective
+        )
+        self._programs: dict[int, Program] = {}  # by samples at once
+        self._owner: weakref.ref[Objective] | None = None
+        self._versions: list[int] = []
+        self._pieces: list[_Piece] = []
+        self._replay: Callable[[Named], Tensor] | None = None
+        self._plain = False
+
+    def product(self, objective: Objective, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Multiply the Hessian of an objective with a vector, accumulated in float64.
+
+        Args:
+            objective: a selection of the samples of the one that this was made for.
+            vector: (n,) in its precision, on its device.
+
+        Returns:
+            H v, (n,).
+        """
+        while not self._plain:
+            try:
+                with self._setting(objective):
+                    return self._product(objective, vector)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            # Outside the except clause: the traceback, and what failed with it, is gone.
+            self._plain, self.budget = self.budget == 0, 0
+            self.note = f"out of memory: {self.path if self._plain else 'nothing is kept'}"
+            self.drop()
+        return objective.product(vector, self.path)
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self._pieces, self._replay, self._owner = [], None, None
+        self.kept_samples = 0
+
+    def _setting(self, objective: Objective) -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        stack.enter_context(objective._arithmetic())
+        stack.enter_context(torch.set_grad_enabled(self.name == "kept-graph"))
+        return stack
+
+    def _product(self, objective: Objective, vector: Tensor) -> Tensor:
+        versions = [parameter._version for parameter in objective.network.parameters()]
+        owner = self._owner() if self._owner is not None else None
+        if owner is not objective or versions != self._versions:
+            self._take_over(objective)
+            self._owner, self._versions = weakref.ref(objective), versions
+            self._record(objective, vector)
+        if self._replay is not None:
+            return self._replay({"vector": vector}).clone()
+        return self._sum(objective, vector)
+
+    def _sum(self, objective: Objective, vector: Tensor) -> Tensor:
+        names = list(objective._at())
+        direction = list(objective._split(vector).values())
+        total: Tensor | None = None
+        for piece in reversed(self._pieces) if objective.backwards else self._pieces:
+            linear = piece.linear or self._linear(objective, piece.batch)[0]
+            part = objective._flatten(dict(zip(names, linear(direction), strict=True)))
+            total = part.double() if total is None else total.add_(part)
+        assert total is not None
+        return total.div_(objective.normalizer).to(objective.dtype)
+
+    def _take_over(self, objective: Objective) -> None:
+        """Keep as much of an objective as the budget allows."""
+        self.drop()
+        left = free_bytes(objective.device) // _SHARE if self.budget is None else self.budget
+        for batch, count in self._batches(objective):
+            piece = _Piece(batch, None)
+            left -= _bytes(batch)
+            if left > 0:
+                linear, size = self._linear(objective, batch)
+                left -= size
+                if left >= 0:
+                    piece = _Piece(batch, linear)
+                    self.kept_samples += count
+            self._pieces.append(piece)
+
+    def _batches(self, objective: Objective) -> Iterator[tuple[Batch, int]]:
+        """Cut the samples into batches of few sizes; tell how many of each are real."""
+        start, count = 0, len(objective.samples)
+        while start < count:
+            left, size = count - start, self.sizes[0]
+            if left < size:
+                size = min(self.sizes, key=lambda size: (-(-left // size) * size, -size))
+            stop = min(start + size, count)
+            rows = torch.arange(start, stop, device=objective.device)
+            if self.name == "kept-graph":
+                yield objective.batch(rows), len(rows)
+            else:
+                lacking = size - len(rows)
+                more = rows[torch.arange(lacking, device=rows.device) % len(rows)]
+                x, targets, weights = objective.batch(torch.cat([rows, more]))
+                weights[len(rows) :] = 0
+                yield (x, targets, weights), len(rows)
+            start = stop
+
+    def _linear(self, objective: Objective, batch: Batch) -> tuple[Linear, int]:
+        """Compute all that the products with one batch share; count its bytes."""
+        at = objective._at()
+        if self.name == "kept-graph":
+            known = {_start(p) for p in objective.network.parameters()}
+            with _counted_saves() as sizes:
+                linear = _through_graph(partial(objective._weighted_sum, *batch), at)
+            return linear, sum(size for start, size in sizes.items() if start not in known)
+        program = self._program(objective, batch)
+        given = (*at.values(), *batch)
+        kept = program.prepare(*given)
+        return lambda direction: program.apply(*given, *kept, *direction), _bytes(kept)
+
+    def _program(self, objective: Objective, batch: Batch) -> Program:
+        size = len(batch[1])
+        if size not in self._programs:
+
+            def bound(inputs: Tensor, targets: Tensor, weights: Tensor) -> Function:
+                return partial(self._written_out._weighted_sum, inputs, targets, weights)
+
+            program = trace(bound, objective._at(), batch)
+            self._programs[size] = program.compiled() if self.name == "compiled" else program
+        return self._programs[size]
+
+    def _record(self, objective: Objective, vector: Tensor) -> None:
+        """On a GPU, record the product over all batches, and compare the recording with it."""
+        self._replay = None
+        if objective.device.type != "cuda" or self.name == "kept-graph":
+            return
+        expected = self._sum(objective, vector)
+        try:
+            step = recorded(
+                lambda given: self._sum(objective, given["vector"]),
+                {"vector": torch.zeros_like(vector)},
+            )
+            gap = float((step({"vector": vector}) - expected).norm() / expected.norm())
+            why = f"{gap:.1e} from the plain launches"
+        except RuntimeError as error:  # a capture may fail in any way
+            if out_of_memory(error):
+                raise
+            gap, why = torch.inf, str(error).splitlines()[0][:160]
+        if gap <= _REPLAYED[objective.dtype]:
+            self._replay = step
+        else:
+            self.note = f"not recorded as a CUDA graph ({why})"
+
+
+def _through_graph(f: Function, at: Named) -> Linear:
+    """Keep the graph of a gradient; a product is its gradient along the vector."""
+    leaves = [value.detach().requires_grad_() for value in at.values()]
+    first = torch.autograd.grad(
+        f(dict(zip(at, leaves, strict=True))),
+        leaves,
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    curved = [k for k, part in enumerate(first) if part.requires_grad]
+
+    def linear(direction: Sequence[Tensor]) -> Sequence[Tensor]:
+        if not curved:  # the loss is affine in every parameter
+            return [torch.zeros_like(leaf) for leaf in leaves]
+        return torch.autograd.grad(
+            [first[k] for k in curved],
+            leaves,
+            [direction[k] for k in curved],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return linear
+
+
+@contextlib.contextmanager
+def _counted_saves() -> Iterator[dict[int, int]]:
+    """Collect the bytes of what autograd saves, by where its storage starts."""
+    sizes: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        sizes[_start(saved)] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        yield sizes
+
+
+def _start(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum({_start(t): t.untyped_storage().nbytes() for t in tensors}.values())

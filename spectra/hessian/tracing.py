@@ -1,0 +1,189 @@
+"""Write a Hessian-vector product out as a program, and cut it where the vector comes in.
+
+    H v = ∂_v(∇f)(θ) = apply(θ, batch, prepare(θ, batch), v)
+
+Forward-over-reverse is traced once per shape into a graph of plain tensor operations. What does not
+depend on v goes to `prepare`: the forward pass and the gradients with respect to the activations.
+The rest, two convolutions for each of the three of a gradient, goes to `apply`. Between the two lie
+tensors that may be kept, and then a product costs six convolution passes, twice a gradient. What is
+cheap to compute from what lies there already is not kept, but computed again in `apply`.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from spectra.hessian.products import Function, Parameters, forward_over_reverse
+
+aten = torch.ops.aten
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+Bound = Callable[..., Function]  # the tensors of a batch -> the weighted sum of its losses
+
+
+@dataclass(frozen=True)
+class Program:
+    """The product of one batch shape, in two halves."""
+
+    prepare: Callable[..., tuple[Tensor, ...]]  # θ and batch -> what the second half reads
+    apply: Callable[..., tuple[Tensor, ...]]  # θ, batch, what was prepared, v -> H v
+
+    def compiled(self) -> Program:
+        """Compile both halves; the compiler runs at their first calls."""
+        halves = (self.prepare, self.apply)
+        return Program(*(torch.compile(half, dynamic=False) for half in halves))
+
+
+def written_out(network: nn.Module) -> nn.Module:
+    """Copy a network, its evaluation-mode batch norms written out as one affine map.
+
+    torch's own kernel is the faster one where autograd runs, but traced it breaks into more
+    operations than the map itself, and more tensors to keep.
+
+    Args:
+        network: in evaluation mode.
+
+    Returns:
+        A module whose parameters and buffers have the same names and values.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if type(module) in _NORMS:
+            module.__class__ = _Affine
+    return network
+
+
+class _Affine(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = torch.rsqrt(self.running_var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -self.running_mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        shape = (-1,) + (1,) * (input.dim() - 2)
+        return input * scale.view(shape) + shift.view(shape)
+
+
+def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:
+    """Trace the product of one batch and cut it in two.
+
+    Args:
+        bound: takes the tensors of a batch and gives the sum of its losses as a function of the
+            parameters. What it does must depend on shapes alone, not on values: the batches to
+            come run through the same operations.
+        at: name to parameter.
+        batch: tensors of the shapes and layouts to come.
+
+    Returns:
+        The program. Parameters and v go in and out as tensors in the order of `at`.
+
+    Raises:
+        RuntimeError: the function cannot be traced.
+    """
+    names, size = list(at), len(batch)
+
+    def product(*flat: Tensor) -> list[Tensor]:
+        here = dict(zip(names, flat, strict=False))
+        along = dict(zip(names, flat[len(names) + size :], strict=True))
+        f = bound(*flat[len(names) : len(names) + size])
+        result = forward_over_reverse(f, here, along)
+        return [result[name] for name in names]
+
+    like = list(at.values())
+    inputs = [*like, *batch, *(torch.zeros_like(value) for value in like)]
+    graph = make_fx(torch.func.functionalize(product, remove="mutations"))(*inputs)
+    _tidy(graph.graph)
+    prepare, apply = _cut(graph, vectors=len(names))
+    return Program(prepare, apply)
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Drop what nobody reads, and let every gradient of a convolution stand alone."""
+    for node in list(graph.nodes):
+        if node.target is aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.target is not aten.convolution_backward.default:
+            continue
+        *rest, wanted = node.args
+        for k in range(3):
+            users = [user for user in node.users if user.args[1] == k]
+            if not users or sum(wanted) == 1:
+                continue
+            with graph.inserting_before(node):
+                mask = [j == k for j in range(3)]
+                alone = graph.call_function(node.target, (*rest, mask))
+                item = graph.call_function(operator.getitem, (alone, k))
+                item.meta = dict(users[0].meta)
+            for user in users:
+                user.replace_all_uses_with(item)
+    graph.eliminate_dead_code()
+
+
+def _cut(program: fx.GraphModule, *, vectors: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Part the operations that depend on the last `vectors` inputs from the others."""
+    nodes = list(program.graph.nodes)
+    given = [node for node in nodes if node.op == "placeholder"]
+    given, vector = given[:-vectors], given[-vectors:]
+    moving = set(vector)
+    for node in nodes:
+        if node.op == "call_function" and moving & set(node.all_input_nodes):
+            moving.add(node)
+    last = nodes[-1]
+    fixed = [node for node in nodes if node.op == "call_function" and node not in moving]
+    kept = {node for node in fixed if any(user in moving or user is last for user in node.users)}
+    again = _recomputed(kept, fixed, moving)
+    kept -= again
+    boundary = [node for node in fixed if node in kept]
+    constants = [node for node in nodes if node.op == "get_attr"]
+    later = [
+        node for node in nodes if node.op == "call_function" and (node in moving or node in again)
+    ]
+    prepare = _graph(program, given, constants + fixed, boundary)
+    apply = _graph(program, [*given, *boundary, *vector], constants + later, last.args[0])
+    return prepare, apply
+
+
+def _recomputed(kept: set[fx.Node], fixed: Sequence[fx.Node], moving: set[fx.Node]) -> set[fx.Node]:
+    """Find what is elementwise, or a view, of what is kept anyway."""
+    found: set[fx.Node] = set()
+    for node in fixed:
+        cheap = isinstance(node.target, torch._ops.OpOverload) and (
+            torch.Tag.pointwise in node.target.tags or node.target.is_view
+        )
+        if (
+            node in kept
+            and cheap
+            and all(
+                n in kept or (n.op in ("placeholder", "get_attr") and n not in moving)
+                for n in node.all_input_nodes
+            )
+        ):
+            found.add(node)
+    return found
+
+
+def _graph(
+    owner: fx.GraphModule,
+    inputs: Sequence[fx.Node],
+    operations: Sequence[fx.Node],
+    outputs: Sequence[fx.Node],
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in operations:
+        copies[node] = graph.node_copy(node, lambda old: copies[old])
+    graph.output(tuple(copies[node] for node in outputs))
+    graph.eliminate_dead_code()
+    graph.lint()
+    return fx.GraphModule(owner, graph)

@@ -1,0 +1,245 @@
+"""What is kept from product to product changes their cost, and nothing else."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spectra.hessian import KeptProducts, Objective
+from spectra.hessian.products import KeptName
+from spectra.hessian.tracing import written_out
+from spectra.losses import LossSpec
+from tests.zoo import CLASSES, MODELS, build
+
+EAGER: tuple[KeptName, ...] = ("kept-graph", "linearized")
+# grid_sample and functions in the old style have no forward mode to trace.
+TRACEABLE = [name for name in MODELS if name not in ("grid-sample", "old-function")]
+
+
+class Residual(nn.Module):
+    """A convolution, a residual block that halves the image, a head; batch norms between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
+        self.fc = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bn1(self.conv1(x)).relu()
+        h = (self.bn2(self.conv2(h)) + h[:, :, ::2, ::2]).relu()
+        out: Tensor = self.fc(nn.functional.adaptive_avg_pool2d(h, 2).flatten(1))
+        return out
+
+
+def residual_net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Residual().double()
+        for module in (model.bn1, model.bn2):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model.eval()
+
+
+def problem(
+    model: nn.Module, x: Tensor, device: torch.device, loss: LossSpec | None = None
+) -> tuple[Objective, Tensor]:
+    y = torch.arange(len(x)) % CLASSES
+    H = Objective.of(model, (x, y), loss, dtype=torch.float64, device=device, batch_size=4)
+    draw = torch.Generator().manual_seed(1)
+    return H, torch.randn(H.dim, generator=draw, dtype=torch.float64).to(device)
+
+
+def images(n: int) -> Tensor:
+    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("network", MODELS)
+def test_every_kept_way_agrees_with_double_backward_in_float64(
+    network: str, name: KeptName, device: torch.device
+) -> None:
+    if (name == "linearized" and network not in TRACEABLE) or network == "tokens-lstm":
+        pytest.skip("no forward mode, or no second derivative on the device")
+    model, (x, _) = build(MODELS[network][0], *MODELS[network][1], n=7)
+    objective, v = problem(model, x, device)
+    kept = KeptProducts(name, objective, "double-backward", sizes=(4,))
+    expected = objective.product(v, "double-backward")
+    for _ in range(2):  # the second time from what was kept
+        assert off(kept.product(objective, v), expected) < 1e-10
+    assert kept.kept_samples == 7
+    assert kept.note == ""
+
+
+@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("loss", ["weighted", "focal", "ldam", "masked"])
+def test_losses_with_weights_and_masks_lose_nothing(
+    name: KeptName, loss: str, device: torch.device
+) -> None:
+    specs = {
+        "weighted": LossSpec(weights=(0.2, 1.0, 3.0)),
+        "focal": LossSpec("focal"),
+        "ldam": LossSpec("ldam", class_counts=(12, 8, 3), scale=3.0),
+        "masked": LossSpec(ignore_index=1),
+    }
+    objective, v = problem(residual_net(), images(6), device, specs[loss])
+    kept = KeptProducts(name, objective, "double-backward", sizes=(4,))
+    assert off(kept.product(objective, v), objective.product(v, "double-backward")) < 1e-10
+
+
+@pytest.mark.parametrize("sizes", [(8,), (3,), (8, 2), (1,)])
+def test_batches_filled_up_with_samples_of_weight_zero_change_nothing(
+    sizes: tuple[int, ...], device: torch.device
+) -> None:
+    objective, v = problem(residual_net(), images(11), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=sizes)
+    expected = objective.product(v, "double-backward")
+    assert off(kept.product(objective, v), expected) < 1e-12
+    for rows in ([0, 3], [4], list(range(10))):
+        part = objective.select(torch.tensor(rows))
+        assert off(kept.product(part, v), part.product(v, "double-backward")) < 1e-12
+        assert kept.kept_samples == len(rows)
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_the_budget_decides_what_is_kept_and_no_bit_of_the_product(
+    name: KeptName, device: torch.device
+) -> None:
+    objective, v = problem(residual_net(), images(12), device)
+    whole = KeptProducts(name, objective, "double-backward", sizes=(4,))
+    expected = whole.product(objective, v)
+    assert whole.kept_samples == 12
+    size = _held(whole)
+    assert size > 0
+    kept = []
+    for budget in (0, size // 2, 2 * size):
+        ways = KeptProducts(name, objective, "double-backward", sizes=(4,), budget=budget)
+        assert off(ways.product(objective, v), expected) < 1e-14
+        kept.append(ways.kept_samples)
+    assert kept[0] == 0
+    assert kept[1] == 4
+    assert kept[2] == 12
+
+
+def _held(kept: KeptProducts) -> int:
+    """Bytes of a keeper, found by giving it less and less until it keeps less."""
+    batch = kept._pieces[0].batch
+    linear, size = kept._linear(kept._owner(), batch)  # type: ignore[misc,arg-type]
+    assert linear is not None
+    return 3 * (size + sum(t.untyped_storage().nbytes() for t in batch))
+
+
+def test_another_selection_takes_the_place_of_the_last(device: torch.device) -> None:
+    objective, v = problem(residual_net(), images(8), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    parts = [objective.select(torch.arange(a, b)) for a, b in ((0, 4), (4, 8))]
+    for part in parts * 2:
+        assert off(kept.product(part, v), part.product(v, "double-backward")) < 1e-12
+        assert kept.kept_samples == 4
+
+
+def test_what_is_kept_is_dropped_when_the_weights_move(device: torch.device) -> None:
+    objective, v = problem(residual_net(), images(4), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    before = kept.product(objective, v)
+    with torch.no_grad():
+        for parameter in objective.network.parameters():
+            parameter.mul_(1.1)
+    after = kept.product(objective, v)
+    assert off(after, before) > 1e-3
+    assert off(after, objective.product(v, "double-backward")) < 1e-12
+
+
+def test_dropping_frees_what_was_kept(device: torch.device) -> None:
+    objective, v = problem(residual_net(), images(4), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    kept.product(objective, v)
+    held = weakref.ref(kept._pieces[0].batch[0])
+    kept.drop()
+    gc.collect()
+    assert held() is None
+    assert kept.kept_samples == 0
+    assert off(kept.product(objective, v), objective.product(v, "double-backward")) < 1e-12
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_out_of_memory_keeps_nothing_and_then_takes_the_plain_path(
+    failures: int, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    objective, v = problem(residual_net(), images(8), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    expected = kept.product(objective, v)
+    left = failures
+    real: Callable[..., Tensor] = KeptProducts._sum
+
+    def scarce(self: KeptProducts, *given: object) -> Tensor:
+        nonlocal left
+        if left:
+            left -= 1
+            raise torch.OutOfMemoryError
+        return real(self, *given)
+
+    monkeypatch.setattr(KeptProducts, "_sum", scarce)
+    kept.drop()
+    assert off(kept.product(objective, v), expected) < 1e-12
+    assert kept.kept_samples == 0
+    assert ("double-backward" in kept.note) == (failures == 2)
+
+
+def test_some_rows_and_frozen_parameters_come_out_where_they_belong(device: torch.device) -> None:
+    model = residual_net()
+    next(model.parameters()).requires_grad_(False)
+    y = torch.arange(4) % CLASSES
+    for rows in (None, "*2.*"):
+        objective = Objective.of(
+            model, (images(4), y), parameters=rows, dtype=torch.float64, device=device
+        )
+        draw = torch.Generator().manual_seed(1)
+        v = torch.randn(objective.dim, generator=draw, dtype=torch.float64).to(device)
+        for name in get_args(KeptName)[:2]:
+            kept = KeptProducts(name, objective, "double-backward", sizes=(4,))
+            expected = objective.product(v, "double-backward")
+            assert off(kept.product(objective, v), expected) < 1e-12
+
+
+def test_written_out_norms_are_the_same_function_with_the_same_names() -> None:
+    model = residual_net()
+    out = written_out(model)
+    assert list(out.state_dict()) == list(model.state_dict())
+    x = images(3)
+    with torch.no_grad():
+        assert off(out(x), model(x)) < 1e-14
+    assert type(model.bn1) is nn.BatchNorm2d  # the caller's is left as it was
+
+
+def test_a_linearized_product_convolves_twice_as_often_as_a_gradient_at_most(
+    device: torch.device,
+) -> None:
+    objective, v = problem(residual_net(), images(4), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    kept.product(objective, v)
+
+    def work(task: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            task()
+        return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "conv" in str(op))
+
+    plain = work(lambda: objective.product(v, "reverse-over-forward"))
+    fast = work(lambda: kept.product(objective, v))
+    kept.drop()
+    again = work(lambda: kept.product(objective, v))
+    assert 0 < fast <= 2 * work(objective.gradient)
+    assert fast < again <= plain

@@ -1,0 +1,163 @@
+"""The way of computing products is measured, proven, recorded; what fails is explained."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spectra.errors import SpectraError
+from spectra.hessian import (
+    KeptProducts,
+    Objective,
+    ProductChoice,
+    Work,
+    choose_product,
+    choose_way,
+    hessian_operator,
+    tracing,
+    ways,
+)
+from tests.zoo import CLASSES, MODELS, build
+
+MUCH = Work([9], 10**9)
+
+
+def setting(
+    device: torch.device, name: str = "conv", dtype: torch.dtype = torch.float64
+) -> tuple[Objective, ProductChoice]:
+    model, (x, y) = build(MODELS[name][0], *MODELS[name][1])
+    objective = Objective.of(model, (x, y), dtype=dtype, device=device)
+    return objective, choose_product(objective)
+
+
+def test_little_work_takes_the_plain_path_and_measures_nothing(device: torch.device) -> None:
+    objective, choice = setting(device)
+    way = choose_way(objective, choice, Work([9], 10))
+    assert (way.name, way.kept, way.seconds) == (choice.path, None, {})
+
+
+def test_much_work_takes_the_fastest_way_that_was_measured(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    monkeypatch.setattr(ways, "_WORTH_COMPILING", float("inf"))
+    objective, choice = setting(device)
+    way = choose_way(objective, choice, MUCH)
+    assert set(way.seconds) >= {choice.path, "linearized"}
+    if way.kept is not None:
+        assert way.seconds[way.name] < way.seconds[choice.path]
+        v = torch.ones(objective.dim, dtype=torch.float64, device=device)
+        expected = objective.product(v, choice.path)
+        assert float((way.kept.product(objective, v) - expected).norm() / expected.norm()) < 1e-12
+    else:
+        assert any("not faster" in note for note in way.notes)
+
+
+@pytest.mark.parametrize("slow", ["linearized", "kept-graph"])
+def test_a_way_that_is_not_faster_is_not_used(
+    slow: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    monkeypatch.setattr(ways, "_WORTH_COMPILING", float("inf"))
+    clock = {"linearized": 2.0, "kept-graph": 2.0, "plain": 1.0} | {slow: 3.0}
+
+    def time(self: object, product: object) -> float:
+        owner = getattr(product, "__self__", None)
+        return clock[owner.name if isinstance(owner, KeptProducts) else "plain"]
+
+    monkeypatch.setattr(ways._Trial, "time", time)
+    objective, choice = setting(device)
+    way = choose_way(objective, choice, MUCH)
+    assert way.name == choice.path
+    assert f"{slow} is not faster here than {choice.path}" in way.notes
+
+
+def test_a_network_that_cannot_be_traced_keeps_its_plain_path_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.body(x)
+            return h.sinh() if bool(h.sum() > 0) else h.cosh()
+
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    objective = Objective.of(
+        Branch().double(), (x, torch.arange(6) % CLASSES), dtype=torch.float64, device=device
+    )
+    choice = choose_product(objective)
+    way = choose_way(objective, choice, Work([6], 10**9))
+    assert way.name in (choice.path, "kept-graph")
+    assert any(note.startswith("no linearized product") for note in way.notes)
+    with pytest.raises(SpectraError, match="got product 'linearized' for a network"):
+        choose_way(objective, choice, MUCH, product="linearized")
+
+
+def test_a_way_stands_on_a_path_that_is_right(device: torch.device) -> None:
+    objective, choice = setting(device, "old-function")
+    assert "forward-over-reverse" in choice.refused
+    with pytest.raises(SpectraError, match="stands on forward-over-reverse"):
+        choose_way(objective, choice, MUCH, product="linearized")
+    assert choose_way(objective, choice, MUCH, product="kept-graph").kept is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_program_that_is_wrong_is_found_out(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    objective, choice = setting(device, dtype=dtype)
+    real = tracing.forward_over_reverse
+
+    def wrong(*given: object) -> dict[str, Tensor]:
+        return {name: 1.00001 * part for name, part in real(*given).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tracing, "forward_over_reverse", wrong)
+    with pytest.raises(SpectraError, match=r"1\.0e-05 away from double-backward in float64"):
+        choose_way(objective, choice, MUCH, product="linearized")
+
+
+def test_the_batch_is_filled_up_little(device: torch.device) -> None:
+    if device.type == "cuda":
+        pytest.skip("one pair of sizes there")
+    objective, _ = setting(device)
+    sizes = {n: ways._sizes(objective, Work([n], 1)) for n in (5, 16, 20, 64, 500)}
+    assert sizes == {5: (8,), 16: (16,), 20: (8,), 64: (32,), 500: (32,)}
+
+
+@pytest.mark.parametrize("name", ["kept-graph", "linearized"])
+def test_the_product_that_is_asked_for_is_used_by_operators(
+    name: str, device: torch.device
+) -> None:
+    model, data = build(MODELS["conv"][0], *MODELS["conv"][1])
+    H = hessian_operator(model, data, dtype=torch.float64, device=device, product=name)  # type: ignore[arg-type]
+    plain = hessian_operator(model, data, dtype=torch.float64, device=device)
+    assert H.kept is not None
+    assert H.kept.name == name
+    v = torch.ones(H.dim, dtype=torch.float64, device=device)
+    assert float((H @ v - plain @ v).norm() / (plain @ v).norm()) < 1e-12
+    assert H.kept.kept_samples == 9
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_product_agrees_in_float64_and_does_not_compile_for_a_ragged_batch(
+    device: torch.device,
+) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+    )
+    x = torch.randn(11, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    H = Objective.of(model, (x, torch.arange(11) % CLASSES), dtype=torch.float64, device=device)
+    v = torch.ones(H.dim, dtype=torch.float64, device=device)
+    kept = KeptProducts("compiled", H, "double-backward", sizes=(4,))
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    expected = H.product(v, "double-backward")
+    for _ in range(2):
+        assert float((kept.product(H, v) - expected).norm() / expected.norm()) < 1e-10
+    part = H.select(torch.arange(5))  # another class: the same shapes
+    off = kept.product(part, v) - part.product(v, "double-backward")
+    assert float(off.norm()) < 1e-10
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 2  # two halves
