@@ -11,7 +11,7 @@ from spectra.data.memory import free_memory
 # Bytes that a product holds per byte of layer outputs: primals, tangents, and what reverse mode
 # saves of both. A guess is enough, for running out of memory halves the batch.
 _ACTIVATION_FACTOR = 8
-_LARGEST_BATCH = {"cpu": 128, "cuda": 2048}
+_LARGEST_BATCH = {"cpu": 32, "cuda": 2048}  # on a CPU more than fits the caches is slower
 _UNKNOWN = 4 * 2**30  # bytes taken to be free where the system does not tell
 
 
@@ -28,7 +28,7 @@ class Batching:
 def automatic_batch(seen: int, device: torch.device) -> int:
     """Guess how many samples that put out `seen` bytes each fit into a quarter of free memory."""
     fits = free_bytes(device) // 4 // max(1, seen * _ACTIVATION_FACTOR)
-    return int(max(1, min(fits, _LARGEST_BATCH.get(device.type, 128))))
+    return int(max(1, min(fits, _LARGEST_BATCH.get(device.type, 32))))
 
 
 def free_bytes(device: torch.device) -> int:
