@@ -44,10 +44,12 @@ MAY_IMPORT = {
     | {"study", "analysis"},
     "tables": {"errors", "files", "results", "trajectories"},
     "figures": {"errors", "files", "krylov", "results", "trajectories", "tables"},
+    "pages": {"errors", "files", "results", "trajectories", "tables", "figures"},
     "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
     "command_line": {"spectra", "errors", "plan"},
     "esd": {"spectra", "errors", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "command_line", "trajectories", "tables", "figures"},
+    "report": {"spectra", "errors", "command_line", "pages"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
     "spectra": HALLWAY | {"analysis", "trajectories", "landscape"},
 }
@@ -110,6 +112,7 @@ def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
         ("pandas", {"tables"}),
         ("matplotlib", {"figures"}),
         ("seaborn", set()),
+        ("markdown_it", {"pages"}),
         ("pooch", {"data"}),
         ("pyarrow", {"data"}),
         ("PIL", {"data"}),
@@ -168,7 +171,7 @@ def test_conda_and_pip_ask_for_the_same_packages_in_the_same_ranges() -> None:
 def test_every_declared_package_is_imported_and_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     imported = {name.split(".")[0] for path in SOURCES for name in imports_of(path)}
-    names = {"pillow": "PIL", "scikit-learn": "sklearn"}
+    names = {"pillow": "PIL", "scikit-learn": "sklearn", "markdown-it-py": "markdown_it"}
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower()
     for line in project["dependencies"]:
         name = requirement(line)[0]

@@ -1,0 +1,212 @@
+"""Write the methods paragraph for a paper's appendix, from what the result files say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spectra.results import Analysis, ClassSpectrum
+from spectra.tables import number
+
+from .words import some
+
+_MOST = 12  # parts or classes that a sentence lists one by one
+_LOSS = {
+    "ce": "the cross-entropy, without class weights",
+    "trained": "the loss that the checkpoint was trained with",
+}
+_KERNEL = {
+    "default": "smoothed by Gaussians whose width follows the eigenvalue",
+    "paper": "smoothed by Gaussians of one width, as in the released analysis",
+}
+_REFERENCES = {
+    "Lanczos quadrature": "https://doi.org/10.1137/16M1104974",
+    "bounds from a random start": "https://doi.org/10.1137/0613066",
+}
+_RELEASED = {"the released protocol": "https://arxiv.org/abs/2212.13827"}
+
+
+def methods(analyses: Sequence[Analysis], recipe: Mapping[str, Any] | None = None) -> str:
+    """Write the paragraph for a paper's appendix; what several analyses differ in is listed.
+
+    Args:
+        analyses: of one run or checkpoint, at least one.
+        recipe: how the network was trained, where that is known.
+    """
+    spectra = [s for analysis in analyses for s in analysis.spectra if s.error is None]
+    parts = (_subject, _samples, _examined, _krylov, _products, _certificates, _software)
+    text = " ".join(sentence for part in parts if (sentence := part(analyses, spectra)))
+    if recipe:
+        fields = (f"{key} {value}" for key, value in recipe.items() if key != "name")
+        text += f" The network was trained by the recipe {recipe.get('name')}: {', '.join(fields)}."
+    return text
+
+
+def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    epochs, (first, *_) = distinct(analyses, "checkpoint", "epoch"), analyses
+    arch = some(distinct(analyses, "checkpoint", "arch")) or "unknown"
+    dims = dict.fromkeys(s.measure.dim for s in spectra if s.measure is not None)
+    size = f" with {some(f'{n:,}' for n in dims)} parameters" if dims else ""
+    when = f" at epoch{'s' * (len(epochs) > 1)} {some(epochs)}" if epochs else ""
+    losses = [_LOSS.get(str(x), str(x)) for x in distinct(analyses, "settings", "loss")]
+    losses = losses or ["an unrecorded loss"]
+    if (first.settings.get("network") or {}).get("head") == "cosine":
+        losses[-1] += " of the scaled cosines"
+    which = f"file {first.checkpoint.get('file')}, SHA-256 {_short(first.checkpoint.get('sha256'))}"
+    if len(analyses) > 1:
+        which = f"{len(analyses)} checkpoints"
+    return (
+        f"We analyse a network of architecture {arch}{size}{when} ({which}). For a set of N_c "
+        f"samples, H_c = (1/N_c) Σ ∇²ℓᵢ(θ) is the Hessian of {some(losses)}, with the network "
+        "in evaluation mode."
+    )
+
+
+def _samples(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    data, settings = analyses[0].data, analyses[0].settings
+    spec: Mapping[str, Any] = data.get("spec") or {}
+    split = {"train": "training"}.get(str(data.get("split")), data.get("split"))
+    text = f"Samples are of the {split} split of {data.get('name')}"
+    if spec.get("imbalance"):
+        ratio = f", imbalance ratio {spec['ratio']:g}" if spec.get("ratio") else ""
+        decay = {"exp": "exponential"}.get(spec["imbalance"], spec["imbalance"])
+        text += f", of which the training set is drawn long-tailed ({decay}{ratio}"
+        text += f", seed {spec.get('seed')})"
+    if spec.get("image_size"):
+        text += f", images of {spec['image_size']} pixels"
+    counts = data.get("counts") or []
+    if counts:
+        listed = ", ".join(map(str, counts))
+        many = f"{max(counts)} to {min(counts)} samples in {len(counts)} classes"
+        text += f"; {f'class counts {listed}' if len(counts) <= _MOST else many}, "
+        text += f"{sum(counts)} in all"
+    text += (
+        f" (draw {_short(data.get('draw_sha256'))}, pixels {_short(data.get('pixels_sha256'))})."
+    )
+    used = dict.fromkeys(f"{s.label} ({_named(s)}{s.count} samples)" for s in spectra)
+    if used:
+        sizes = [s.count for s in spectra]
+        many = f"{len(used)} sets of {max(sizes)} to {min(sizes)} samples"
+        text += f" Spectra are of {some(used) if len(used) <= _MOST else many}"
+        if settings.get("max_samples") is not None:
+            text += f", a fixed random subset of at most {settings['max_samples']} of each"
+        text += "."
+    return f"{text} {_augmentation(str(settings.get('augment')))}"
+
+
+def _named(s: ClassSpectrum) -> str:
+    return "" if s.name in ("", s.label, s.label.removeprefix("class ")) else f"{s.name}, "
+
+
+def _augmentation(augment: str) -> str:
+    kind, _, copies = augment.partition(":")
+    return {
+        "none": "No augmentation is applied.",
+        "frozen": f"{copies or 1} augmentation draw(s) of each sample are stored once and used in "
+        "every product.",
+        "resample": "The augmentation is drawn again in every product.",
+    }.get(kind, "")
+
+
+def _examined(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    held = [s.doctor for s in spectra if s.doctor.get("fixed_operator") is not None]
+    if not held:
+        return ""
+    fixed = sum(bool(doctor["fixed_operator"]) for doctor in held)
+    worst = max(doctor.get("repeatability") or 0.0 for doctor in held)
+    return (
+        f"Before the first step each operator was applied repeatedly: {fixed} of {len(held)} are "
+        f"fixed symmetric matrices to rounding (largest relative difference of a repeated product "
+        f"{number(worst, 2)})."
+    )
+
+
+def _krylov(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    settings = analyses[0].settings
+    probes, made = settings.get("probes"), [s.steps for s in spectra if s.steps]
+    start = f"{probes} random start vector{'s' * (probes != 1)} (seed {settings.get('seed')}"
+    if settings.get("protocol") == "released":
+        text = (
+            f"Ritz values come from the released recurrence, {settings.get('steps')} steps from "
+            f"{start}, entries ±1; one pass of Gram–Schmidt, off-diagonals taken before it)."
+        )
+    else:
+        passes = (
+            "no basis kept" if settings.get("basis") == "none" else "two passes of Gram–Schmidt"
+        )
+        text = f"Lanczos makes {settings.get('steps')} steps from {start}, uniform on the sphere"
+        text += f"; {passes}; T in float64)."
+    if (goal := settings.get("until_converged")) is not None:
+        text += (
+            f" It ends earlier once the residuals of both ends are below {goal:g} of the larger "
+            "modulus."
+        )
+    if made and (min(made), max(made)) != (settings.get("steps"),) * 2:
+        text += f" It made {min(made)} to {max(made)} steps."
+    if kernel := _KERNEL.get(str(settings.get("kernel"))):
+        text += f" Densities are {kernel}"
+        text += "; bands are over the start vectors." if (probes or 0) >= 3 else "."
+    forms = {len(s.quadratic_forms) for s in spectra if s.trace is not None}
+    if forms:
+        text += f" Traces also use {some(sorted(forms))} quadratic forms of further random vectors."
+    return text
+
+
+def _products(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    ways = some(distinct(analyses, "settings", "product"))
+    dtype = some(distinct(analyses, "settings", "dtype"))
+    batch = some(distinct(analyses, "settings", "batch_size"))
+    tf32 = "on" if any(distinct(analyses, "settings", "tf32")) else "off"
+    return (
+        f"Hessian-vector products are computed in {dtype} (TF32 {tf32}) by {ways}, in batches of "
+        f"{batch}."
+    )
+
+
+def _certificates(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    held = [s for s in spectra if s.certificate.get("rayleigh_quotient") is not None]
+    if not held:
+        return ""
+    fixed = some(dict.fromkeys(str(s.certificate.get("operator")) for s in held))
+    dtype = some(dict.fromkeys(str(s.certificate.get("dtype")) for s in held))
+    floor = max(s.certificate.get("noise_floor") or 0.0 for s in held)
+    proven = sum(s.proven for s in held)
+    text = (
+        f"For the Ritz vector y of each λmin, θ = yᵀHy was recomputed in {dtype} by another way of "
+        f"differentiating, over other batches, on the fixed operator (augmentation {fixed}). "
+        "θ ≥ λmin for every y; negative curvature is called proven where θ plus the noise floor, "
+        f"what independent passes disagree by plus a bound of the rounding (at most "
+        f"{number(floor, 2)} here), is below zero: {proven} of {len(held)} spectra."
+    )
+    if any(s.certificate.get("lower_bound_95") is not None for s in held):
+        text += " Lower bounds of λmin hold with 95 % probability over the random start."
+    return text
+
+
+def _software(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {value}" for name, value in a.versions.items()) for a in analyses
+    )
+    devices = dict.fromkeys(a.device for a in analyses)
+    return f"Software: {'; '.join(versions)}; device: {some(devices)}."
+
+
+def references(analyses: Sequence[Analysis]) -> str:
+    links = dict(_REFERENCES)
+    if "released" in distinct(analyses, "settings", "protocol"):
+        links |= _RELEASED
+    return "References: " + ", ".join(f"{what} <{link}>" for what, link in links.items()) + "."
+
+
+def distinct(analyses: Sequence[Analysis], section: str, key: str) -> list[Any]:
+    """List the different values that analyses have, unknown ones left out."""
+    found: list[Any] = []
+    for analysis in analyses:
+        value = getattr(analysis, section).get(key)
+        if value is not None and value not in found:
+            found.append(value)
+    return found
+
+
+def _short(fingerprint: object) -> str:
+    return "unknown" if fingerprint is None else f"{str(fingerprint)[:12]}…"

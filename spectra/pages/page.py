@@ -1,0 +1,230 @@
+"""Lay out a page: the order of its sections, its tables and its files."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from spectra.errors import SpectraError
+from spectra.figures import density_grid, save, trajectory_panels
+from spectra.files import replacing
+from spectra.results import CAVEAT, Analysis, ClassSpectrum
+from spectra.tables import MARKS, marks, number, to_markdown
+from spectra.trajectories import RunTrajectory, Trajectory
+
+from .methods import distinct, methods, references
+from .words import findings, over_epochs, some
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #262626; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1rem }
+table { border-collapse: collapse; font-size: 0.8rem; display: block; overflow-x: auto }
+th, td { padding: 0.2rem 0.55rem; border-bottom: 1px solid #ddd; white-space: nowrap }
+img { max-width: 100% } code { background: #f3f3f6; overflow-wrap: anywhere }
+"""
+
+
+def read(folder: str | Path) -> Analysis | Trajectory:
+    """Read what a folder holds, an analysis or a trajectory.
+
+    Args:
+        folder: as `python -m spectra.esd` or `python -m spectra.trajectory` has left it.
+
+    Raises:
+        SpectraError: if it holds neither, or files that are not whole.
+    """
+    place = Path(folder)
+    if (place / "esd.json").exists():
+        return Analysis.load(place)
+    if (place / "trajectory.json").exists():
+        return Trajectory.load(place)
+    kept = next((name for name in ("last.pt", "run.json") if (place / name).exists()), None)
+    what = "no such folder" if not place.is_dir() else "a folder without results"
+    if kept is not None:
+        what = f"a folder with {kept}, which is of a training"
+    raise SpectraError(
+        f"{place} is {what}, expected one with esd.json or trajectory.json: a page says only what "
+        "was computed; make them with `python -m spectra.esd CKPT` or `python -m "
+        "spectra.trajectory RUN_DIR`"
+    )
+
+
+def write(results: Analysis | Trajectory, folder: str | Path) -> list[Path]:
+    """Write ``report.md`` and ``report.html``, with ``report.png`` and ``report.pdf``.
+
+    Args:
+        results: what was found.
+        folder: made if absent; a page that lies there is replaced.
+
+    Returns:
+        The paths, the page first.
+
+    Raises:
+        SpectraError: if the disk is full or the folder cannot be written.
+    """
+    folder = Path(folder)
+    drawn = (
+        [trajectory_panels(results)] if isinstance(results, Trajectory) else density_grid(results)
+    )
+    images = save(drawn, folder, "report")
+    text = markdown(results, [path.name for path in images if path.suffix == ".png"])
+    page, web = folder / "report.md", folder / "report.html"
+    with replacing(page) as plain, replacing(web) as rich:
+        plain.write_text(text, encoding="utf-8")
+        rich.write_text(to_html(text, folder), encoding="utf-8")
+    return [page, web, *images]
+
+
+def markdown(results: Analysis | Trajectory, images: Sequence[str] = ()) -> str:
+    """Set the page.
+
+    Args:
+        results: what was found.
+        images: names of the figure's pages, which lie beside it.
+    """
+    sections = (
+        _of_runs(results, images)
+        if isinstance(results, Trajectory)
+        else _of_checkpoint(results, images)
+    )
+    return "\n\n".join(part for part in sections if part) + "\n"
+
+
+def to_html(text: str, folder: Path) -> str:
+    """Turn a page into one html file that needs no other: its figures are inside.
+
+    Args:
+        text: markdown; html in it is shown as text.
+        folder: in which its figures lie.
+    """
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    for path in folder.glob("report*.png"):
+        image = base64.b64encode(path.read_bytes()).decode()
+        body = body.replace(f'src="{path.name}"', f'src="data:image/png;base64,{image}"')
+    title = html.escape(text.partition("\n")[0].lstrip("# "))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>'
+        f"\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def _of_checkpoint(analysis: Analysis, images: Sequence[str]) -> Iterable[str]:
+    epoch = analysis.checkpoint.get("epoch")
+    yield f"# Hessian spectra of {analysis.checkpoint.get('file', 'a network')}" + (
+        "" if epoch is None else f", epoch {epoch}"
+    )
+    yield _warning(analysis.spectra)
+    table, _, foot = to_markdown(analysis).partition("\n\n")
+    lines = [line.strip() for line in foot.splitlines() if line.strip()]
+    yield table
+    yield _list(line for line in lines if line[0] in MARKS)
+    yield "## Densities"
+    yield "\n\n".join(f"![Eigenvalue density of each row of the table]({name})" for name in images)
+    yield "## What the doctor found"
+    yield _list(f"**{s.label}**: {findings(s)}" for s in analysis.spectra)
+    yield "## Notes"
+    yield _list(line for line in lines if line[0] not in MARKS)
+    yield "## Methods"
+    yield methods([analysis])
+    yield references([analysis])
+    yield "## Settings and fingerprints"
+    yield _facts([analysis])
+
+
+def _of_runs(trajectory: Trajectory, images: Sequence[str]) -> Iterable[str]:
+    analyses = [analysis for run in trajectory.runs for analysis in run.analyses]
+    spectra = [s for analysis in analyses for s in analysis.spectra]
+    yield f"# Hessian spectra during training: {', '.join(run.name for run in trajectory.runs)}"
+    yield _warning(spectra)
+    for run in trajectory.runs:
+        yield f"## {run.name}"
+        yield _epochs(run)
+    used = set("".join(map(marks, spectra)))
+    yield _list(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
+    yield "## Non-convexity"
+    yield "\n\n".join(f"![|λmin|/λmax against the epoch]({name})" for name in images)
+    yield "## What the doctor found"
+    for run in trajectory.runs:
+        yield _list(f"**{run.name}, {label}**: {over_epochs(run, label)}" for label in run.labels)
+    yield "## Notes"
+    for run in trajectory.runs:
+        yield _list(_notes(run))
+    yield "## Methods"
+    for run in trajectory.runs:
+        yield methods(run.analyses, run.recipe)
+    yield references(analyses)
+    yield "## Settings and fingerprints"
+    yield _facts(analyses)
+
+
+def _warning(spectra: Iterable[ClassSpectrum]) -> str:
+    labels = [s.label for s in spectra if s.caveat is not None]
+    if not labels:
+        return ""
+    return (
+        f"> **{CAVEAT.capitalize()}**: {some(dict.fromkeys(labels))}. Either the operator changed "
+        "from product to product, or the recurrence was the released one; the numbers below are "
+        "Ritz values of no Hessian."
+    )
+
+
+def _epochs(run: RunTrajectory) -> str:
+    header = ["epoch", "class", "samples", "loss", "test, %", "λmin", "λmax", "|λmin| / λmax"]
+    header += ["published"] * (run.published is not None) + ["yᵀHy on the fixed H", "marks"]
+    rows = []
+    for label in run.labels:
+        paper = run.published_of(label)
+        for epoch, s in run.of(label):
+            test = None if s.test_accuracy is None else 100 * s.test_accuracy
+            values = [s.loss, test, s.lambda_min, s.lambda_max, s.nonconvexity]
+            values += [paper.get(epoch)] * (run.published is not None)
+            values += [s.certificate.get("rayleigh_quotient")]
+            rows.append([str(epoch), label, str(s.count), *map(number, values), marks(s)])
+    table = _table(header, rows)
+    if run.published is not None:
+        table += (
+            "\n\nPublished: read off the figure of the paper, whose released analysis draws the "
+            "augmentation again in every product."
+        )
+    return table
+
+
+def _notes(run: RunTrajectory) -> list[str]:
+    """List what the analyses say, with the epochs where not all of them do."""
+    epochs: dict[str, list[int]] = {}
+    for epoch, analysis in zip(run.epochs, run.analyses, strict=True):
+        own = [f"{s.label}: {note}" for s in analysis.spectra for note in s.notes]
+        own += [f"{s.label}: {s.error}" for s in analysis.spectra if s.error is not None]
+        for note in dict.fromkeys([*own, *analysis.notes]):
+            epochs.setdefault(note, []).append(epoch)
+    return [
+        f"{run.name}{'' if len(at) == len(run.epochs) else f', epoch {some(at)}'}: {note}"
+        for note, at in epochs.items()
+    ]
+
+
+def _facts(analyses: Sequence[Analysis]) -> str:
+    """List every setting and fingerprint in full."""
+    rows = []
+    for section in ("checkpoint", "data", "settings"):
+        keys = dict.fromkeys(key for a in analyses for key in getattr(a, section))
+        for key in keys:
+            values = distinct(analyses, section, key)
+            if values:
+                rows.append([f"{section}: {key}", "; ".join(f"`{value}`" for value in values)])
+    return _table(("what", "value"), rows)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return "\n".join([line(header), line([":--"] * len(header)), *map(line, rows)])

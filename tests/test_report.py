@@ -1,0 +1,251 @@
+"""`python -m spectra.report`: one page about stored results, which says what the files say."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spectra import Analysis, ClassSpectrum, esd, pages, report, trajectory
+from spectra.results import CAVEAT
+from spectra.tables import number
+from tests.made_up import train_digits
+
+SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
+FILES = ("report.html", "report.md", "report.pdf", "report.png")
+
+
+def analysed(folder: Path, repository: Path, *flags: str) -> Path:
+    command = [str(repository / SGD), "--steps", "6", "--quiet", "--out", str(folder), *flags]
+    assert esd.main(command) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "exact"
+    return analysed(folder, repository, "--overall", "--classes", "8,9", "--probes", "3")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "released"
+    return analysed(folder, repository, "--classes", "8", "--protocol", "released")
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    run = train_digits(folder / "short")
+    flags = ["--classes", "0,8", "--steps", "6", "--quiet", "--out", str(folder / "followed")]
+    assert trajectory.main([str(run), *flags]) == 0
+    return folder / "followed"
+
+
+def page_of(folder: Path, out: Path) -> str:
+    assert report.main([str(folder), "--out", str(out), "--quiet"]) == 0
+    return (out / "report.md").read_text(encoding="utf-8")
+
+
+def edited(folder: Path, copy: Path, **changes: Any) -> Path:
+    """Copy results and change what the file says of its settings, data or versions."""
+    shutil.copytree(folder, copy)
+    document = json.loads((copy / "esd.json").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        section = next(s for s in ("settings", "data", "versions") if key in document[s])
+        document[section][key] = value
+    (copy / "esd.json").write_text(json.dumps(document), encoding="utf-8")
+    return copy
+
+
+def test_a_page_has_every_section_and_every_number_of_the_table(
+    exact: Path, tmp_path: Path
+) -> None:
+    text = page_of(exact, tmp_path)
+    headings = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
+    assert headings[0] == "Hessian spectra of digits-lt-ce-drw-sgd.pt, epoch 200"
+    assert headings[1:5] == ["Densities", "What the doctor found", "Notes", "Methods"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert "](report.png)" in text
+    for s in Analysis.load(exact).spectra:
+        row = next(line for line in text.splitlines() if f"| {s.label} |" in line)
+        assert number(s.lambda_min) in row
+        assert number(s.lambda_max) in row
+        assert f"**{s.label}**" in text
+
+
+def test_the_pages_lie_beside_the_results_when_no_folder_is_named(
+    exact: Path, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [shutil.copytree(f, tmp_path / f.name) for f in (exact, released)]
+    assert report.main([str(folder) for folder in folders]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert sorted(listed) == sorted(str(folder / name) for folder in folders for name in FILES)
+    assert all(Path(line).stat().st_size > 0 for line in listed)
+
+
+def test_a_page_is_written_without_checkpoint_data_or_products(
+    exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a page spent a product")
+
+    monkeypatch.setattr("spectra.krylov.operator.SymmetricOperator.__matmul__", refuse)
+    monkeypatch.setattr("torch.nn.Module.__call__", refuse)
+    monkeypatch.setattr("torch.load", refuse)
+    monkeypatch.chdir(tmp_path)  # nothing of the repository lies here
+    assert "# Hessian spectra" in page_of(exact, tmp_path)
+
+
+def test_the_methods_paragraph_says_what_the_file_says(exact: Path) -> None:
+    analysis = Analysis.load(exact)
+    text = pages.methods([analysis])
+    dim = analysis.spectra[0].measure.dim
+    for fact in (
+        *(f"{dim:,} parameters", "epoch 200", analysis.checkpoint["sha256"][:12], "453 in all"),
+        *(analysis.data["draw_sha256"][:12], analysis.data["pixels_sha256"][:12]),
+        *("imbalance ratio 20", ", ".join(map(str, analysis.data["counts"])), "float32 (TF32 off)"),
+        *(
+            "6 steps from 3 random start vectors (seed 0",
+            "class 8 (9 samples)",
+            "augmentation none",
+        ),
+        *(analysis.settings["product"], analysis.device, f"torch {analysis.versions['torch']}"),
+        *("3 of 3 are fixed symmetric matrices", "bands are over the start vectors"),
+        f"{sum(s.proven for s in analysis.spectra)} of 3 spectra",
+    ):
+        assert fact in text, fact
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({"steps": 77, "seed": 5}, "77 steps from 3 random start vectors (seed 5", "seed 0, u"),
+        ({"max_samples": 4}, "random subset of at most 4", "\0"),
+        ({"augment": "frozen:3"}, "3 augmentation draw(s)", "No augmentation"),
+        ({"dtype": "float64", "tf32": True}, "float64 (TF32 on)", "TF32 off"),
+        ({"until_converged": 1e-4}, "below 0.0001 of the larger modulus", "\0"),
+        ({"loss": "trained"}, "the loss that the checkpoint was trained with", "cross-entropy"),
+        ({"basis": "none"}, "no basis kept", "two passes"),
+        ({"product": "linearized"}, "by linearized", "reverse-over"),
+        ({"kernel": "paper"}, "of one width", "follows the eigenvalue"),
+        ({"torch": "9.9"}, "torch 9.9", "torch 2"),
+        ({"pixels_sha256": None}, "pixels unknown", "\0"),
+        ({"spec": None, "counts": []}, "training split of digits (draw", "long-tailed"),
+    ],
+)
+def test_the_paragraph_follows_the_file(
+    changes: dict[str, Any], said: str, unsaid: str, exact: Path, tmp_path: Path
+) -> None:
+    text = pages.methods([Analysis.load(edited(exact, tmp_path / "edited", **changes))])
+    assert said in text
+    assert unsaid not in text
+
+
+def test_a_released_analysis_is_called_what_it_is(released: Path, tmp_path: Path) -> None:
+    text = page_of(released, tmp_path)
+    (spectrum,) = Analysis.load(released).spectra
+    assert f"**{CAVEAT.capitalize()}**: class 8" in text
+    assert "no fixed matrix: a product repeated with the same vector" in text
+    assert "because the augmentation is drawn again in every product" in text
+    assert "calls most negative (λmin = " in text
+    assert number(spectrum.certificate["rayleigh_quotient"]) in text
+    assert "0 of 1 are fixed symmetric matrices" in text
+    assert "entries ±1; one pass of Gram–Schmidt" in text
+    assert "https://arxiv.org/abs/2212.13827" in text
+
+
+def test_findings_tell_proof_from_no_proof_and_failure_from_both(exact: Path) -> None:
+    spectrum = Analysis.load(exact).spectra[0]
+    assert spectrum.proven
+    assert "Negative curvature is proven: λmin ≤ yᵀHy = −" in pages.findings(spectrum)
+    unsure = dict(spectrum.certificate) | {"negative_curvature": False}
+    assert "is not proven: yᵀHy" in pages.findings(replace(spectrum, certificate=unsure))
+    assert "There is no certificate" in pages.findings(replace(spectrum, certificate={}))
+    assert "not finished" in pages.findings(replace(spectrum, doctor={}, complete=False))
+    assert "have not converged" in pages.findings(replace(spectrum, converged=False))
+    assert pages.findings(replace(spectrum, error="NaN weights")) == "No numbers: NaN weights."
+
+
+def test_a_class_that_failed_is_on_the_page(exact: Path, tmp_path: Path) -> None:
+    held = Analysis.load(exact)
+    failed = ClassSpectrum(label="class 3", name="3", classes=(3,), count=4, share=0.1, error="why")
+    held.with_spectrum(failed).save(tmp_path / "held")
+    text = page_of(tmp_path / "held", tmp_path)
+    assert "**class 3**: No numbers: why." in text
+    assert "class 3 (4 samples)" not in text  # it has no spectrum
+
+
+def test_the_html_needs_no_other_file_and_runs_nothing(exact: Path, tmp_path: Path) -> None:
+    held = Analysis.load(exact)
+    sly = replace(held.spectra[1], name="<script>alert(1)</script>|x")
+    held.with_spectrum(sly).save(tmp_path / "held")
+    page_of(tmp_path / "held", tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'src="([^"]{22})', text) == ["data:image/png;base64,"]
+    assert "<script" not in text
+    assert text.count("<table>") == 2
+    assert text.count("<tr>") >= len(held.spectra) + 1
+
+
+def test_two_equal_calls_write_equal_pages(exact: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        page_of(exact, tmp_path / name)
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_trajectory_gets_a_page_with_every_epoch(followed: Path, tmp_path: Path) -> None:
+    text = page_of(followed, tmp_path)
+    for label in ("class 0", "class 8"):
+        rows = [line for line in text.splitlines() if f"| {label} |" in line]
+        assert [row.split(" | ")[0].strip("| ") for row in rows] == ["1", "2", "3"]
+        assert f"**short, {label}**: The operator was one fixed symmetric matrix" in text
+    assert "at epochs 1, 2 and 3 (3 checkpoints)" in text
+    assert "trained by the recipe digits-lt-ce-drw-sgd" in text
+    assert "published" not in text.lower()  # nothing was published of three epochs on digits
+    assert "re-weighting" not in text
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda f: None, "no such folder"),
+        (lambda f: f.mkdir(), "a folder without results"),
+        (lambda f: (f.mkdir(), (f / "last.pt").touch()), "which is of a training"),
+        (lambda f: (f.mkdir(), (f / "esd.json").write_text("{")), "truncated or no JSON"),
+        (lambda f: (f.mkdir(), (f / "trajectory.json").write_text("[]")), "no trajectory"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    make: Any, says: str, exact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = shutil.copytree(exact, tmp_path / "good"), tmp_path / "bad"
+    make(bad)
+    before = sorted(tmp_path.rglob("*"))
+    assert report.main([str(good), str(bad)]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_without_their_arrays_are_refused(
+    exact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(exact, tmp_path / "held")
+    (folder / "esd.npz").unlink()
+    assert report.main([str(folder)]) == 2
+    assert "esd.npz cannot be read" in capsys.readouterr().err
+    assert not (folder / "report.md").exists()
+
+
+def test_one_folder_for_two_pages_is_refused(
+    exact: Path, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(exact), str(released), "--out", str(tmp_path)]) == 2
+    assert "replace each other" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
