@@ -15,6 +15,7 @@ from spectra.data import Samples
 from spectra.errors import SpectraError, StorageError
 from spectra.files import require_writable
 from spectra.plan import Part, Plan
+from spectra.processes import LostProcess, Processes
 from spectra.results import Analysis, ClassSpectrum
 from spectra.study import Progress, Study
 
@@ -28,6 +29,7 @@ def analyze(
     folder: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> Analysis:
     """Compute the spectra that a plan asks for, saving after every one.
 
@@ -39,20 +41,25 @@ def analyze(
         folder: where `esd.json` and `esd.npz` go; nothing is written when None.
         resume: go on from the results in `folder` when they belong to the same settings.
         progress: is told of every product.
+        processes: share the samples out among them; each calls this with the same checkpoint and
+            samples. The first one's plan holds, and only that one reads and writes `folder`.
 
     Returns:
-        The analysis, one spectrum for each part in the order overall, groups, classes.
+        The analysis, one spectrum for each part in the order overall, groups, classes; without
+        spectra where another process leads.
 
     Raises:
         SpectraError: data or options that do not fit the checkpoint, or results of other settings.
     """
+    if processes is not None and not processes.leads:
+        return _assist(checkpoint, train, test, processes)
     folder = Path(folder) if folder is not None else None
     if resume and folder is not None and (folder / "esd.json").exists():
         held = Analysis.load(folder)
-        study = Study.prepare(checkpoint, plan.settled(held.settings), train, test)
+        study = _prepare(checkpoint, plan.settled(held.settings), train, test, processes)
         analysis = study.resumed(held)
     else:
-        study = Study.prepare(checkpoint, plan, train, test)
+        study = _prepare(checkpoint, plan, train, test, processes)
         analysis = study.blank()
     if folder is not None:
         require_writable(folder)  # before the first product, not after hours of them
@@ -60,13 +67,56 @@ def analyze(
     meter = progress or _Silent()
     meter.begin(*study.cost(todo))
     for part in todo:
-        for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
-            analysis = analysis.with_spectrum(spectrum)
-            if folder is not None:
-                analysis.save(folder)
+        with study.assisted(part):
+            for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
+                analysis = analysis.with_spectrum(spectrum)
+                if folder is not None:
+                    analysis.save(folder)
+    if processes is not None:
+        processes.tell(None)
     order = {part.label: i for i, part in enumerate(study.parts)}
     ordered = sorted(analysis.spectra, key=lambda s: order.get(s.label, len(order)))
     return replace(analysis, spectra=tuple(ordered))
+
+
+def _prepare(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    train: Samples | None,
+    test: Samples | None,
+    processes: Processes | None,
+) -> Study:
+    if processes is not None:
+        processes.tell((plan, _fingerprints(checkpoint, train, test)))
+    return Study.prepare(checkpoint, plan, train, test, processes)
+
+
+def _assist(
+    checkpoint: Checkpoint, train: Samples | None, test: Samples | None, processes: Processes
+) -> Analysis:
+    plan, expected = processes.hear()
+    mine = _fingerprints(checkpoint, train, test)
+    different = [name for name in {**expected, **mine} if expected.get(name) != mine.get(name)]
+    if different:
+        raise SpectraError(
+            f"got another {', '.join(different)} in process {processes.rank} than in process 0, "
+            "expected the same files on every machine: the sums would mix two experiments; copy "
+            "them again"
+        )
+    study = Study.prepare(checkpoint, plan, train, test, processes)
+    study.assist()
+    return study.blank()
+
+
+def _fingerprints(
+    checkpoint: Checkpoint, train: Samples | None, test: Samples | None
+) -> dict[str, str]:
+    found = {"checkpoint": checkpoint.sha256}
+    for split, samples in (("train", train), ("test", test)):
+        if samples is not None:
+            found[f"{split} draw"] = samples.draw_sha256
+            found[f"{split} images"] = samples.pixels_sha256
+    return found
 
 
 def _attempt(
@@ -74,8 +124,8 @@ def _attempt(
 ) -> Iterator[ClassSpectrum]:
     try:
         yield from study.spectra(part, held, folder, meter)
-    except StorageError:
-        raise  # the numbers are right and cannot be kept: nothing to go on for
+    except (StorageError, LostProcess):
+        raise  # the numbers cannot be kept, or not be summed: nothing to go on for
     except SpectraError as error:
         # One class that fails must not throw away the others' results.
         yield replace(study.outline(part), error=str(error))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spectra import Checkpoint, Plan, Samples
+    from spectra.processes import Processes
 
 EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted (go on with --resume)"
 
@@ -34,11 +35,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say it in one line: the usage of thirty flags would bury it."""
-        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n" if _leads() else None)
 
 
 def exit_code(
-    parser: Parser, command: Callable[[], object], held: Callable[[], Path | None]
+    parser: Parser,
+    command: Callable[[], object],
+    held: Callable[[], Path | None],
+    tells: Callable[[], bool] = lambda: True,
 ) -> int:
     """Run a command; turn what stops it into one line and an exit code.
 
@@ -46,6 +50,7 @@ def exit_code(
         parser: names the command.
         command: what to do.
         held: gives the folder in which an interrupted command has left results, if any.
+        tells: says whether the line is this process's to print.
 
     Returns:
         0 when it is done, 2 after an error that the user can mend, 130 on Ctrl-C.
@@ -54,9 +59,12 @@ def exit_code(
         command()
         return 0
     except (SpectraError, OSError) as error:  # a disk may be full wherever something is written
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        if tells():
+            print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if not tells():
+            return 130
         rest = "nothing was finished yet"
         if (folder := held()) is not None:
             rest = (
@@ -64,6 +72,42 @@ def exit_code(
             )
         print(f"\ninterrupted: {rest}", file=sys.stderr)
         return 130
+
+
+def shared_exit_code(
+    parser: Parser,
+    command: Callable[[Processes | None], object],
+    held: Callable[[], Path | None],
+) -> int:
+    """Run a command as `exit_code` does, in as many processes as torchrun has started.
+
+    Whichever process fails first prints its line, and the others end silently.
+
+    Args:
+        parser: names the command.
+        command: takes the processes, None in a plain run.
+        held: as in `exit_code`.
+    """
+    joined: list[Processes] = []
+
+    def run() -> None:
+        from spectra.processes import Processes
+
+        processes = Processes.start()
+        if processes is None:
+            command(None)
+            return
+        joined.append(processes)
+        processes.run(command)
+
+    code = exit_code(parser, run, held, lambda: joined[0].first_to_tell() if joined else _leads())
+    for processes in joined:
+        processes.close(code)
+    return code
+
+
+def _leads() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun sets it
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:

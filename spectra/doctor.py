@@ -153,7 +153,7 @@ def certify(
         other, noise = second.product(y, choice.path), 0.0
     z = random_start(objective.dim, seed=0, probe=_DOCTORS_PROBE, device=objective.device)
     size = objective.dim**0.5 * _norm(first.product(z, choice.reference))
-    operations = objective.dim + len(objective.samples)
+    operations = objective.dim + objective.count
     floor = _norm(hy - other) + noise + operations * 2.0**-53 * max(size, _norm(hy), _SMALLEST)
     return Certificate(
         name,

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +15,24 @@ from spectra.command_line import (
     Bar,
     Parser,
     add_plan_flags,
-    exit_code,
     open_checkpoint,
     open_samples,
     plan_of,
     screen_width,
+    shared_exit_code,
 )
 from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
     from spectra import Analysis, Checkpoint
+    from spectra.processes import Processes
 
 _EPILOG = """\
 examples:
   python -m spectra.esd checkpoints/digits-lt-ce-drw-sgd.pt --overall --per-class
   python -m spectra.esd ckpt.pt --data DIR --dataset cifar10 --imbalance-ratio 100 --classes 0,8
   python -m spectra.esd ckpt.pt --classes 8 --protocol released   (the paper's own analysis)
+  torchrun --nproc-per-node 2 -m spectra.esd ckpt.pt --per-class  (shared by two processes)
 
 The files are described in the README and at the head of spectra/results.py."""
 
@@ -39,19 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem)
-    return exit_code(
+    return shared_exit_code(
         parser,
-        lambda: _run(options, folder),
+        partial(_run, options, folder),
         lambda: folder if (folder / "esd.json").exists() else None,
     )
 
 
-def _run(options: argparse.Namespace, folder: Path) -> None:
+def _run(options: argparse.Namespace, folder: Path, processes: Processes | None) -> None:
     from spectra import analyze
 
     checkpoint = open_checkpoint(options.checkpoint, options)
     train, test = open_samples(checkpoint, options)
-    bar = None if options.quiet else Bar()
+    leads = processes is None or processes.leads
+    bar = Bar() if leads and not options.quiet else None
     try:
         analysis = analyze(
             checkpoint,
@@ -61,11 +65,13 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
             folder=folder,
             resume=options.resume,
             progress=bar,
+            processes=processes,
         )
     finally:
         if bar is not None:
             bar.close()
-    _show(analysis, checkpoint, folder, options)
+    if leads:
+        _show(analysis, checkpoint, folder, options)
 
 
 def _show(

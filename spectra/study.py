@@ -5,6 +5,7 @@ Examine the operator, run Lanczos once per probe, read every answer off T, certi
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +44,8 @@ from spectra.hessian.network import (
     logits_of,
     require_outputs,
 )
-from spectra.hessian.products import PRODUCTS
+from spectra.hessian.products import PRODUCTS, ProductName
+from spectra.hessian.shares import assist, led
 from spectra.krylov import (
     TOLERANCE,
     Place,
@@ -57,6 +59,7 @@ from spectra.krylov import (
 )
 from spectra.losses import LossSpec
 from spectra.plan import BEFORE, Part, Plan, choose_parts
+from spectra.processes import Processes
 from spectra.readings import Form, RitzVectors, assemble, ends_of
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
@@ -93,10 +96,15 @@ class Study:
     targets: dict[str, Tensor]
     notes: tuple[str, ...]
     basis: Place  # where each Krylov basis is kept
+    processes: Processes | None  # that share the samples out; None: this one alone
 
     @staticmethod
     def prepare(
-        checkpoint: Checkpoint, plan: Plan, train: Samples | None, test: Samples | None
+        checkpoint: Checkpoint,
+        plan: Plan,
+        train: Samples | None,
+        test: Samples | None,
+        processes: Processes | None = None,
     ) -> Study:
         samples = train if plan.split == "train" else test
         if samples is None:
@@ -122,18 +130,17 @@ class Study:
             samples.frozen(copies, plan.seed) if copies else samples,
             loss,
             dtype=getattr(torch, plan.dtype),
-            device=find_device(plan.device),
+            device=find_device(processes.device(plan.device) if processes else plan.device),
             batch_size=plan.batch_size,
             tf32=plan.tf32,
         )
         correct, targets = {}, {}
+        decides = processes is None or processes.leads
         for split, held in (("train", train), ("test", test)):
-            if held is not None:
+            if held is not None and decides:
                 correct[split], targets[split] = _classify(objective, held), held.targets
-        asked = None if plan.product == "auto" else plan.product
-        choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
         parts = tuple(choose_parts(plan, samples, train))
-        way = _way(objective, choice, plan, parts)
+        choice, way = _products(objective, plan, parts, processes)
         notes = [
             f"product: {choice.path}, {choice.disagreement:.1e} (relative, float64) from "
             f"{choice.reference}, which is {choice.finite_difference_error:.1e} from finite "
@@ -162,7 +169,8 @@ class Study:
             correct,
             targets,
             tuple(notes),
-            _place(plan, objective),
+            _place(plan, objective) if decides else "none",
+            processes,
         )
 
     def blank(self) -> Analysis:
@@ -174,6 +182,7 @@ class Study:
             "device": self.objective.device.type,
             "product": self.way.name,
             "basis": self.basis,
+            "processes": 1 if self.processes is None else self.processes.size,
             # The same weights are another function in another network.
             "network": self.checkpoint.model_spec.to_dict(),
         }
@@ -211,8 +220,9 @@ class Study:
     def resumed(self, held: Analysis) -> Analysis:
         """Take over results of the same checkpoint, draw and settings; else refuse."""
         mine = self.blank()
-        # What is asked for may grow from run to run; how it is computed may not change.
-        asked = ("overall", "per_class", "classes", "groups")
+        # What is asked for may grow from run to run; how it is computed may not change, but for the
+        # number of processes, which changes nothing but the order of the sums.
+        asked = ("overall", "per_class", "classes", "groups", "processes")
         pairs = [
             ("checkpoint", mine.checkpoint["sha256"], held.checkpoint.get("sha256")),
             ("draw", mine.data["draw_sha256"], held.data.get("draw_sha256")),
@@ -234,6 +244,8 @@ class Study:
         notes = mine.notes
         if mine.data["pixels_sha256"] != held.data.get("pixels_sha256"):
             notes += ("some results were computed on the same draw with other pixels",)
+        if mine.settings["processes"] != (others := held.settings.get("processes", 1)):
+            notes += (f"some results were computed by {others} process(es): equal to rounding",)
         return replace(mine, spectra=held.spectra, notes=notes)
 
     def cost(self, parts: list[Part]) -> tuple[int, int]:
@@ -337,12 +349,36 @@ class Study:
         yield assemble(outline, runs, ends, forms, examination, certificate, steps=steps)
 
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
+        objective = self._objective(part)
+        if self.processes is not None:
+            objective = led(objective, self.processes)
+        return HessianOperator.of(objective, self.choice, kept=self.way.kept, callback=tick)
+
+    def _objective(self, part: Part) -> Objective:
         count = len(self.samples)
         copies = self.plan.copies
         index = torch.cat([part.index + k * count for k in range(copies)])
         whole = self.objective if part.label == "overall" else self.objective.unweighted()
-        objective = whole.select(index, what=part.label)
-        return HessianOperator.of(objective, self.choice, kept=self.way.kept, callback=tick)
+        return whole.select(index, what=part.label)
+
+    @contextlib.contextmanager
+    def assisted(self, part: Part) -> Iterator[None]:
+        """Have the other processes assist while this one, which leads, computes a part."""
+        if self.processes is None:
+            yield
+            return
+        self.processes.tell(part.label)
+        yield
+        self.processes.tell(None)
+
+    def assist(self) -> None:
+        """Sum over this process's samples until the leader has finished its last part."""
+        assert self.processes is not None
+        parts = {part.label: part for part in self.parts}
+        while (label := self.processes.hear()) is not None:
+            assist(self._objective(parts[label]), self.way.kept, self.processes)
+            if self.way.kept is not None:
+                self.way.kept.drop()
 
     def _run(self, operator: HessianOperator, probe: int) -> Tridiagonal:
         plan = self.plan
@@ -367,13 +403,39 @@ class Study:
         return lambda ends: ritz_vectors(operator, self._start(operator, probe), run, ends=ends)
 
 
-def _way(objective: Objective, choice: ProductChoice, plan: Plan, parts: tuple[Part, ...]) -> Way:
-    """Choose how the products of the parts are computed."""
-    asked = None if plan.product == "auto" else plan.product
+def _products(
+    objective: Objective, plan: Plan, parts: tuple[Part, ...], processes: Processes | None
+) -> tuple[ProductChoice, Way]:
+    """Choose how the products of the parts are computed; the leader's choice is everyone's."""
+    if processes is None or processes.leads:
+        asked = None if plan.product == "auto" else plan.product
+        choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
+        way = _way(objective, choice, plan, parts, asked, processes)
+        if processes is not None:
+            processes.tell((choice, way.name))
+        return choice, way
+    choice, name = processes.hear()
+    return choice, _way(objective, choice, plan, parts, name, processes)
+
+
+def _way(
+    objective: Objective,
+    choice: ProductChoice,
+    plan: Plan,
+    parts: tuple[Part, ...],
+    asked: ProductName | None,
+    processes: Processes | None,
+) -> Way:
     if plan.augment == "resample" and asked is None:  # nothing may be kept from draw to draw
         asked = choice.path
-    work = Work([len(part.index) * plan.copies for part in parts], plan.steps * plan.probes)
-    return choose_way(objective, choice, work, product=asked, budget=plan.kept_bytes)
+    size, here = (1, 1) if processes is None else (processes.size, processes.local_size)
+    work = Work(
+        [-(-len(part.index) * plan.copies // size) for part in parts], plan.steps * plan.probes
+    )
+    budget = plan.kept_bytes
+    if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
+        budget = free_bytes(objective.device) // (2 * here)
+    return choose_way(objective, choice, work, product=asked, budget=budget)
 
 
 def _place(plan: Plan, objective: Objective) -> Place:

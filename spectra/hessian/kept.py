@@ -32,11 +32,16 @@ _SHARE = 2  # of free memory: the rest is for the basis and for a batch at work
 _REPLAYED = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative: sums in another order
 
 
+_FEW = 3  # products after which what they share has paid for itself
+
+
 @dataclass(frozen=True)
 class _Piece:
-    """A batch, and the product with its Hessian where that is kept."""
+    """Rows of an objective, and as much of what their products share as there is room for."""
 
-    batch: Batch
+    rows: Tensor  # of weight above zero
+    size: int  # samples that they are filled up to
+    batch: Batch | None
     linear: Linear | None
 
 
@@ -44,7 +49,8 @@ class KeptProducts:
     """Multiply with the Hessians of objectives that share one network.
 
     What is kept belongs to one objective, the last that was multiplied with; the next one takes its
-    place. So a loop over classes keeps one class at a time.
+    place. So a loop over classes keeps one class at a time. Moved parameters, buffers included, are
+    noticed by torch's version counters, which assignments to `.data` go past.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class KeptProducts:
         *,
         sizes: Sequence[int],
         budget: int | None = None,
+        reserve: int = 0,
     ) -> None:
         """Prepare a way for all selections of an objective.
 
@@ -65,24 +72,25 @@ class KeptProducts:
             sizes: samples at once, descending; a batch is filled up to the next of them with
                 samples of weight zero, so that few shapes are traced.
             budget: bytes that may be kept; half of what is free at that time when None.
+            reserve: bytes of that time's free ones that others are going to need.
         """
         self.name = name
         self.path = path
         self.sizes = tuple(sizes)
         self.budget = budget
-        self.note = ""  # what went otherwise than planned
+        self.reserve = reserve
+        self.note = ""  # what went otherwise than planned, the last time that something did
+        self.plain = False  # the plain path has taken over for the objective at hand
         self.kept_samples = 0  # of the objective at hand
-        self._written_out = (
-            replace(objective, network=written_out(objective.network))
-            if name != "kept-graph"
-            else objective
-        )
         self._programs: dict[int, Program] = {}  # by samples at once
+        self._fixed: list[int] = []  # versions of what the programs hold as constants
+        self._room = budget  # for the objective at hand; 0 once memory has run out
+        self._made = _FEW  # products since the last one took over
+        self._changes = 0  # in a row, after fewer than a few products
         self._owner: weakref.ref[Objective] | None = None
         self._versions: list[int] = []
         self._pieces: list[_Piece] = []
         self._replay: Callable[[Named], Tensor] | None = None
-        self._plain = False
 
     def product(self, objective: Objective, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Multiply the Hessian of an objective with a vector, accumulated in float64.
@@ -94,23 +102,50 @@ class KeptProducts:
         Returns:
             H v, (n,).
         """
-        while not self._plain:
+        own = partial(self.own, objective, vector)
+        return objective.mean("kept", objective._at(), vector, own)
+
+    def own(self, objective: Objective, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Sum the products over the samples at hand, in float64; give up keeping for lack of room.
+
+        Args:
+            objective: as in `product`.
+            vector: as there.
+        """
+        owner = self._owner() if self._owner is not None else None
+        if owner is not objective:
+            self._change(objective)
+        self._made += 1
+        while not self.plain:
             try:
                 with self._setting(objective):
                     return self._product(objective, vector)
             except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
+                short = out_of_memory(error)
+                why = "out of memory" if short else (str(error).splitlines() or [""])[0][:120]
             # Outside the except clause: the traceback, and what failed with it, is gone.
-            self._plain, self.budget = self.budget == 0, 0
-            self.note = f"out of memory: {self.path if self._plain else 'nothing is kept'}"
-            self.drop()
-        return objective.product(vector, self.path)
+            self.plain, self._room = not short or self._room == 0, 0
+            then = f"{self.path} instead" if self.plain else "nothing is kept"
+            self.note = f"{self.name} product of {len(objective.samples)} samples: {why}; {then}"
+            self._clear()
+        return objective.own(self.path, objective._at(), vector)
 
     def drop(self) -> None:
         """Give the memory back."""
-        self._pieces, self._replay, self._owner = [], None, None
+        self._clear()
+        self._owner, self._changes = None, 0
+
+    def _clear(self) -> None:
+        self._pieces, self._replay, self._versions = [], None, []
         self.kept_samples = 0
+
+    def _change(self, objective: Objective) -> None:
+        """Start anew for another objective; keep nothing where they change in every turn."""
+        self._changes = self._changes + 1 if self._made < _FEW else 0
+        self._clear()
+        self.plain, self._made = False, 0
+        self._room = 0 if self._changes > 2 else self.budget
+        self._owner = weakref.ref(objective)
 
     def _setting(self, objective: Objective) -> contextlib.ExitStack:
         stack = contextlib.ExitStack()
@@ -119,11 +154,13 @@ class KeptProducts:
         return stack
 
     def _product(self, objective: Objective, vector: Tensor) -> Tensor:
-        versions = [parameter._version for parameter in objective.network.parameters()]
-        owner = self._owner() if self._owner is not None else None
-        if owner is not objective or versions != self._versions:
+        moving = [parameter._version for parameter in objective._at().values()]
+        others = [tensor._version for tensor in _tensors(objective)]
+        if others != self._fixed:
+            self._programs, self._fixed = {}, others
+        if not self._pieces or moving + others != self._versions:
             self._take_over(objective)
-            self._owner, self._versions = weakref.ref(objective), versions
+            self._versions = moving + others
             self._record(objective, vector)
         if self._replay is not None:
             return self._replay({"vector": vector}).clone()
@@ -134,45 +171,56 @@ class KeptProducts:
         direction = list(objective._split(vector).values())
         total: Tensor | None = None
         for piece in reversed(self._pieces) if objective.backwards else self._pieces:
-            linear = piece.linear or self._linear(objective, piece.batch)[0]
+            linear = piece.linear
+            if linear is None:
+                batch = piece.batch or self._filled(objective, piece)
+                linear = self._linear(objective, batch)[0]
             part = objective._flatten(dict(zip(names, linear(direction), strict=True)))
             total = part.double() if total is None else total.add_(part)
         assert total is not None
-        return total.div_(objective.normalizer).to(objective.dtype)
+        return total
 
     def _take_over(self, objective: Objective) -> None:
         """Keep as much of an objective as the budget allows."""
-        self.drop()
-        left = free_bytes(objective.device) // _SHARE if self.budget is None else self.budget
-        for batch, count in self._batches(objective):
-            piece = _Piece(batch, None)
-            left -= _bytes(batch)
+        self._clear()
+        left = self._room
+        if left is None:
+            left = (free_bytes(objective.device) - self.reserve) // _SHARE
+        for piece in self._cut(objective):
+            if left > 0:
+                batch = self._filled(objective, piece)
+                left -= _bytes(batch)
+                if left >= 0:
+                    piece = replace(piece, batch=batch)
             if left > 0:
                 linear, size = self._linear(objective, batch)
                 left -= size
                 if left >= 0:
-                    piece = _Piece(batch, linear)
-                    self.kept_samples += count
+                    piece = replace(piece, linear=linear)
+                    self.kept_samples += len(piece.rows)
             self._pieces.append(piece)
 
-    def _batches(self, objective: Objective) -> Iterator[tuple[Batch, int]]:
-        """Cut the samples into batches of few sizes; tell how many of each are real."""
+    def _cut(self, objective: Objective) -> Iterator[_Piece]:
+        """Cut the samples into batches of few sizes."""
         start, count = 0, len(objective.samples)
         while start < count:
             left, size = count - start, self.sizes[0]
             if left < size:
                 size = min(self.sizes, key=lambda size: (-(-left // size) * size, -size))
-            stop = min(start + size, count)
-            rows = torch.arange(start, stop, device=objective.device)
-            if self.name == "kept-graph":
-                yield objective.batch(rows), len(rows)
-            else:
-                lacking = size - len(rows)
-                more = rows[torch.arange(lacking, device=rows.device) % len(rows)]
-                x, targets, weights = objective.batch(torch.cat([rows, more]))
-                weights[len(rows) :] = 0
-                yield (x, targets, weights), len(rows)
-            start = stop
+            rows = torch.arange(start, min(start + size, count), device=objective.device)
+            yield _Piece(rows, size, None, None)
+            start += size
+
+    def _filled(self, objective: Objective, piece: _Piece) -> Batch:
+        """Prepare a batch, filled up with samples of weight zero where its shape is traced."""
+        rows = piece.rows
+        if self.name == "kept-graph":
+            return objective.batch(rows)
+        lacking = piece.size - len(rows)
+        more = rows[torch.arange(lacking, device=rows.device) % len(rows)]
+        x, targets, weights = objective.batch(torch.cat([rows, more]))
+        weights[len(rows) :] = 0
+        return x, targets, weights
 
     def _linear(self, objective: Objective, batch: Batch) -> tuple[Linear, int]:
         """Compute all that the products with one batch share; count its bytes."""
@@ -191,8 +239,10 @@ class KeptProducts:
         size = len(batch[1])
         if size not in self._programs:
 
+            out = replace(objective, network=written_out(objective.network))
+
             def bound(inputs: Tensor, targets: Tensor, weights: Tensor) -> Function:
-                return partial(self._written_out._weighted_sum, inputs, targets, weights)
+                return partial(out._weighted_sum, inputs, targets, weights)
 
             program = trace(bound, objective._at(), batch)
             self._programs[size] = program.compiled() if self.name == "compiled" else program
@@ -200,8 +250,9 @@ class KeptProducts:
 
     def _record(self, objective: Objective, vector: Tensor) -> None:
         """On a GPU, record the product over all batches, and compare the recording with it."""
-        self._replay = None
-        if objective.device.type != "cuda" or self.name == "kept-graph":
+        if objective.device.type != "cuda" or self.name == "kept-graph" or self._changes > 2:
+            return
+        if any(piece.batch is None for piece in self._pieces):  # a host may have to prepare it
             return
         expected = self._sum(objective, vector)
         try:
@@ -263,6 +314,13 @@ def _counted_saves() -> Iterator[dict[int, int]]:
 
 def _start(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(objective: Objective) -> Iterator[Tensor]:
+    """List what a program holds as constants: buffers, and parameters that are not its rows."""
+    live = set(objective.parameters) - objective.frozen
+    yield from objective.network.buffers()
+    yield from (p for name, p in objective.network.named_parameters() if name not in live)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

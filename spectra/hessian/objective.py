@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +35,7 @@ from spectra.losses import CallableLoss, LossSpec, as_loss
 Loss = LossSpec | CallableLoss
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs as the network takes them, targets, weights
+Term = Literal["value", "gradient", "kept"] | PathName  # what is summed over the samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class Objective:
     tf32: bool = False
     backwards: bool = False  # walk the batches from the last sample to the first
     redraw: torch.Generator | None = None  # draw a new augmentation in every pass
+    together: Callable[..., Tensor] | None = None  # adds other processes' sums, see `shares`
+    elsewhere: int = 0  # samples that they hold
 
     @staticmethod
     def of(
@@ -132,6 +136,11 @@ class Objective:
         return {}  # by batch size: views, in order
 
     @property
+    def count(self) -> int:
+        """Number of samples that the mean runs over, wherever they are held."""
+        return len(self.samples) + self.elsewhere
+
+    @property
     def batch_size(self) -> int:
         """Samples at once, as it stands now."""
         return self.batching.size
@@ -204,9 +213,7 @@ class Objective:
         Args:
             shift: (n,) what is added to the parameters, at no trace; zero where they are frozen.
         """
-        theta = self._at(shift)
-        with torch.no_grad():
-            return float(self._total(lambda f: f(theta))) / self.normalizer
+        return float(self._whole("value", self._at(shift))) / self.normalizer
 
     def gradient(self, *, shift: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Differentiate L once; accumulated in float64 over the batches.
@@ -214,8 +221,7 @@ class Objective:
         Args:
             shift: as in `value`.
         """
-        theta = self._at(shift)
-        return self._accumulate(lambda f: gradient(f, theta))
+        return self.mean("gradient", self._at(shift))
 
     def product(self, vector: Float[Tensor, " n"], path: PathName) -> Float[Tensor, " n"]:
         """Multiply H with a vector, accumulated in float64 over the batches.
@@ -227,9 +233,48 @@ class Objective:
         Returns:
             H v, (n,), in `dtype`.
         """
-        theta, direction = self._at(), self._split(vector)
-        differentiate = PRODUCTS[path]
-        return self._accumulate(lambda f: differentiate(f, theta, direction))
+        return self.mean(path, self._at(), vector)
+
+    def mean(
+        self,
+        term: Term,
+        at: Parameters,
+        vector: Float[Tensor, " n"] | None = None,
+        own: Callable[[], Tensor] | None = None,
+    ) -> Float[Tensor, " n"]:
+        """Sum a derivative over all samples, wherever they are held, and divide once.
+
+        Args:
+            term: what is summed.
+            at: the parameters.
+            vector: (n,) that the Hessian is multiplied with.
+            own: sums over the samples at hand in float64; `own` of this objective when None.
+
+        Returns:
+            The mean, (n,), in `dtype`.
+        """
+        return self._whole(term, at, vector, own).div_(self.normalizer).to(self.dtype)
+
+    def own(self, term: Term, at: Parameters, vector: Float[Tensor, " n"] | None = None) -> Tensor:
+        """Sum a term over the samples at hand, in float64; see `mean`."""
+        if term == "value":
+            with torch.no_grad():
+                return self._total(lambda f: f(at))
+        if term == "gradient":
+            return self._total(lambda f: self._flatten(gradient(f, at)))
+        assert vector is not None
+        direction, differentiate = self._split(vector), PRODUCTS[cast(PathName, term)]
+        return self._total(lambda f: self._flatten(differentiate(f, at, direction)))
+
+    def _whole(
+        self,
+        term: Term,
+        at: Parameters,
+        vector: Tensor | None = None,
+        own: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        own = own or partial(self.own, term, at, vector)
+        return own() if self.together is None else self.together(self, term, at, vector, own)
 
     def batch(self, rows: slice | Int[Tensor, " k"]) -> Batch:
         """Prepare some samples: inputs laid out on the device, targets, weights in `dtype`."""
@@ -266,11 +311,6 @@ class Objective:
                 'the result would depend on the batches; use reduction="none"'
             )
         return (losses * weights).sum()
-
-    def _accumulate(self, derivative: Callable[[Function], Parameters]) -> Tensor:
-        """Sum a derivative over the batches and divide once."""
-        total = self._total(lambda f: self._flatten(derivative(f)))
-        return total.div_(self.normalizer).to(self.dtype)
 
     def _total(self, share: Callable[[Function], Tensor]) -> Tensor:
         """Sum over the batches in float64; halve the batch when memory runs out."""
