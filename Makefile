@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: esd test lint types pytest train-digits bench clean
+.PHONY: esd test lint types pytest train-digits notebooks reports bench clean
 # The digits and the tests are small: a second thread gains nothing, and on a busy machine it waits
 # for the first at every turn.
-esd pytest train-digits: export OMP_NUM_THREADS ?= 1
+esd pytest train-digits notebooks reports: export OMP_NUM_THREADS ?= 1
 
 esd: $(VENV)/.installed
 	$(BIN)/python -m spectra.esd checkpoints/digits-lt-ce-drw-sgd.pt --overall --per-class
@@ -39,6 +39,17 @@ train-digits: $(VENV)/.installed
 	cp runs/digits-lt-ce-drw-sgd/0/last.pt checkpoints/digits-lt-ce-drw-sgd.pt
 	$(BIN)/python -m spectra.train digits-lt-ce-drw-sam --overwrite
 	cp runs/digits-lt-ce-drw-sam/0/last.pt checkpoints/digits-lt-ce-drw-sam.pt
+
+$(VENV)/.notebooks: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	touch $@
+
+notebooks: $(VENV)/.notebooks
+	$(BIN)/jupyter lab notebooks
+
+# Without a browser: the pages go to reports/html, the figures to reports/figures.
+reports: $(VENV)/.notebooks
+	$(BIN)/jupyter nbconvert --execute --to html --output-dir reports/html notebooks/*.ipynb
 
 bench: $(VENV)/.tested
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

@@ -51,6 +51,8 @@ MAY_IMPORT = {
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "command_line", "trajectories", "tables", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
+    "budgets": {"spectra", "errors", "command_line", "tables", "figures", "training"}
+    | {"trajectories"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
     "spectra": HALLWAY | {"analysis", "trajectories", "landscape"},
 }
@@ -178,7 +180,8 @@ def test_every_declared_package_is_imported_and_pinned() -> None:
         name = requirement(line)[0]
         assert names.get(name, name) in imported, f"{name} is imported nowhere"
         assert f"\n{name}==" in pins, f"{name} has no pin"
-    for line in project["optional-dependencies"]["test"]:
+    extras = project["optional-dependencies"]
+    for line in extras["test"] + extras["notebooks"]:
         assert f"\n{requirement(line)[0]}==" in pins, line
 
 

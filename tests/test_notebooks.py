@@ -1,0 +1,168 @@
+"""The notebooks run from top to bottom at the quick budget, and what they show is what is stored.
+
+Their cells run in a plain process, without a kernel: no cell may need one.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spectra import Analysis, Plan, SpectraError, analyze, load_checkpoint, open_data
+from spectra.budgets import BUDGETS, Budget, beside, table
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHOICE = re.compile(r'^budget = "(\w+)"', flags=re.MULTILINE)
+TINY = Plan(classes=(8, 9), steps=3, max_samples=4)
+
+
+def cells(path: Path) -> list[str]:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return ["".join(c["source"]) for c in document["cells"] if c["cell_type"] == "code"]
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the checkpoints and nothing computed, and Jupyter started in a folder below."""
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.delenv("SPECTRA_DATA", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUDGETS, "quick", replace(BUDGETS["quick"], plan=TINY))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_at_the_quick_budget(path: Path, clone: Path) -> None:
+    source = "\n".join(cells(path))
+    assert len(CHOICE.findall(source)) == 1
+    script = clone / "notebooks" / "cells.py"
+    script.write_text(CHOICE.sub('budget = "quick"', source), encoding="utf-8")
+    environment = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_committed_whole_at_full_budget_and_small(path: Path) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    code = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    assert CHOICE.findall("\n".join(cells(path))) == ["full"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < 1e6
+    assert not re.search(r"(?<![\w.:/])/(work|home|Users|root|tmp|opt)/", path.read_text())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_plain_python_in_short_cells(path: Path) -> None:
+    for source in cells(path):
+        compile(source, path.name, "exec")  # no magics
+        assert len(source.splitlines()) <= 12, source
+
+
+def test_what_is_stored_is_shown_without_a_product(
+    clone: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
+    train = open_data(checkpoint.data)
+    stored = analyze(checkpoint, TINY, train=train, folder=clone / "reports/anywhere")
+    monkeypatch.setattr("spectra.budgets.analyze", None)
+    shown = Budget("quick").analysis("sgd")
+    assert shown.to_dict()["spectra"] == stored.to_dict()["spectra"]
+    assert "class 8, class 9 stored in reports/anywhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 2}, {"dtype": "float64"}])
+def test_results_of_other_settings_are_not_shown(
+    change: dict, clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
+    train = open_data(checkpoint.data)
+    analyze(checkpoint, replace(TINY, **change), train=train, folder=clone / "reports/other")
+    Budget("quick").analysis("sgd")
+    assert "computing class 8, class 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "draw"])
+def test_results_of_other_weights_or_another_draw_are_not_shown(
+    key: str, clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Budget("quick").analysis("sgd")
+    (path,) = clone.glob("reports/notebooks/*/esd.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    where = ("checkpoint", "sha256") if key == "checkpoint" else ("data", "draw_sha256")
+    document[where[0]][where[1]] = "0" * 64
+    path.rename(path.with_name("elsewhere.json"))
+    other = clone / "reports" / "other"
+    other.mkdir()
+    (other / "esd.json").write_text(json.dumps(document), encoding="utf-8")
+    capsys.readouterr()
+    Budget("quick").analysis("sgd")
+    assert "computing class 8, class 9" in capsys.readouterr().out
+
+
+def test_only_what_is_missing_is_computed_and_then_found_again(
+    clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Budget("quick").analysis("sgd", classes=(8,))
+    capsys.readouterr()
+    both = Budget("quick").analysis("sgd")
+    told = capsys.readouterr().out
+    assert "class 8 stored in reports/notebooks/" in told
+    assert "computing class 9" in told
+    assert both.labels == ("class 8", "class 9")
+    Budget("quick").analysis("sgd")
+    assert "computing" not in capsys.readouterr().out
+
+
+def test_places_without_checkpoint_or_images_stay_empty_and_say_so(clone: Path) -> None:
+    full = Budget("full").analysis("sgd")
+    assert full.labels == ("overall", "class 0", "class 8", "class 9")
+    assert all(s.error is not None and s.lambda_min is None for s in full.spectra)
+    assert "not computed yet" in table(full)._repr_markdown_()
+    trajectory = Budget("full").trajectory("sgd")
+    assert [run.epochs for run in trajectory.runs] == [()]
+
+
+def test_the_committed_results_are_the_ones_of_the_committed_checkpoint(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clone / "reports").symlink_to(ROOT / "reports")
+    for protocol in ("exact", "released"):
+        found = Budget("full").analysis("sgd", protocol=protocol)
+        stored = Analysis.load(ROOT / "reports/cifar10-lt-ce-drw-sgd" / protocol)
+        for label in ("class 8", "class 9"):
+            assert found.get(label).lambda_min == stored.get(label).lambda_min
+
+
+def test_analyses_side_by_side_keep_their_numbers_and_name_both_settings(
+    clone: Path, tiny: None
+) -> None:
+    one = Budget("quick").analysis("sgd")
+    other = Budget("quick").analysis("sgd", seed=1)
+    both = beside(first=one, second=other)
+    assert both.labels == tuple(f"class {c}, {n}" for n in ("first", "second") for c in (8, 9))
+    assert both.get("class 9, second").lambda_min == other.get("class 9").lambda_min
+    assert both.settings["seed"] == "0 and 1"
+    assert both.settings["steps"] == 3
+
+
+def test_an_unknown_budget_is_refused() -> None:
+    with pytest.raises(SpectraError, match="expected quick or full"):
+        Budget("medium")
