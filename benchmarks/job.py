@@ -4,7 +4,8 @@ Ours is `analyze` with its defaults: for each class the examination, one Lanczos
 trace and density with errors, and the certificate in float64. The released protocol is timed with
 PyHessian's own product, power iteration and Hutchinson trace; the Lanczos recurrence of its wheel
 is broken, so that its 100 steps count as as many of its products, without the Gram-Schmidt passes.
-Class counts are CIFAR-10-LT's at ratio 100, scaled; images are random unless `--data` names CIFAR.
+Class counts are CIFAR-10-LT's at ratio 100, scaled unless `--classes` takes some of them whole;
+images are random unless `--data` names CIFAR.
 """
 
 import copy
@@ -42,16 +43,18 @@ class Counter:
         self.samples += work
 
 
-def samples_of(counts: Sequence[int], data: str | None) -> Samples:
+def samples_of(counts: dict[int, int], data: str | None) -> Samples:
     """Make random images, or take the first of each class of the real ones."""
     if data is not None:
         spec = DataSpec("cifar10", imbalance="exp", ratio=100.0)
         whole = open_data(spec, path=data)
-        rows = [torch.nonzero(whole.targets == c)[:n, 0] for c, n in enumerate(counts)]
+        rows = [torch.nonzero(whole.targets == c)[:n, 0] for c, n in counts.items()]
         return whole.select(torch.cat(rows))
     draw = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (sum(counts), 3, 32, 32), dtype=torch.uint8, generator=draw)
-    targets = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
+    total = sum(counts.values())
+    images = torch.randint(256, (total, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    each = torch.tensor(list(counts.values()))
+    targets = torch.repeat_interleave(torch.tensor(list(counts)), each)
     names, mean, std = tuple("0123456789"), (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
     return Samples(images, targets, 10, names, mean, std)
 
@@ -71,7 +74,7 @@ def released(samples: Samples, steps: int, device: torch.device) -> tuple[float,
     counts = {"power": 0, "trace": 0, "lanczos": 0, "samples": 0}
     network: nn.Module = copy.deepcopy(load_checkpoint(CHECKPOINT).model).eval().to(device)
     start = clock()
-    for c in range(10):
+    for c in samples.targets.unique().tolist():
         part = samples.select(torch.nonzero(samples.targets == c)[:, 0])
         x, y = part.prepared(device=device), part.targets.to(device)
         batches = list(zip(x.split(128), y.split(128), strict=True))
@@ -100,7 +103,8 @@ def released(samples: Samples, steps: int, device: torch.device) -> tuple[float,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
-    parser.add_argument("--samples", type=int, help="of the ten classes: 248, or 20 with --quick")
+    parser.add_argument("--samples", type=int, help="of ten scaled classes: 248, --quick 20")
+    parser.add_argument("--classes", help="these alone, but whole: 8,9")
     parser.add_argument("--steps", type=int, help="100, or 5 with --quick")
     parser.add_argument("--data", help="folder of CIFAR-10")
     parser.add_argument("--device", default="auto")
@@ -111,7 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     samples = args.samples or (20 if args.quick else 248)
     steps = args.steps or (5 if args.quick else 100)
     device = find_device(args.device)
-    counts = [max(1, round(n * samples / sum(COUNTS))) for n in COUNTS]
+    if args.classes:
+        counts = {c: COUNTS[c] for c in map(int, args.classes.split(","))}
+    else:
+        counts = {c: max(1, round(n * samples / sum(COUNTS))) for c, n in enumerate(COUNTS)}
     held = samples_of(counts, args.data)
     plan = Plan(
         per_class=True, steps=steps, device=args.device, product=args.product, tf32=args.tf32
@@ -145,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row["milliseconds_per_sample_product"] = 1e3 * row["seconds"] / row["sample_products"]
     columns = ["seconds", "ratio", "products", "sample_products", "milliseconds_per_sample_product"]
     table(["job", *columns], [[n, *(row[c] for c in columns)] for n, row in rows.items()])
-    settings = {"samples": sum(counts), "counts": counts, "steps": steps, "clock": CLOCK}
+    settings = {"samples": len(held), "counts": counts, "steps": steps, "clock": CLOCK}
     settings |= {"device": device_name(device), "tf32": args.tf32}
     settings |= {"images": "random" if args.data is None else "CIFAR-10"}
     settings |= {"ended": time.strftime("%Y-%m-%d")}

@@ -6,7 +6,7 @@ interruption.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +56,8 @@ def analyze(
     folder = Path(folder) if folder is not None else None
     if resume and folder is not None and (folder / "esd.json").exists():
         held = Analysis.load(folder)
-        study = _prepare(checkpoint, plan.settled(held.settings), train, test, processes)
+        settled = plan.settled(held.settings)
+        study = _prepare(checkpoint, settled, train, test, processes, held.finished)
         analysis = study.resumed(held)
     else:
         study = _prepare(checkpoint, plan, train, test, processes)
@@ -69,7 +70,7 @@ def analyze(
     for part in todo:
         with study.assisted(part):
             for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
-                analysis = analysis.with_spectrum(spectrum)
+                analysis = study.noted(analysis.with_spectrum(spectrum))
                 if folder is not None:
                     analysis.save(folder)
     if processes is not None:
@@ -85,10 +86,11 @@ def _prepare(
     train: Samples | None,
     test: Samples | None,
     processes: Processes | None,
+    finished: Sequence[str] = (),
 ) -> Study:
     if processes is not None:
         processes.tell((plan, _fingerprints(checkpoint, train, test)))
-    return Study.prepare(checkpoint, plan, train, test, processes)
+    return Study.prepare(checkpoint, plan, train, test, processes, finished)
 
 
 def _assist(

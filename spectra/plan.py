@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian import ProductName
-from spectra.hessian.products import PRODUCT_NAMES
+from spectra.hessian.products import PRODUCT_NAMES, PRODUCTS, KeptName
 
 CHOICES = {
     "split": ("train", "test"),
@@ -78,7 +78,7 @@ class Plan:
                     f"got until_converged = {goal}, expected a share of the larger modulus, "
                     "between 0 and 1"
                 )
-            if self.protocol == "released" or self.augment == "resample":
+            if self.moves:
                 raise SpectraError(
                     "got until_converged for products that change from step to step, expected a "
                     "fixed operator: its residuals would mean nothing; give the steps alone"
@@ -88,11 +88,22 @@ class Plan:
                 f"got basis {self.basis!r} with protocol 'released', expected auto or device: its "
                 "recurrence is kept as it was released, on one device"
             )
+        if self.product in get_args(KeptName) and self.moves:
+            raise SpectraError(
+                f"got product {self.product!r} with products that change from step to step, "
+                "expected a plain path: nothing may be kept from one to the next; use auto or "
+                f"{', '.join(PRODUCTS)}"
+            )
         if self.augment == "resample" and self.basis == "none":
             raise SpectraError(
                 "got basis 'none' with augment 'resample', expected one that is kept: its Ritz "
                 "vectors would be made by the same products again, and here they differ"
             )
+
+    @property
+    def moves(self) -> bool:
+        """Tell whether this is the released protocol, or an operator that is no fixed matrix."""
+        return self.protocol == "released" or self.augment == "resample"
 
     @property
     def kept_bytes(self) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -105,6 +105,7 @@ class Study:
         train: Samples | None,
         test: Samples | None,
         processes: Processes | None = None,
+        finished: Sequence[str] = (),
     ) -> Study:
         samples = train if plan.split == "train" else test
         if samples is None:
@@ -140,7 +141,9 @@ class Study:
             if held is not None and decides:
                 correct[split], targets[split] = _classify(objective, held), held.targets
         parts = tuple(choose_parts(plan, samples, train))
-        choice, way = _products(objective, plan, parts, processes)
+        basis = _place(plan, objective) if decides else "none"
+        todo = [part for part in parts if part.label not in finished]
+        choice, way = _products(objective, plan, todo, basis, processes)
         notes = [
             f"product: {choice.path}, {choice.disagreement:.1e} (relative, float64) from "
             f"{choice.reference}, which is {choice.finite_difference_error:.1e} from finite "
@@ -169,7 +172,7 @@ class Study:
             correct,
             targets,
             tuple(notes),
-            _place(plan, objective) if decides else "none",
+            basis,
             processes,
         )
 
@@ -263,6 +266,12 @@ class Study:
 
     def _work(self, part: Part) -> int:
         return len(part.index) * self.plan.copies
+
+    def noted(self, analysis: Analysis) -> Analysis:
+        """Add what products did otherwise than planned: memory ran out, a recording failed."""
+        note = "" if self.way.kept is None else self.way.kept.note
+        known = not note or note in analysis.notes
+        return analysis if known else replace(analysis, notes=(*analysis.notes, note))
 
     def outline(self, part: Part) -> ClassSpectrum:
         """Say what is known of a part before its first product."""
@@ -404,38 +413,50 @@ class Study:
 
 
 def _products(
-    objective: Objective, plan: Plan, parts: tuple[Part, ...], processes: Processes | None
+    objective: Objective,
+    plan: Plan,
+    todo: Sequence[Part],
+    basis: Place,
+    processes: Processes | None,
 ) -> tuple[ProductChoice, Way]:
     """Choose how the products of the parts are computed; the leader's choice is everyone's."""
-    if processes is None or processes.leads:
-        asked = None if plan.product == "auto" else plan.product
-        choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
-        way = _way(objective, choice, plan, parts, asked, processes)
-        if processes is not None:
-            processes.tell((choice, way.name))
-        return choice, way
-    choice, name = processes.hear()
-    return choice, _way(objective, choice, plan, parts, name, processes)
+    if processes is not None and not processes.leads:
+        choice, name = processes.hear()
+        return choice, _way(objective, choice, plan, todo, basis, name, processes)
+    asked = None if plan.product == "auto" else plan.product
+    choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
+    way = _way(objective, choice, plan, todo, basis, asked, processes)
+    if processes is not None:
+        processes.tell((choice, way.name))
+    return choice, way
 
 
 def _way(
     objective: Objective,
     choice: ProductChoice,
     plan: Plan,
-    parts: tuple[Part, ...],
+    todo: Sequence[Part],
+    basis: Place,
     asked: ProductName | None,
     processes: Processes | None,
 ) -> Way:
-    if plan.augment == "resample" and asked is None:  # nothing may be kept from draw to draw
+    if not todo:
+        return Way(asked or choice.path, None, {}, ())
+    if asked is None and plan.moves:  # nothing may be kept from one product to the next
         asked = choice.path
     size, here = (1, 1) if processes is None else (processes.size, processes.local_size)
-    work = Work(
-        [-(-len(part.index) * plan.copies // size) for part in parts], plan.steps * plan.probes
-    )
+    samples = [-(-len(part.index) * plan.copies // size) for part in todo]
     budget = plan.kept_bytes
     if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
         budget = free_bytes(objective.device) // (2 * here)
-    return choose_way(objective, choice, work, product=asked, budget=budget)
+    return choose_way(
+        objective,
+        choice,
+        Work(samples, plan.steps * plan.probes),
+        product=asked,
+        budget=budget,
+        reserve=_basis_bytes(plan, objective) if basis == "device" else 0,
+    )
 
 
 def _place(plan: Plan, objective: Objective) -> Place:
@@ -444,10 +465,13 @@ def _place(plan: Plan, objective: Objective) -> Place:
         return plan.basis
     if plan.protocol == "released":
         return "device"
-    size = max(4, objective.dtype.itemsize)
-    needed, on = min(plan.steps, objective.dim) * objective.dim * size, objective.device
+    needed, on = _basis_bytes(plan, objective), objective.device
     beside = free_bytes(on) if on.type == "cuda" else None
     return choose_place(needed, on_device=beside, on_host=free_memory())
+
+
+def _basis_bytes(plan: Plan, objective: Objective) -> int:
+    return min(plan.steps, objective.dim) * objective.dim * max(4, objective.dtype.itemsize)
 
 
 def _classify(objective: Objective, samples: Samples) -> Tensor:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from spectra import (
 )
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
-from spectra.hessian import Objective
+from spectra.hessian import KeptProducts, Objective
 from spectra.losses import LossSpec
 from spectra.study import TRACE_PROBES
 
@@ -763,3 +764,59 @@ def test_kill_and_resume_goes_on_where_probes_end_by_their_residuals(tmp_path: P
     analyze(held, plan, train=data, folder=tmp_path / "cut", resume=True, progress=meter)
     assert meter.work == meter.worked
     assert same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("product", ["linearized", "kept-graph"])
+def test_products_that_keep_their_common_part_give_the_same_spectra(product: Any) -> None:
+    plain = analyze(checkpoint(pictures()), replace(PLAN, dtype="float64"), train=images())
+    plan = replace(PLAN, dtype="float64", product=product)
+    kept = analyze(checkpoint(pictures()), plan, train=images())
+    assert kept.settings["product"] == product
+    for one, other in zip(plain.spectra, kept.spectra, strict=True):
+        assert other.error is None
+        assert other.lambda_min == pytest.approx(one.lambda_min, rel=1e-9)
+        assert other.lambda_max == pytest.approx(one.lambda_max, rel=1e-9)
+        assert other.trace == pytest.approx(one.trace, rel=1e-9)
+
+
+def test_a_resumed_run_takes_the_product_of_the_first_and_builds_none_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(PLAN, product="linearized", classes=(0,), per_class=False, overall=False)
+    held, data = checkpoint(pictures()), images()
+    analyze(held, plan, train=data, folder=tmp_path)
+    more = replace(plan, product="auto", classes=(0, 1))
+    found = analyze(held, more, train=data, folder=tmp_path, resume=True)
+    assert found.settings["product"] == "linearized"
+    assert len(found.spectra) == 2
+
+    def build(*_: object) -> None:
+        raise AssertionError("nothing is left to multiply")
+
+    monkeypatch.setattr(KeptProducts, "__init__", build)
+    again = analyze(held, more, train=data, folder=tmp_path, resume=True)
+    assert again.settings["product"] == "linearized"
+
+
+@pytest.mark.parametrize("moving", [{"protocol": "released"}, {"augment": "resample"}])
+def test_products_that_keep_something_are_refused_where_the_operator_moves(
+    moving: dict[str, Any],
+) -> None:
+    with pytest.raises(SpectraError, match="nothing may be kept from one to the next"):
+        replace(PLAN, product="linearized", **moving)
+
+
+def test_what_went_otherwise_than_planned_is_in_the_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = KeptProducts._sum, 0
+
+    def scarce(self: KeptProducts, *given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 20:  # the trial is over
+            raise torch.OutOfMemoryError
+        return real(self, *given)
+
+    monkeypatch.setattr(KeptProducts, "_sum", scarce)
+    found = analyze(checkpoint(pictures()), replace(PLAN, product="linearized"), train=images())
+    assert all(spectrum.error is None for spectrum in found.spectra)
+    assert any("out of memory; nothing is kept" in note for note in found.notes)

@@ -29,7 +29,7 @@ from spectra import (
     open_data,
     trajectory,
 )
-from spectra.hessian import ProductName
+from spectra.hessian.products import KeptName, PathName
 from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
@@ -341,7 +341,7 @@ def test_every_field_of_a_plan_survives_both_command_lines(plan: Plan) -> None:
 
 def test_the_products_to_choose_from_are_those_that_exist() -> None:
     actions = {action.dest: action for action in esd._parser()._actions}
-    assert set(actions["product"].choices) == {"auto", *get_args(ProductName)}
+    assert set(actions["product"].choices) == {"auto", *get_args(PathName), *get_args(KeptName)}
 
 
 @pytest.mark.parametrize("wrapper", ["bare", "released"])

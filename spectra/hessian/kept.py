@@ -238,7 +238,6 @@ class KeptProducts:
     def _program(self, objective: Objective, batch: Batch) -> Program:
         size = len(batch[1])
         if size not in self._programs:
-
             out = replace(objective, network=written_out(objective.network))
 
             def bound(inputs: Tensor, targets: Tensor, weights: Tensor) -> Function:

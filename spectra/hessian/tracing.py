@@ -87,7 +87,7 @@ def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:
         The program. Parameters and v go in and out as tensors in the order of `at`.
 
     Raises:
-        RuntimeError: the function cannot be traced.
+        RuntimeError: the function cannot be traced, or what it does depends on values.
     """
     names, size = list(at), len(batch)
 
@@ -101,9 +101,24 @@ def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:
     like = list(at.values())
     inputs = [*like, *batch, *(torch.zeros_like(value) for value in like)]
     graph = make_fx(torch.func.functionalize(product, remove="mutations"))(*inputs)
+    _refuse_values(graph.graph)
     _tidy(graph.graph)
     prepare, apply = _cut(graph, vectors=len(names))
     return Program(prepare, apply)
+
+
+def _refuse_values(graph: fx.Graph) -> None:
+    """Refuse operations whose shapes follow values: the next batch would have others."""
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        tags = node.target.tags
+        depends = torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
+        if node.target is aten.index.Tensor:  # only a mask makes its shape follow values
+            masks = (i.meta["val"].dtype for i in node.args[1] if i is not None)
+            depends = any(dtype in (torch.bool, torch.uint8) for dtype in masks)
+        if depends:
+            raise RuntimeError(f"{node.target} has a shape that depends on values")
 
 
 def _tidy(graph: fx.Graph) -> None:

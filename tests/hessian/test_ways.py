@@ -1,5 +1,7 @@
 """The way of computing products is measured, proven, recorded; what fails is explained."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,7 +91,7 @@ def test_a_network_that_cannot_be_traced_keeps_its_plain_path_and_says_why(
     way = choose_way(objective, choice, Work([6], 10**9))
     assert way.name in (choice.path, "kept-graph")
     assert any(note.startswith("no linearized product") for note in way.notes)
-    with pytest.raises(SpectraError, match="got product 'linearized' for a network"):
+    with pytest.raises(SpectraError, match="got product 'linearized', which cannot be had here"):
         choose_way(objective, choice, MUCH, product="linearized")
 
 
@@ -136,6 +138,97 @@ def test_the_product_that_is_asked_for_is_used_by_operators(
     v = torch.ones(H.dim, dtype=torch.float64, device=device)
     assert float((H @ v - plain @ v).norm() / (plain @ v).norm()) < 1e-12
     assert H.kept.kept_samples == 9
+
+
+class ByValue(nn.Module):
+    """What it does with a batch depends on the values in it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body, self.head = kind, nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).tanh()
+        if self.kind == "mask":
+            chosen = x[:, 0] > 0
+            h = h.index_put((chosen,), h[chosen].exp())
+        elif self.kind == "unique":
+            for value in (x[:, 0] > 0).unique():
+                h = torch.where(((x[:, 0] > 0) == value)[:, None], h * (1 + value.to(h)), h)
+        out: Tensor = self.head(h)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["mask", "unique"])
+def test_a_network_whose_shapes_follow_values_is_not_linearized(
+    kind: str, device: torch.device
+) -> None:
+    """A program traced with one batch would be silently wrong for the next."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 4, dtype=torch.float64, generator=draw)
+    x[:32, 0] = x[:32, 0].abs()  # the first batch knows one kind only
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ByValue(kind).double()
+    objective = Objective.of(model, (x, torch.arange(40) % CLASSES), dtype=x.dtype, device=device)
+    with pytest.raises(SpectraError, match="depends on values"):
+        choose_way(objective, choose_product(objective), MUCH, product="linearized")
+
+
+def test_a_program_that_holds_for_its_first_batch_alone_is_found_out(
+    device: torch.device,
+) -> None:
+    class Stuck(nn.Module):
+        """Takes its scale from the first batch that it is traced with, as a Python number."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x).tanh() * (1 + float(sum(x[:, 0].tolist()) > 0))
+            return out
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 4, dtype=torch.float64, generator=draw)
+    objective = Objective.of(
+        Stuck().double(), (x, torch.arange(40) % CLASSES), dtype=x.dtype, device=device
+    )
+    with pytest.raises(SpectraError, match="which cannot be had here"):
+        choose_way(objective, choose_product(objective), MUCH, product="linearized")
+
+
+def test_running_out_of_memory_in_the_trial_is_not_taken_for_success(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    def scarce(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(KeptProducts, "_sum", scarce)
+    objective, choice = setting(device)
+    with pytest.raises(SpectraError, match="out of memory"):
+        choose_way(objective, choice, MUCH, product="linearized")
+
+
+def test_a_wrong_compiler_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    def faulty(half: Callable[..., tuple[Tensor, ...]], **_: object) -> Callable[..., object]:
+        return lambda *given: tuple(
+            1.005 * part if part.is_floating_point() else part for part in half(*given)
+        )
+
+    monkeypatch.setattr(torch, "compile", faulty)
+    objective, choice = setting(device, dtype=torch.float32)
+    with pytest.raises(SpectraError, match="away from reverse-over-forward"):
+        choose_way(objective, choice, MUCH, product="compiled")
+
+
+def test_precisions_that_nobody_proved_stay_with_the_plain_path(device: torch.device) -> None:
+    objective, choice = setting(device, dtype=torch.float32)
+    low = objective.recut(dtype=torch.bfloat16)
+    with pytest.raises(SpectraError, match="only in float32 and float64"):
+        choose_way(low, choice, MUCH, product="linearized")
 
 
 @pytest.mark.filterwarnings("ignore")
