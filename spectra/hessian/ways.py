@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import torch
@@ -82,9 +82,11 @@ def choose_way(
     Raises:
         SpectraError: the way that is asked for is not to be had for this network.
     """
-    if product is not None and product not in get_args(KeptName):
-        return Way(product, None, {}, ())
     trial = _Trial(objective, choice, work, budget, reserve)
+    if objective.tf32 and objective.device.type == "cuda":
+        trial.notes.append(f"tf32: a product is {trial.tf32_error():.1e} from the one in float32")
+    if product is not None and product not in get_args(KeptName):
+        return trial.way(product, None)
     if product is not None:
         kept = trial.build(cast(KeptName, product))
         if kept is None:
@@ -147,6 +149,11 @@ class _Trial:
             size = f", {'/'.join(map(str, self.sizes))} at once" if kept is not None else ""
             self.notes.append(f"milliseconds a sample, measured: {each}{size}")
         return Way(name, kept, self.seconds, tuple(self.notes))
+
+    def tf32_error(self) -> float:
+        """Measure the relative distance of a product in TF32 from the one in float32."""
+        exact = replace(self.few, tf32=False).product(self.vector, self.choice.path)
+        return _relative(self.few.product(self.vector, self.choice.path), exact)
 
     def better(self, name: KeptName, than: ProductName) -> KeptProducts | None:
         """Build a way and keep it if it is faster."""

@@ -1,6 +1,7 @@
 """The way of computing products is measured, proven, recorded; what fails is explained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -229,6 +230,14 @@ def test_precisions_that_nobody_proved_stay_with_the_plain_path(device: torch.de
     low = objective.recut(dtype=torch.bfloat16)
     with pytest.raises(SpectraError, match="only in float32 and float64"):
         choose_way(low, choice, MUCH, product="linearized")
+
+
+def test_the_error_of_tf32_is_measured_where_it_is_used(device: torch.device) -> None:
+    objective, choice = setting(device, dtype=torch.float32)
+    exact = choose_way(objective, choice, MUCH, product=choice.path)
+    assert not any(note.startswith("tf32") for note in exact.notes)
+    reduced = choose_way(replace(objective, tf32=True), choice, MUCH, product=choice.path)
+    assert any(note.startswith("tf32") for note in reduced.notes) == (device.type == "cuda")
 
 
 @pytest.mark.filterwarnings("ignore")
