@@ -145,9 +145,7 @@ class Study:
         todo = [part for part in parts if part.label not in finished]
         choice, way = _products(objective, plan, todo, basis, processes)
         notes = [
-            f"product: {choice.path}, {choice.disagreement:.1e} (relative, float64) from "
-            f"{choice.reference}, which is {choice.finite_difference_error:.1e} from finite "
-            "differences"
+            f"product: {choice}",
         ]
         notes += [f"refused for this model: {name}, {why}" for name, why in choice.refused.items()]
         notes += way.notes

@@ -46,6 +46,17 @@ class ProductChoice:
     refused: dict[str, str]  # paths that failed, and why
     # A sample, in float64 with few at once: hardly less than in the run to come.
     seconds: float = field(default=0.0, compare=False)
+    conclusive: bool = True  # two steps of the differences agreed: no kink lay in between
+
+    def __str__(self) -> str:
+        """Say in one line what was compared with what."""
+        truth = (
+            f"which is {self.finite_difference_error:.1e} from finite differences"
+            if self.conclusive
+            else "while finite differences did not agree among themselves (kinks, or no curvature)"
+        )
+        compared = f"{self.disagreement:.1e} (relative, float64) from {self.reference}"
+        return f"{self.path}, {compared}, {truth}"
 
 
 def choose_product(objective: Objective, *, path: PathName | None = None) -> ProductChoice:
@@ -109,7 +120,8 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
         disagreement = _relative(products[name], products[reference])
         if disagreement < _AGREEMENT or right == [name]:
             off = _relative(products[reference], truth)
-            return ProductChoice(name, reference, disagreement, off, refused, seconds[name])
+            took = seconds[name]
+            return ProductChoice(name, reference, disagreement, off, refused, took, conclusive)
         refused[name] = f"{disagreement:.1e} away from {reference} in float64"
     raise _refusal(few, path, refused)
 

@@ -1,6 +1,7 @@
 """A way of differentiating is used only where it is right, and the refusal says why."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -230,3 +231,12 @@ def test_a_path_that_differs_by_little_is_not_used(monkeypatch: pytest.MonkeyPat
     choice = hessian_operator(model, data).choice
     assert choice.path == "forward-over-reverse"
     assert "away from double-backward" in choice.refused["reverse-over-forward"]
+
+
+def test_differences_that_say_nothing_are_not_reported_as_an_error(device: torch.device) -> None:
+    model, data = build(MODELS["conv"][0], *MODELS["conv"][1])
+    H = hessian_operator(model, data, dtype=torch.float64, device=device)
+    assert "from finite differences" in str(H.choice)
+    blind = replace(H.choice, conclusive=False, finite_difference_error=1.0)
+    assert "did not agree among themselves" in str(blind)
+    assert "1.0e+00" not in str(blind)
