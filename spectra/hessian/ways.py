@@ -21,10 +21,11 @@ from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Objective
 from spectra.hessian.products import PRODUCTS, KeptName, PathName, ProductName
 
-# Samples at once, large enough for the kernels and small enough to fit a class of 50 images.
+# Samples at once: on a GPU enough for its kernels, and few for a class of 50 images; on a CPU what
+# stays in the caches, cut so that little is filled up.
 _SIZES = {"cuda": (512, 64)}
-_CPU_SIZES = (32, 16, 8)
-_PADDING = 1.15  # of the samples of all selections, at most, where smaller batches are to be had
+_MOST_ON_CPU = 40
+_PER_BATCH = 1.2  # samples that each batch costs beside its own: the launches of its operations
 _WORTH_TRACING = 30.0  # seconds of plain products to come
 _WORTH_COMPILING = 2000.0  # seconds of linearized products to come: a tenth of it is saved
 _FASTER = 0.95  # of the time of the other way: timings scatter
@@ -241,14 +242,14 @@ class _Trial:
 
 
 def _sizes(objective: Objective, work: Work) -> tuple[int, ...]:
-    """Choose the samples at once: one size on a CPU, two on a GPU."""
+    """Choose the samples at once: two sizes on a GPU; on a CPU the one that costs least."""
     if objective.device.type in _SIZES:
         return _SIZES[objective.device.type]
-    samples = sum(work.selections)
-    for size in _CPU_SIZES:
-        if sum(-(-n // size) * size for n in work.selections) <= _PADDING * samples:
-            break
-    return (size,)
+
+    def cost(size: int) -> float:
+        return sum(-(-n // size) for n in work.selections) * (size + _PER_BATCH)
+
+    return (min(range(1, _MOST_ON_CPU + 1), key=cost),)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

@@ -123,8 +123,12 @@ def test_the_batch_is_filled_up_little(device: torch.device) -> None:
     if device.type == "cuda":
         pytest.skip("one pair of sizes there")
     objective, _ = setting(device)
-    sizes = {n: ways._sizes(objective, Work([n], 1)) for n in (5, 16, 20, 64, 500)}
-    assert sizes == {5: (8,), 16: (16,), 20: (8,), 64: (32,), 500: (32,)}
+    for classes in ([5], [50, 83], [500, 300, 50], [1, 1, 40], [5000, 50]):
+        (size,) = ways._sizes(objective, Work(classes, 1))
+        batches = sum(-(-n // size) for n in classes)
+        assert batches * size <= 1.2 * sum(classes)
+        assert batches <= sum(classes) / 15 + 10
+        assert size <= 40
 
 
 @pytest.mark.parametrize("name", ["kept-graph", "linearized"])
