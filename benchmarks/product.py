@@ -55,8 +55,6 @@ def ours(model: nn.Module, batches: Batches, sizes: Sequence[int], few: bool) ->
         if few and (name == "compiled" or budget == 0):  # the compiler takes a minute
             continue
         kept = KeptProducts(name, objective, "double-backward", sizes=sizes, budget=budget)
-        if name == "linearized" and budget == 0:
-            kept._programs = found["linearized"].__self__._programs  # type: ignore[attr-defined]
         found[title] = kept.product
     return {
         title: way if title in PRODUCTS else partial(way, objective) for title, way in found.items()

@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from spectra import (
     Analysis,
@@ -43,7 +44,6 @@ _DECIDING = (  # settings that numbers depend on; speed and memory do not count
 )
 _KEPT = (5, 20, 32, 36)  # epochs of the short runs that `quick` follows
 _EMPTY = "not computed yet"
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Budget:
             held.append((self.root, made))
         elif missing:
             print(f"{what}: {', '.join(missing)} {why}; SPECTRA_DATA names no images for it")
-        base = held[0][1] if held else _blank(plan, _described(checkpoint), (), why)
+        base = held[0][1] if held else _blank(plan, checkpoint.described(), (), why)
         rest = _blank(plan, base.checkpoint, missing, why, base.data.get("counts"))
         found = {s.label: s for s in rest.spectra} | found
         return replace(base, spectra=tuple(found[label] for label in wanted))
@@ -157,9 +157,8 @@ class Budget:
             folder = self.root / "reports" / "notebooks" / f"trajectory-{_digest(plan)}"
             runs = [self._short_run(step) for step in steps]
             print(f"following {', '.join(run.name for run in runs)}, {protocol}")
-            return _with_bar(
-                lambda bar: follow(runs, plan, folder=folder, resume=True, progress=bar)
-            )
+            with closing(Bar()) as bar:
+                return follow(runs, plan, folder=folder, resume=True, progress=bar)
         return Trajectory(tuple(self._stored_run(step, protocol) for step in steps))
 
     def show(self, figures: Sequence[Any], name: str) -> Picture:
@@ -195,8 +194,8 @@ class Budget:
         stem = f"{Path(checkpoint.file).stem}-{_digest(plan)}-{checkpoint.sha256[:8]}"
         folder = self.root / "reports" / "notebooks" / stem
         train_set, test_set = (open_data(checkpoint.data, split=s) for s in ("train", "test"))
-        return _with_bar(
-            lambda bar: analyze(
+        with closing(Bar()) as bar:
+            return analyze(
                 checkpoint,
                 asked,
                 train=train_set,
@@ -205,7 +204,6 @@ class Budget:
                 resume=True,
                 progress=bar,
             )
-        )
 
     def _short_run(self, step: str) -> Path:
         recipe = find_recipe(f"{BUDGETS[self.name].runs}-{step}")
@@ -320,15 +318,6 @@ def _has_images(checkpoint: Checkpoint) -> bool:
     return data is not None and (data.name == "digits" or bool(os.environ.get("SPECTRA_DATA")))
 
 
-def _described(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "file": checkpoint.file,
-        "sha256": checkpoint.sha256,
-        "arch": checkpoint.model_spec.arch,
-        "epoch": checkpoint.epoch,
-    }
-
-
 def _blank(
     plan: Plan,
     checkpoint: Mapping[str, Any],
@@ -367,11 +356,3 @@ def _digest(plan: Plan) -> str:
     asked = asdict(plan)
     text = json.dumps([asked[key] for key in _DECIDING])
     return f"{plan.protocol}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _with_bar(command: Callable[[Bar], Result]) -> Result:
-    bar = Bar()
-    try:
-        return command(bar)
-    finally:
-        bar.close()

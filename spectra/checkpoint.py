@@ -60,6 +60,15 @@ class Checkpoint:
             return self.loss.scale
         return COSINE_SCALE if self.model_spec.head == "cosine" else 1.0
 
+    def described(self) -> dict[str, Any]:
+        """Say in a result file which checkpoint this is."""
+        return {
+            "file": self.file,
+            "sha256": self.sha256,
+            "arch": self.model_spec.arch,
+            "epoch": self.epoch,
+        }
+
 
 def save_checkpoint(
     path: str | Path,

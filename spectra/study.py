@@ -190,12 +190,7 @@ class Study:
         del settings["keep"]  # changes no number
         spec, train = self.samples.spec, self.train
         return Analysis(
-            checkpoint={
-                "file": self.checkpoint.file,
-                "sha256": self.checkpoint.sha256,
-                "arch": self.checkpoint.model_spec.arch,
-                "epoch": self.checkpoint.epoch,
-            },
+            checkpoint=self.checkpoint.described(),
             data={
                 "name": spec.name if spec is not None else "own tensors",
                 "spec": spec.to_dict() if spec is not None else None,

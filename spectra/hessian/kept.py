@@ -24,22 +24,21 @@ from torch import Tensor
 from spectra.devices import Named, recorded
 from spectra.hessian.batching import free_bytes, out_of_memory
 from spectra.hessian.objective import Batch, Objective
-from spectra.hessian.products import Function, KeptName, PathName
+from spectra.hessian.products import Function, KeptName, Parameters, PathName, differentiated
 from spectra.hessian.tracing import Program, trace, written_out
 
 Linear = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # v to H v, both by parameter
 _SHARE = 2  # of free memory: the rest is for the basis and for a batch at work
 _REPLAYED = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative: sums in another order
-
-
 _FEW = 3  # products after which what they share has paid for itself
+_TURNS = 2  # changes of objective after fewer than that, in a row, that are put up with
 
 
 @dataclass(frozen=True)
 class _Piece:
     """Rows of an objective, and as much of what their products share as there is room for."""
 
-    rows: Tensor  # of weight above zero
+    rows: Tensor  # (k,) of the objective
     size: int  # samples that they are filled up to
     batch: Batch | None
     linear: Linear | None
@@ -144,7 +143,7 @@ class KeptProducts:
         self._changes = self._changes + 1 if self._made < _FEW else 0
         self._clear()
         self.plain, self._made = False, 0
-        self._room = 0 if self._changes > 2 else self.budget
+        self._room = 0 if self._changes > _TURNS else self.budget
         self._owner = weakref.ref(objective)
 
     def _setting(self, objective: Objective) -> contextlib.ExitStack:
@@ -249,9 +248,10 @@ class KeptProducts:
 
     def _record(self, objective: Objective, vector: Tensor) -> None:
         """On a GPU, record the product over all batches, and compare the recording with it."""
-        if objective.device.type != "cuda" or self.name == "kept-graph" or self._changes > 2:
+        if objective.device.type != "cuda" or self.name == "kept-graph":
             return
-        if any(piece.batch is None for piece in self._pieces):  # a host may have to prepare it
+        # A host may have to prepare a batch that is not kept; and who takes turns keeps none.
+        if any(piece.batch is None for piece in self._pieces):
             return
         expected = self._sum(objective, vector)
         try:
@@ -271,16 +271,9 @@ class KeptProducts:
             self.note = f"not recorded as a CUDA graph ({why})"
 
 
-def _through_graph(f: Function, at: Named) -> Linear:
+def _through_graph(f: Function, at: Parameters) -> Linear:
     """Keep the graph of a gradient; a product is its gradient along the vector."""
-    leaves = [value.detach().requires_grad_() for value in at.values()]
-    first = torch.autograd.grad(
-        f(dict(zip(at, leaves, strict=True))),
-        leaves,
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    leaves, first = (list(p.values()) for p in differentiated(f, at, create_graph=True))
     curved = [k for k, part in enumerate(first) if part.requires_grad]
 
     def linear(direction: Sequence[Tensor]) -> Sequence[Tensor]:

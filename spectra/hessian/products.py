@@ -29,11 +29,22 @@ ProductName = PathName | KeptName
 
 def gradient(f: Function, at: Parameters) -> Parameters:
     """Differentiate `f` once, by the engine that every custom autograd function knows."""
+    return differentiated(f, at, create_graph=False)[1]
+
+
+def differentiated(
+    f: Function, at: Parameters, *, create_graph: bool
+) -> tuple[Parameters, Parameters]:
+    """Differentiate `f` at fresh leaves; give them and the gradient, with its graph if asked."""
     leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
     first = torch.autograd.grad(
-        f(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True
+        f(leaves),
+        list(leaves.values()),
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
     )
-    return dict(zip(leaves, first, strict=True))
+    return leaves, dict(zip(leaves, first, strict=True))
 
 
 def reverse_over_forward(f: Function, at: Parameters, vector: Parameters) -> Parameters:
@@ -56,16 +67,11 @@ def forward_over_reverse(f: Function, at: Parameters, vector: Parameters) -> Par
 
 def double_backward(f: Function, at: Parameters, vector: Parameters) -> Parameters:
     """Differentiate the inner product of the gradient of `f` at `at` with `vector`."""
-    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
-    inputs = list(leaves.values())
-    gradients = torch.autograd.grad(
-        f(leaves), inputs, create_graph=True, allow_unused=True, materialize_grads=True
-    )
-    inner = torch.stack(
-        [(g * vector[name]).sum() for name, g in zip(leaves, gradients, strict=True)]
-    ).sum()
+    leaves, gradients = differentiated(f, at, create_graph=True)
+    inner = torch.stack([(g * vector[name]).sum() for name, g in gradients.items()]).sum()
     if not inner.requires_grad:  # the loss is affine in every parameter
         return {name: torch.zeros_like(value) for name, value in at.items()}
+    inputs = list(leaves.values())
     second = torch.autograd.grad(inner, inputs, allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, second, strict=True))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast, get_args
 
 import torch
@@ -46,6 +47,10 @@ class Work:
     def samples(self) -> int:
         """Count the samples that all products pass over."""
         return self.products * sum(self.selections)
+
+    def batches(self, size: int) -> int:
+        """Count the batches that one product with each takes."""
+        return sum(-(-n // size) for n in self.selections)
 
 
 @dataclass(frozen=True)
@@ -129,20 +134,28 @@ class _Trial:
         self.objective, self.choice, self.budget = objective, choice, budget
         self.reserve = reserve
         self.sizes = _sizes(objective, work)
-        filled = sum(-(-n // self.sizes[-1]) * self.sizes[-1] for n in work.selections)
+        filled = self.sizes[-1] * work.batches(self.sizes[-1])
         self.padding = filled / max(1, sum(work.selections))
         # Traced with the first samples, compared over others, from all over the set.
         seen = torch.nonzero(objective.weights)[:, 0]
         self._first = seen[: self.sizes[0]]
         spread = torch.linspace(len(seen) - 1, 0, min(self.sizes[0], len(seen)))
         self._spread = seen[spread.round().long().to(seen.device)]
-        self.few = objective.select(self._spread)
-        draw = torch.Generator().manual_seed(1)
-        vector = torch.randn(objective.dim, generator=draw, dtype=torch.float64)
-        self.vector = vector.to(objective.device, objective.dtype)
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
         self._proven: set[KeptName] = set()
+
+    @cached_property
+    def few(self) -> Objective:
+        """The samples over which ways are timed and compared."""
+        return self.objective.select(self._spread)
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """What is multiplied, (n,); drawn where a product is made, for it may be large."""
+        draw = torch.Generator().manual_seed(1)
+        vector = torch.randn(self.objective.dim, generator=draw, dtype=torch.float64)
+        return vector.to(self.objective.device, self.objective.dtype)
 
     def way(self, name: ProductName, kept: KeptProducts | None) -> Way:
         if self.seconds:
@@ -187,7 +200,8 @@ class _Trial:
                 budget=self.budget,
                 reserve=self.reserve,
             )
-            gap = max(self._gap(kept, size) for size in self.sizes)
+            against, bound = self.choice.path, _CLOSE[self.objective.dtype]
+            gap = max(self._gap(kept, self.objective, size, against, bound) for size in self.sizes)
             kept.drop()
         except Exception as error:  # tracers and compilers fail in any way; the plain path is there
             line = (str(error).splitlines() or [""])[0][:160]
@@ -195,41 +209,39 @@ class _Trial:
             return None
         took = time.perf_counter() - start
         self.notes.append(
-            f"{name}: {gap:.1e} from {self.choice.path} over {len(self.few.samples)} samples in "
+            f"{name}: {gap:.1e} from {against} over {len(self.few.samples)} samples in "
             f"{str(self.objective.dtype).removeprefix('torch.')}"
             + (", the program proven before it was compiled" if name == "compiled" else "")
             + f"; {took:.0f} s of preparation"
         )
         return kept
 
-    def _gap(self, kept: KeptProducts, size: int) -> float:
-        """Measure the distance from the plain path over a batch of one of the sizes."""
-        kept.product(self.objective.select(self._first[:size]), self.vector)
-        other = self.objective.select(self._spread[:size])
-        gap = _relative(
-            kept.product(other, self.vector), other.product(self.vector, self.choice.path)
-        )
-        if kept.note:
-            raise SpectraError(kept.note)
-        if not gap <= _CLOSE[self.objective.dtype]:
-            raise SpectraError(f"{gap:.1e} away from {self.choice.path}")
-        return gap
-
     def _prove(self, name: KeptName) -> None:
-        """Compare a way with a plain path in float64, over samples that it was not traced with."""
-        if name in self._proven:
-            return
-        exact = self.objective.recut(dtype=torch.float64, backwards=False, batch_size=2)
-        kept = KeptProducts(name, exact, self.choice.path, sizes=(2,))
-        vector, reference = self.vector.double(), self.choice.reference
-        for rows in (self._first[:2], self._spread[:2]):
-            two = exact.select(rows)
-            gap = _relative(kept.product(two, vector), two.product(vector, reference))
+        """Compare a way with a plain path in float64; once."""
+        if name not in self._proven:
+            exact = self.objective.recut(dtype=torch.float64, backwards=False, batch_size=2)
+            kept = KeptProducts(name, exact, self.choice.path, sizes=(2,))
+            self._gap(kept, exact, 2, self.choice.reference, _PROVEN)
+            self._proven.add(name)
+
+    def _gap(
+        self, kept: KeptProducts, whole: Objective, size: int, path: PathName, bound: float
+    ) -> float:
+        """Measure the distance from a plain path over other samples than a way was traced with.
+
+        Raises:
+            SpectraError: if it is above the bound, or the way has given up.
+        """
+        vector = self.vector.to(whole.dtype)
+        kept.product(whole.select(self._first[:size]), vector)
+        other = whole.select(self._spread[:size])
+        gap = _relative(kept.product(other, vector), other.product(vector, path))
         if kept.note:
             raise SpectraError(kept.note)
-        if not gap <= _PROVEN:
-            raise SpectraError(f"{gap:.1e} away from {reference} in float64")
-        self._proven.add(name)
+        if not gap <= bound:
+            precision = str(whole.dtype).removeprefix("torch.")
+            raise SpectraError(f"{gap:.1e} away from {path} in {precision}")
+        return gap
 
     def time(self, product: Callable[[Objective, Tensor], Tensor]) -> float:
         """Measure seconds per sample of the second of two products."""
@@ -247,7 +259,7 @@ def _sizes(objective: Objective, work: Work) -> tuple[int, ...]:
         return _SIZES[objective.device.type]
 
     def cost(size: int) -> float:
-        return sum(-(-n // size) for n in work.selections) * (size + _PER_BATCH)
+        return work.batches(size) * (size + _PER_BATCH)
 
     return (min(range(1, _MOST_ON_CPU + 1), key=cost),)
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..devices import recorded
+from ..devices import Named, recorded
 from ..errors import SpectraError
 from ..losses import LossSpec
 from .recipes import Recipe
@@ -34,7 +34,7 @@ WAYS = ("auto", "plain", "compiled", "graph", "compiled-graph")
 # replayed, which may add in another order, and of compiled ones.
 REPLAYED = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
 COMPILED = {"float64": 1e-9, "float32": 1e-3, "tf32": 1e-2, "bf16": 3e-2}
-Batch = dict[str, Tensor]  # inputs (n, ...), targets (n,), and noise (draws, parameters) if used
+Batch = Named  # inputs (n, ...), targets (n,), and noise (draws, parameters) if used
 
 
 class Engine:

@@ -32,6 +32,16 @@ def setting(
     return objective, choose_product(objective)
 
 
+def over(model: nn.Module, x: Tensor, device: torch.device) -> Objective:
+    """The mean loss of a model over some inputs, the classes in turns, in float64."""
+    y = torch.arange(len(x)) % CLASSES
+    return Objective.of(model.double(), (x, y), dtype=torch.float64, device=device)
+
+
+def random_inputs(n: int) -> Tensor:
+    return torch.randn(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
 def test_little_work_takes_the_plain_path_and_measures_nothing(device: torch.device) -> None:
     objective, choice = setting(device)
     way = choose_way(objective, choice, Work([9], 10))
@@ -84,10 +94,7 @@ def test_a_network_that_cannot_be_traced_keeps_its_plain_path_and_says_why(
             h: Tensor = self.body(x)
             return h.sinh() if bool(h.sum() > 0) else h.cosh()
 
-    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    objective = Objective.of(
-        Branch().double(), (x, torch.arange(6) % CLASSES), dtype=torch.float64, device=device
-    )
+    objective = over(Branch(), random_inputs(6), device)
     choice = choose_product(objective)
     way = choose_way(objective, choice, Work([6], 10**9))
     assert way.name in (choice.path, "kept-graph")
@@ -169,13 +176,12 @@ def test_a_network_whose_shapes_follow_values_is_not_linearized(
     kind: str, device: torch.device
 ) -> None:
     """A program traced with one batch would be silently wrong for the next."""
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 4, dtype=torch.float64, generator=draw)
+    x = random_inputs(40)
     x[:32, 0] = x[:32, 0].abs()  # the first batch knows one kind only
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = ByValue(kind).double()
-    objective = Objective.of(model, (x, torch.arange(40) % CLASSES), dtype=x.dtype, device=device)
+        model = ByValue(kind)
+    objective = over(model, x, device)
     with pytest.raises(SpectraError, match="depends on values"):
         choose_way(objective, choose_product(objective), MUCH, product="linearized")
 
@@ -194,11 +200,7 @@ def test_a_program_that_holds_for_its_first_batch_alone_is_found_out(
             out: Tensor = self.body(x).tanh() * (1 + float(sum(x[:, 0].tolist()) > 0))
             return out
 
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 4, dtype=torch.float64, generator=draw)
-    objective = Objective.of(
-        Stuck().double(), (x, torch.arange(40) % CLASSES), dtype=x.dtype, device=device
-    )
+    objective = over(Stuck(), random_inputs(40), device)
     with pytest.raises(SpectraError, match="which cannot be had here"):
         choose_way(objective, choose_product(objective), MUCH, product="linearized")
 
