@@ -11,11 +11,13 @@ References:
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from ..errors import SpectraError
+from . import published
 from .recipes import Recipe
 
 
@@ -47,25 +49,29 @@ _RADII = {
     "cifar10-lt": (0.1, 0.5, 0.8, 0.5),
     "cifar100-lt": (0.2, 0.8, 0.8, 0.8),
 }
-# Table 1: SGD and SAM for each of the four methods.
-_TABLE_1 = {
-    "cifar10-lt": ((71.7, 73.1), (75.5, 80.6), (77.5, 81.9), (78.6, 82.4)),
-    "cifar100-lt": ((38.5, 39.6), (41.0, 44.6), (42.7, 45.4), (41.7, 46.6)),
-}
-# Table 3, on CE+DRW: PGD and LPF-SGD.
-_TABLE_3 = {"cifar10-lt": (77.2, 78.5), "cifar100-lt": (42.2, 42.9)}
-# The published figure of the radius, read off to 0.1; at 0.5 it is cifar10-lt-ce-drw-sam itself.
-_SWEEP = {0.05: 77.0, 0.1: 78.3, 0.2: 79.6, 0.8: 77.2}
-_RATIOS = {10.0: 89.4, 200.0: 78.1}  # other ratios that the paper gives numbers for
 # Of ImbSAM and SSE-SAM on the reference's recipe: classes below which n_c counts as tail.
 _RARE = {"digits-lt": (20, 50), "cifar10-lt": (200, 1000), "cifar100-lt": (20, 100)}
 _PAPER, _OURS = "paper", "ours, no published target"
+
+
+def method_name(recipe: Recipe) -> str:
+    """Name a recipe's method as the paper does: loss, deferred re-weighting, step."""
+    loss = {"focal": "Focal", "logit-adjustment": "LA"}.get(recipe.loss, recipe.loss.upper())
+    weighting = {"none": "", "deferred": "+DRW"}.get(recipe.weighting, f"+{recipe.weighting}")
+    step = {"imbsam": "ImbSAM", "sgd": ""}.get(recipe.step, recipe.step.upper())
+    return loss + weighting + (f"+{step}" if step else "")
+
+
+def _goal(rows: Mapping[str, published.Row], recipe: Recipe) -> float | None:
+    row = rows.get(method_name(recipe))
+    return None if row is None else row.overall.mean
 
 
 def _small() -> Iterator[Entry]:
     """Name the runs of Tables 1 and 3, of the radius sweep, and the digits' like them."""
     for data, options in _DATASETS.items():
         digits, sam = data == "digits-lt", {}
+        goals = published.MAIN.get(options["dataset"], {})
         for i, (method, choice) in enumerate(_METHODS.items()):
             recipe = Recipe(f"{data}-{method}-sgd", **options, **choice)
             if vs := method == "vs":
@@ -76,27 +82,26 @@ def _small() -> Iterator[Entry]:
             sam[method] = replace(
                 recipe, name=f"{data}-{method}-sam", step="sam", rho=_RADII[data][i]
             )
-            targets = (None, None) if digits else _TABLE_1[data][i]
-            yield Entry(recipe, about, targets[0])
+            yield Entry(recipe, about, _goal(goals, recipe))
             if vs and not digits:
                 about += ", the radius ours"
-            yield Entry(sam[method], about, targets[1])
+            yield Entry(sam[method], about, _goal(goals, sam[method]))
         base = Recipe(f"{data}-ce-drw", **options, weighting="deferred")
-        targets = _TABLE_3.get(data, (None, None))
+        goals = published.OPTIMISERS.get(options["dataset"], {})
         noisy = "" if digits else f"{_PAPER}; unpublished: the noise is ours"
-        for step, noise, target in zip(("pgd", "lpf-sgd"), (1e-3, 2e-3), targets, strict=True):
-            yield Entry(
-                replace(base, name=f"{base.name}-{step}", step=step, noise=noise),
-                noisy or _OURS,
-                target,
-            )
+        for step, noise in (("pgd", 1e-3), ("lpf-sgd", 2e-3)):
+            recipe = replace(base, name=f"{base.name}-{step}", step=step, noise=noise)
+            yield Entry(recipe, noisy or _OURS, _goal(goals, recipe))
         if data == "cifar10-lt":
-            for rho, target in _SWEEP.items():
-                recipe = replace(sam["ce-drw"], name=f"{base.name}-sam-rho{rho:g}", rho=rho)
-                yield Entry(recipe, f"{_PAPER}, radius sweep", target)
-            for ratio, target in _RATIOS.items():
-                name = f"{data}{ratio:g}-ldam-drw-sam"
-                yield Entry(replace(sam["ldam-drw"], name=name, ratio=ratio), _PAPER, target)
+            for rho, row in published.SWEEP.items():
+                if rho != sam["ce-drw"].rho:  # else it is that run itself
+                    recipe = replace(sam["ce-drw"], name=f"{base.name}-sam-rho{rho:g}", rho=rho)
+                    yield Entry(recipe, f"{_PAPER}, radius sweep", row.overall.mean)
+            for (dataset, ratio, method), row in published.FURTHER.items():
+                if (dataset, method) == ("cifar10", method_name(sam["ldam-drw"])):
+                    name = f"{data}{ratio:g}-ldam-drw-sam"
+                    recipe = replace(sam["ldam-drw"], name=name, ratio=ratio)
+                    yield Entry(recipe, _PAPER, row.overall.mean)
         few, many = _RARE[data]
         rho = _RADII[data][1]
         changes: dict[str, dict[str, Any]] = {
@@ -131,22 +136,17 @@ def _class_aware() -> Iterator[Entry]:
 
 def _large() -> Iterator[Entry]:
     """Name the runs of Table 2, and those that it leaves out: the list-file sets, ResNet-50."""
-    published = {  # None: not in the table, here for completeness
-        "imagenet-lt": (42.7, None, 44.9, 47.1, 49.9, 53.1, None, None),
-        "inat2018": (60.3, None, 63.0, 65.3, 67.5, 70.1, None, None),
-    }
     radii = {  # from the epochs 6, 61 and 76 on, after 0.05; ours, CE+DRW's, where not named
         ("imagenet-lt", None): (0.1, 0.5, 0.5),
         ("inat2018", None): (0.1, 0.1, 0.2),
         ("inat2018", "ldam-drw"): (0.1, 0.5, 0.5),
     }
-    for data, targets in published.items():
+    for data in ("imagenet-lt", "inat2018"):
         plain = Recipe(
             data, data, "resnet50", imbalance="none", image_size=224, epochs=90, batch_size=256,
             schedule="cosine", drops=(60,), lr=0.2 if data == "imagenet-lt" else 0.1,
         )  # fmt: skip
-        names = [(method, step) for method in _METHODS for step in ("sgd", "sam")]
-        for (method, step), target in zip(names, targets, strict=True):
+        for method, step in product(_METHODS, ("sgd", "sam")):
             change = dict(_METHODS[method], step=step)
             if method == "ldam-drw":
                 change["max_margin"] = 0.3
@@ -159,8 +159,9 @@ def _large() -> Iterator[Entry]:
                     0.05,
                     tuple(zip((6, 61, 76), after, strict=True)),
                 )
-            about = _PAPER if target else _OURS
-            yield Entry(replace(plain, name=f"{data}-{method}-{step}", **change), about, target)
+            recipe = replace(plain, name=f"{data}-{method}-{step}", **change)
+            goal = _goal(published.MAIN[data], recipe)
+            yield Entry(recipe, _OURS if goal is None else _PAPER, goal)
 
 
 ENTRIES = {entry.recipe.name: entry for part in (_small, _class_aware, _large) for entry in part()}
