@@ -44,12 +44,14 @@ MAY_IMPORT = {
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
     | {"study", "analysis"},
     "tables": {"errors", "files", "results", "trajectories"},
-    "figures": {"errors", "files", "krylov", "results", "trajectories", "tables"},
+    "comparisons": {"results", "tables"},
+    "figures": {"errors", "files", "krylov", "results", "trajectories", "tables", "comparisons"},
     "pages": {"errors", "files", "results", "trajectories", "tables", "figures"},
     "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
     "command_line": {"spectra", "errors", "plan", "processes"},
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "command_line", "trajectories", "tables", "figures"},
+    "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "budgets": {"spectra", "errors", "command_line", "tables", "figures", "training"}
     | {"trajectories"},

@@ -11,5 +11,7 @@ from .pages import COLOURS as COLOURS
 from .pages import OUTSIDE as OUTSIDE
 from .pages import PLAIN as PLAIN
 from .pages import save as save
+from .recurrence import draw_recurrence as draw_recurrence
+from .recurrence import recurrence_panels as recurrence_panels
 from .trajectories import draw_trajectory as draw_trajectory
 from .trajectories import trajectory_panels as trajectory_panels

@@ -1,0 +1,97 @@
+"""Put the spectra of several analyses side by side, one row a class and analysis.
+
+Beside the ends of each spectrum stand three numbers that tell curvature from estimator:
+
+    ratio       max(0, −λmin)/λmax of every probe by itself: how start vectors, or draws, scatter
+    yᵀHy        curvature of the *fixed* Hessian along the vector that was called λmin's
+    2β/λmax     β, the mean of the last ten off-diagonals of T, of all probes
+
+A symmetric tridiagonal T with a constant diagonal α and off-diagonal β has the eigenvalues
+α + 2β cos(kπ/(m+1)), k = 1, ..., m, whatever was multiplied: where 2β/λmax is near 1 and α near 0,
+the ends of T say nothing else. On a fixed matrix β falls to the scale of the bulk, far below λmax.
+
+References:
+    Golub, Meurant, Matrices, moments and quadrature with applications, 2010, on T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spectra.results import Analysis, ClassSpectrum
+from spectra.tables import MARKS, marks, number
+
+HEADER = (
+    *("", "run", "class", "samples", "loss", "analysis", "λmin", "λmax"),
+    *("ratio, each probe", "yᵀHy, fixed H", "2β/λmax", "trace ± s.e."),
+)
+_TEXT = (0, 1, 2, 5)  # columns aligned to the left
+_LATE = 10  # off-diagonals at the end of T that are averaged
+_NOTES = (
+    "λmin, λmax: the outermost Ritz values of all probes. Ratio: |λmin|/λmax of each probe by "
+    "itself, 0 where λmin is not negative.",
+    "yᵀHy: recomputed in float64 on the fixed Hessian, without augmentation unless it is frozen, "
+    "along the vector y that the analysis called λmin's. A true λmin has yᵀHy = λmin.",
+    "2β/λmax: β is the mean of the last ten off-diagonals of T. Near 1, the ends are those of a T "
+    "with constant entries, whatever was multiplied.",
+)
+
+
+def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
+    """Say how a spectrum was computed: the recurrence, and what the samples went through."""
+    augment = str(analysis.settings.get("augment") or "none")
+    if spectrum.protocol == "released":
+        moved = "augmentation stored" if augment.startswith("frozen") else "no augmentation"
+        return "released" if augment == "resample" else f"released, {moved}"
+    return "exact" if augment == "none" else augment
+
+
+def ratios(spectrum: ClassSpectrum) -> list[float | None]:
+    """Give max(0, −λmin)/λmax of every probe, None where λmax is not positive."""
+    nodes = () if spectrum.measure is None else spectrum.measure.nodes
+    return [max(0.0, -n[0]) / n[-1] if n[-1] > 0 else None for n in nodes]
+
+
+def late_beta(spectrum: ClassSpectrum) -> float | None:
+    """Average the last off-diagonals of T over all probes; None where there are none."""
+    late = [run.betas[-_LATE:] for run in spectrum.runs if len(run.betas)]
+    return float(np.concatenate(late).mean()) if late else None
+
+
+def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
+    """Set a table of all spectra of several analyses, as GitHub markdown.
+
+    Args:
+        analyses: each with the name of the run that it is of; the analyses of one run get the same.
+
+    Returns:
+        The table, by run, then by class, then by analysis, each in the order given, and below it
+        what its columns and marks mean.
+    """
+    rows = [(run, analysis, s) for run, analysis in analyses for s in analysis.spectra]
+    runs = list(dict.fromkeys(run for run, _, _ in rows))
+    labels = list(dict.fromkeys(s.label for _, _, s in rows))
+    rows.sort(key=lambda row: (runs.index(row[0]), labels.index(row[2].label)))
+    rule = [":--" if i in _TEXT else "--:" for i in range(len(HEADER))]
+    table = [list(HEADER), rule, *(_cells(*row) for row in rows)]
+    used = {mark for _, _, s in rows for mark in marks(s)}
+    notes = [*_NOTES, *(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)]
+    notes += [f"{run}, {s.label}: {s.error}" for run, _, s in rows if s.error is not None]
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+
+
+def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:
+    """Write one row."""
+    beta = late_beta(s)
+    signature = None if beta is None or not s.lambda_max else 2 * beta / s.lambda_max
+    theta = s.certificate.get("rayleigh_quotient")
+    trace = number(s.trace) + ("" if s.trace_stderr is None else f" ± {number(s.trace_stderr, 2)}")
+    return [
+        *(marks(s), run, s.label, str(s.count), number(s.loss), named(analysis, s)),
+        *(number(s.lambda_min), number(s.lambda_max)),
+        " · ".join(number(ratio) for ratio in ratios(s)) or number(s.nonconvexity),
+        *(number(theta), number(signature, 2), trace),
+    ]

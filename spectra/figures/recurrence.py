@@ -1,0 +1,89 @@
+"""Draw the off-diagonals of Lanczos' T against the step, one panel a run and class.
+
+In units of λmax. A T with a constant β and nothing on its diagonal has its ends at ±2β, whatever
+was multiplied: such a T stays at the dashed line, 1/2. On a fixed matrix β falls, within a few
+dozen steps, from the scale of the outliers to that of the bulk.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from spectra.comparisons import named
+from spectra.results import Analysis, ClassSpectrum
+
+from .pages import INK, OUTSIDE, STYLE, facts_of, lay_out, write_head
+
+# Dark to light and dash by dash: told apart in grey as well.
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"color": "#08306b", "linestyle": "-"},
+    {"color": "#2b7bba", "linestyle": (0, (5, 1))},
+    {"color": "#e08214", "linestyle": (0, (3, 1, 1, 1))},
+    {"color": "#b2182b", "linestyle": "-"},
+    {"color": "#7f7f7f", "linestyle": (0, (1, 1))},
+)
+_HALF: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2))}
+
+
+def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
+    """Draw β/λmax of every spectrum; the analyses of one run and class share a panel.
+
+    Args:
+        analyses: each with the name of the run that it is of.
+
+    Returns:
+        One figure, at most 10 inches wide; all panels share their axes.
+    """
+    panels: dict[str, list[tuple[str, ClassSpectrum]]] = {}
+    for run, analysis in analyses:
+        for s in analysis.spectra:
+            if s.runs and s.lambda_max:
+                panels.setdefault(f"{run}, {s.label}", []).append((named(analysis, s), s))
+    names = list(dict.fromkeys(name for held in panels.values() for name, _ in held))
+    looks = {name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(names)}
+    columns = min(3, max(1, len(panels))) if len(panels) != 4 else 2
+    width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
+    facts = textwrap.wrap(facts_of(*(analysis for _, analysis in analyses)), int(18.5 * width))
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+    handles.append(Line2D([], [], label="constant T: 1/2", **_HALF))
+    with mpl.rc_context(fname=STYLE):
+        figure, axes = lay_out(
+            *(len(panels), columns, width),
+            lines=len(facts), ribbon=False, x="Lanczos step", y="β / λmax",
+        )  # fmt: skip
+        for ax, (title, held) in zip(axes, panels.items(), strict=True):
+            for name, s in held:
+                draw_recurrence(ax, s, **looks[name])
+            ax.set_title(title)
+        ends = np.array([ax.get_ylim() for ax in axes])
+        for ax in axes:
+            ax.set_ylim(ends[:, 0].min(), max(1.0, ends[:, 1].max()))
+        write_head(figure, "What the recurrence sees", facts, handles)
+    return figure
+
+
+def draw_recurrence(ax: Axes, spectrum: ClassSpectrum, **look: Any) -> Axes:
+    """Draw β/λmax of every probe of one spectrum against the step, logarithmic.
+
+    Args:
+        ax: axes that may hold others' lines.
+        spectrum: with runs and a λmax.
+        look: of the lines.
+
+    Returns:
+        The same axes.
+    """
+    for run in spectrum.runs:
+        beta = run.betas / (spectrum.lambda_max or np.nan)
+        ax.semilogy(np.arange(2, len(beta) + 2), beta, **{"linewidth": 1.0, **look})
+    ax.axhline(0.5, **_HALF)
+    ax.grid(visible=True, axis="y", color=OUTSIDE, alpha=0.2)
+    return ax

@@ -1,0 +1,144 @@
+"""Several analyses in one table and one figure; every analysis here is made up."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spectra.compare import main
+from spectra.comparisons import HEADER, compare, late_beta, named, ratios
+from spectra.figures import recurrence_panels
+from spectra.krylov import SpectralMeasure, SymmetricOperator, lanczos, random_start
+from spectra.results import Analysis, ClassSpectrum
+
+VALUES = torch.linspace(-1.0, 1.0, 200, dtype=torch.float64) ** 3
+VALUES[-1] = 50.0  # an outlier over a bulk
+
+
+def runs_of(values: torch.Tensor, probes: int = 1, steps: int = 40) -> dict[str, Any]:
+    """Run Lanczos on a diagonal matrix."""
+    operator = SymmetricOperator(lambda v: values * v, len(values), dtype=torch.float64)
+    runs = tuple(
+        lanczos(operator, random_start(len(values), seed=0, probe=p), steps=steps)
+        for p in range(probes)
+    )
+    measure = SpectralMeasure.from_tridiagonals(runs, len(values))
+    ends = [x for nodes in measure.nodes for x in (nodes[0], nodes[-1])]
+    held = {"runs": runs, "measure": measure, "probes": probes}
+    return held | {"lambda_min": min(ends), "lambda_max": max(ends), "converged": True}
+
+
+def spectrum_of(c: int, **changes: Any) -> ClassSpectrum:
+    fields = {"label": f"class {c}", "name": "", "classes": (c,), "count": 9, "share": 0.1}
+    return ClassSpectrum(**(fields | changes))
+
+
+def analysis_of(*spectra: ClassSpectrum, augment: str = "none") -> Analysis:
+    return Analysis(
+        checkpoint={"file": "net.pt", "sha256": "0" * 64, "epoch": 1},
+        data={"name": "digits", "split": "train"},
+        settings={"augment": augment, "protocol": "exact", "steps": 40},
+        device="cpu",
+        versions={},
+        spectra=spectra,
+    )
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines]
+    assert cells[0] == [h.strip() for h in HEADER]
+    return [dict(zip(HEADER, row, strict=True)) for row in cells[2:]]
+
+
+def test_a_fixed_matrix_leaves_small_off_diagonals_and_a_constant_t_its_ends() -> None:
+    fixed = spectrum_of(0, **runs_of(VALUES))
+    beta = late_beta(fixed)
+    assert beta is not None
+    assert 2 * beta < 0.05 * (fixed.lambda_max or 0)
+    entries = {"alphas": np.zeros(100), "betas": np.full(99, 3.0), "basis": None}
+    run = replace(fixed.runs[0], **entries)
+    ends = run.ritz().values[[0, -1]]
+    constant = spectrum_of(0, runs=(run,), probes=1, lambda_max=ends[1])
+    assert late_beta(constant) == pytest.approx(3.0)
+    assert ends == pytest.approx(6 * np.cos(np.pi / 101) * np.array([-1, 1]))
+
+
+def test_the_ratio_of_every_probe_is_its_own() -> None:
+    spectrum = spectrum_of(0, **runs_of(VALUES, probes=3))
+    expected = [-run.ritz().values[0] / run.ritz().values[-1] for run in spectrum.runs]
+    assert ratios(spectrum) == pytest.approx(expected)
+    assert ratios(spectrum_of(0, **runs_of(VALUES.abs() + 0.1))) == [0.0]
+    assert ratios(spectrum_of(0, **runs_of(-VALUES.abs() - 0.1))) == [None]
+    assert ratios(spectrum_of(0)) == []
+
+
+def test_rows_stand_by_run_then_class_then_analysis() -> None:
+    exact = analysis_of(spectrum_of(8, **runs_of(VALUES)), spectrum_of(9, **runs_of(VALUES)))
+    moving = {"protocol": "released", "operator": "resampled"}
+    released = analysis_of(
+        spectrum_of(9, **runs_of(VALUES), **moving),
+        spectrum_of(8, error="a | b", **moving),
+        augment="resample",
+    )
+    text = compare([("SGD", exact), ("SAM", exact), ("SGD", released)])
+    rows = rows_of(text)
+    order = [(row["run"], row["class"], row["analysis"]) for row in rows]
+    assert order == [
+        *(("SGD", "class 8", "exact"), ("SGD", "class 8", "released")),
+        *(("SGD", "class 9", "exact"), ("SGD", "class 9", "released")),
+        *(("SAM", "class 8", "exact"), ("SAM", "class 9", "exact")),
+    ]
+    assert rows[0]["λmax"] == "50.0"
+    assert rows[0]["ratio, each probe"] == "0.0200"
+    assert rows[1]["λmax"] == "–"
+    assert rows[1][""] == "!✗"
+    assert "not the spectrum of a matrix" in text
+    assert "class 8: a | b" in text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "augment", "expected"),
+    [
+        ("exact", "none", "exact"),
+        ("exact", "frozen:5", "frozen:5"),
+        ("exact", "resample", "resample"),
+        ("released", "resample", "released"),
+        ("released", "none", "released, no augmentation"),
+        ("released", "frozen:2", "released, augmentation stored"),
+    ],
+)
+def test_an_analysis_is_named_by_recurrence_and_operator(
+    protocol: Any, augment: str, expected: str
+) -> None:
+    spectrum = spectrum_of(0, protocol=protocol)
+    assert named(analysis_of(spectrum, augment=augment), spectrum) == expected
+
+
+def test_the_figure_has_a_panel_a_run_and_class_and_a_line_a_probe() -> None:
+    exact = analysis_of(spectrum_of(8, **runs_of(VALUES, probes=3)), spectrum_of(9, error="none"))
+    figure = recurrence_panels([("SGD", exact), ("SAM", exact), ("SGD", exact)])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["SGD, class 8", "SAM, class 8"]
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 39]
+    assert len(curves) == 6
+    run = exact.spectra[0].runs[0]
+    assert curves[0].get_ydata() == pytest.approx(run.betas / exact.spectra[0].lambda_max)
+
+
+def test_the_command_reads_folders_and_writes_table_and_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    analysis_of(spectrum_of(8, **runs_of(VALUES))).save(tmp_path / "a")
+    folders = [str(tmp_path / "a"), f"SAM={tmp_path / 'a'}"]
+    assert main([*folders, "--out", str(tmp_path / "out")]) == 0
+    assert [row["run"] for row in rows_of(capsys.readouterr().out)] == ["net", "SAM"]
+    written = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert [row["class"] for row in rows_of(written)] == ["class 8", "class 8"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("comparison.md", "recurrence.png", "recurrence.pdf"),
+    }
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "no results can be read" in capsys.readouterr().err
