@@ -172,3 +172,40 @@ def test_every_step_is_one_product_and_the_probe_is_rademacher() -> None:
     assert np.array_equal(run.alphas, again.alphas)
     assert not np.array_equal(run.alphas, other.alphas)
     assert released_lanczos(A, steps=10 * N).steps <= N
+
+
+def test_where_the_operator_moves_its_beta_is_a_ratchet() -> None:
+    """β_{j+1} ≥ |⟨q_{j−1}, A_j q_j⟩ − α_j⟨q_{j−1}, q_j⟩ − β_j‖q_{j−1}‖²| / ‖q_{j−1}‖.
+
+    By Cauchy and Schwarz, for β is taken before the orthogonalisation. A fixed symmetric A makes
+    the inner product β_j, and the bound vanishes; a product that is new each time does not, and
+    what one unlucky draw made of β is hardly lost again.
+    """
+    for moves, operator in enumerate(toy(0)):
+        products: list[Tensor] = []
+
+        def product(
+            v: Tensor, made: list[Tensor] = products, A: SymmetricOperator = operator
+        ) -> Tensor:
+            made.append(A @ v)
+            return made[-1]
+
+        run = released_lanczos(SymmetricOperator(product, operator.dim), steps=40)
+        q, (alphas, betas) = run.basis, (run.alphas, run.betas)
+        assert q is not None
+        bounds = np.array(
+            [
+                abs(
+                    float(q[j - 1] @ products[j])
+                    - alphas[j] * float(q[j - 1] @ q[j])
+                    - betas[j - 1] * float(q[j - 1] @ q[j - 1])
+                )
+                / float(q[j - 1].norm())
+                for j in range(1, 39)
+            ]
+        )
+        assert (betas[1:] >= bounds * (1 - 1e-9)).all()
+        holding = bounds / betas[:-1]  # the share of β that the next one cannot fall below
+        assert np.median(holding) > 0.5 if moves else np.median(holding) < 1e-3
+        rising = np.mean(betas[1:] >= 0.95 * betas[:-1])
+        assert rising > 0.8 if moves else rising < 0.8
