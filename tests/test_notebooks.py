@@ -82,7 +82,7 @@ def test_what_is_stored_is_shown_without_a_product(
     checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
     train = open_data(checkpoint.data)
     stored = analyze(checkpoint, TINY, train=train, folder=clone / "reports/anywhere")
-    monkeypatch.setattr("spectra.budgets.analyze", None)
+    monkeypatch.setattr("spectra.budgets.budget.analyze", None)
     shown = Budget("quick").analysis("sgd")
     assert shown.to_dict()["spectra"] == stored.to_dict()["spectra"]
     assert "class 8, class 9 stored in reports/anywhere" in capsys.readouterr().out

@@ -31,10 +31,13 @@ MAY_IMPORT = {
     "models": {"errors"},
     "losses": {"errors", "devices"},
     "data": {"errors", "devices", "files"},
+    "data.__main__": {"errors", "data"},
     "checkpoint": {"errors", "files", "models", "data", "losses"},
     "hessian": {"errors", "devices", "krylov", "data", "losses"},
     "doctor": {"errors", "krylov", "hessian", "data"},
-    "landscape": {"errors", "krylov", "hessian", "losses", "doctor"},
+    "landscape": {"errors", "files", "devices", "krylov", "hessian", "losses", "doctor"}
+    | {"checkpoint", "data", "plan", "readings", "study"},
+    "landscape.__main__": {"spectra", "command_line", "landscape", "figures"},
     "released": {"errors", "krylov"},
     "results": {"errors", "files", "krylov"},
     "plan": {"errors", "data", "hessian"},
@@ -45,7 +48,8 @@ MAY_IMPORT = {
     | {"study", "analysis"},
     "tables": {"errors", "files", "results", "trajectories"},
     "comparisons": {"results", "tables"},
-    "figures": {"errors", "files", "krylov", "results", "trajectories", "tables", "comparisons"},
+    "figures": {"errors", "files", "krylov", "results", "trajectories", "tables", "comparisons"}
+    | {"landscape"},
     "pages": {"errors", "files", "results", "trajectories", "tables", "figures"},
     "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
     "command_line": {"spectra", "errors", "plan", "processes"},
@@ -54,14 +58,18 @@ MAY_IMPORT = {
     "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "budgets": {"spectra", "errors", "command_line", "tables", "figures", "training"}
-    | {"trajectories"},
+    | {"trajectories", "landscape"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
     "spectra": HALLWAY | {"analysis", "trajectories", "landscape"},
 }
 
 
 def room_of(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    """Name the room of a file; the command line of a package is a room of its own."""
+    parts = path.relative_to(PACKAGE).parts
+    first = parts[0].removesuffix(".py")
+    if parts[-1] == "__main__.py":
+        return f"{first}.__main__"
     return "spectra" if first == "__init__" else first
 
 

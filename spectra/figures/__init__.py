@@ -7,6 +7,16 @@ axes are drawn on twice.
 from .densities import Scale as Scale
 from .densities import density_grid as density_grid
 from .densities import draw_density as draw_density
+from .landscapes import amplification_panels as amplification_panels
+from .landscapes import draw_contours as draw_contours
+from .landscapes import draw_differences as draw_differences
+from .landscapes import draw_signed as draw_signed
+from .landscapes import draw_slice as draw_slice
+from .landscapes import draw_solid as draw_solid
+from .landscapes import draw_squared as draw_squared
+from .landscapes import landscape_pages as landscape_pages
+from .landscapes import slice_panels as slice_panels
+from .landscapes import surface_panels as surface_panels
 from .pages import COLOURS as COLOURS
 from .pages import OUTSIDE as OUTSIDE
 from .pages import PLAIN as PLAIN

@@ -10,12 +10,9 @@ Two budgets: ``quick`` takes the embedded digits, offline; ``full`` the paper's 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,14 +31,13 @@ from spectra import (
 from spectra.command_line import Bar
 from spectra.errors import SpectraError
 from spectra.figures import save
-from spectra.tables import to_markdown
+from spectra.landscape import Landscape, Survey, explore
 from spectra.training import find_recipe, train
 from spectra.trajectories import RunTrajectory
 
-_DECIDING = (  # settings that numbers depend on; speed and memory do not count
-    *("split", "loss", "protocol", "augment", "steps", "until_converged", "probes", "seed"),
-    *("max_samples", "dtype", "tf32"),
-)
+from .shown import Picture
+from .stored import blank, deciding, digest, fits, has_images, no_landscape
+
 _KEPT = (5, 20, 32, 36)  # epochs of the short runs that `quick` follows
 _EMPTY = "not computed yet"
 
@@ -51,6 +47,8 @@ class _Means:
     runs: str  # "digits-lt-ce-drw": the checkpoint is <runs>-<step>.pt
     plan: Plan  # of an analysis
     released: Mapping[str, Any]  # what it changes in a plan
+    around: Plan  # of a landscape
+    survey: Survey
 
 
 _QUICK = Plan(overall=True, classes=(0, 8), steps=30, probes=3, max_samples=64)
@@ -58,9 +56,13 @@ _FULL = Plan(overall=True, classes=(0, 8, 9))
 _RELEASED = {"protocol": "released", "augment": "resample", "probes": 1}
 # The digits' small spectra need float64 under the released recurrence (README).
 _RELEASED_QUICK = {**_RELEASED, "dtype": "float64", "steps": 60}
+_AROUND_QUICK = Plan(classes=(0, 8), steps=30, max_samples=64)
+_SURVEY_QUICK = Survey(points=10, surface=7, amplification=8, minibatch=64, controls=5)
+_AROUND = Plan(classes=(0, 8), max_samples=83)  # as many of the head class as the tail class has
+_SURVEY = Survey(points=19, surface=13, extent=0.5, amplification=24)
 BUDGETS = {
-    "quick": _Means("digits-lt-ce-drw", _QUICK, _RELEASED_QUICK),
-    "full": _Means("cifar10-lt-ce-drw", _FULL, _RELEASED),
+    "quick": _Means("digits-lt-ce-drw", _QUICK, _RELEASED_QUICK, _AROUND_QUICK, _SURVEY_QUICK),
+    "full": _Means("cifar10-lt-ce-drw", _FULL, _RELEASED, _AROUND, _SURVEY),
 }
 
 
@@ -78,7 +80,7 @@ class Budget:
     def root(self) -> Path:
         """Find the folder with ``checkpoints/``, here or above, wherever Jupyter was started."""
         here = Path.cwd()
-        for folder in (here, *here.parents, Path(__file__).parents[1]):
+        for folder in (here, *here.parents, Path(__file__).parents[2]):
             if (folder / "checkpoints").is_dir():
                 return folder
         raise SpectraError(
@@ -109,12 +111,12 @@ class Budget:
         if not self._file(step).exists():
             why = f"{_EMPTY}: there is no {self._file(step).name}"
             print(f"{what}: {why}")
-            return _blank(plan, {"file": self._file(step).name}, wanted, why, self._counts)
+            return blank(plan, {"file": self._file(step).name}, wanted, why, self._counts)
         checkpoint = self.checkpoint(step)
         held = [
             (path.parent, Analysis.load(path))
             for path in sorted((self.root / "reports").rglob("esd.json"))
-            if _fits(path, checkpoint, plan)
+            if fits(path, checkpoint, deciding(plan))
         ]
         found: dict[str, ClassSpectrum] = {}
         for folder, analysis in held:
@@ -126,17 +128,51 @@ class Budget:
                 print(f"{what}: {', '.join(s.label for s in taken)} stored in {place}")
         missing = [label for label in wanted if label not in found]
         why = _EMPTY
-        if missing and _has_images(checkpoint):
+        if missing and has_images(checkpoint):
             print(f"{what}: computing {', '.join(missing)}")
             made = self._compute(checkpoint, plan, missing)
             found |= {s.label: s for s in made.spectra}
             held.append((self.root, made))
         elif missing:
             print(f"{what}: {', '.join(missing)} {why}; SPECTRA_DATA names no images for it")
-        base = held[0][1] if held else _blank(plan, checkpoint.described(), (), why)
-        rest = _blank(plan, base.checkpoint, missing, why, base.data.get("counts"))
+        base = held[0][1] if held else blank(plan, checkpoint.described(), (), why)
+        rest = blank(plan, base.checkpoint, missing, why, base.data.get("counts"))
         found = {s.label: s for s in rest.spectra} | found
         return replace(base, spectra=tuple(found[label] for label in wanted))
+
+    def landscape(self, step: str = "sgd", **changes: Any) -> Landscape:
+        """Give what lies around a checkpoint: stored, computed, or left empty.
+
+        Args:
+            step: that it was trained with.
+            changes: other fields of the budget's `Plan`.
+
+        Returns:
+            One view a class of the plan; none, and a line that says why, where they are missing.
+        """
+        means = BUDGETS[self.name]
+        plan, survey = replace(means.around, **changes), means.survey
+        settings = deciding(plan, survey)
+        what = f"{means.runs}-{step}, landscape"
+        if not self._file(step).exists():
+            print(f"{what}: {_EMPTY}: there is no {self._file(step).name}")
+            return no_landscape({"file": self._file(step).name}, settings)
+        checkpoint = self.checkpoint(step)
+        wanted = {f"class {c}" for c in plan.classes}
+        for path in sorted((self.root / "reports").rglob("landscape.json")):
+            found = Landscape.load(path) if fits(path, checkpoint, settings) else None
+            if found is not None and found.complete and wanted <= set(found.labels):
+                print(f"{what}: stored in {path.parent.relative_to(self.root).as_posix()}")
+                return found
+        if not has_images(checkpoint):
+            print(f"{what}: {_EMPTY}; SPECTRA_DATA names no images for it")
+            return no_landscape(checkpoint.described(), settings)
+        print(f"{what}: computing")
+        stem = f"{Path(checkpoint.file).stem}-landscape-{digest(settings)}"
+        folder = self.root / "reports" / "notebooks" / f"{stem}-{checkpoint.sha256[:8]}"
+        train_set = open_data(checkpoint.data)
+        with closing(Bar()) as bar:
+            return explore(checkpoint, plan, survey, train=train_set, folder=folder, progress=bar)
 
     def trajectory(self, *steps: str, protocol: str = "exact", **changes: Any) -> Trajectory:
         """Give the spectra of runs from epoch to epoch: stored, or of short runs trained here.
@@ -154,7 +190,7 @@ class Budget:
             plan = replace(means.plan, overall=False, classes=(8,), probes=1)
             changes = {**(means.released if protocol == "released" else {}), **changes}
             plan = replace(plan, **changes)
-            folder = self.root / "reports" / "notebooks" / f"trajectory-{_digest(plan)}"
+            folder = self.root / "reports" / "notebooks" / f"trajectory-{_tail(plan)}"
             runs = [self._short_run(step) for step in steps]
             print(f"following {', '.join(run.name for run in runs)}, {protocol}")
             with closing(Bar()) as bar:
@@ -191,7 +227,7 @@ class Budget:
             overall="overall" in labels,
             classes=tuple(c for c in plan.classes if f"class {c}" in labels),
         )
-        stem = f"{Path(checkpoint.file).stem}-{_digest(plan)}-{checkpoint.sha256[:8]}"
+        stem = f"{Path(checkpoint.file).stem}-{_tail(plan)}-{checkpoint.sha256[:8]}"
         folder = self.root / "reports" / "notebooks" / stem
         train_set, test_set = (open_data(checkpoint.data, split=s) for s in ("train", "test"))
         with closing(Bar()) as bar:
@@ -233,126 +269,5 @@ class Budget:
         return RunTrajectory(f"{name}: {_EMPTY}", ())
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure as a notebook shows it."""
-
-    png: bytes = field(repr=False)
-
-    def _repr_png_(self) -> bytes:
-        return self.png
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as a notebook shows it."""
-
-    text: str = field(repr=False)
-
-    def _repr_markdown_(self) -> str:
-        return self.text
-
-
-def table(analysis: Analysis) -> Table:
-    """Set the table of an analysis, with the footer that explains its marks."""
-    return Table(to_markdown(analysis))
-
-
-def beside(**analyses: Analysis) -> Analysis:
-    """Put analyses together, to be drawn over the same axes; each label gets its analysis's name.
-
-    Args:
-        analyses: by what is said of them, as ``exact`` and ``released``.
-
-    Returns:
-        All spectra, one analysis after the other. Settings that differ hold all their values.
-    """
-    parts = list(analyses.values())
-    spectra = [
-        replace(spectrum, label=f"{spectrum.label}, {name}")
-        for name, analysis in analyses.items()
-        for spectrum in analysis.spectra
-    ]
-
-    def joined(section: str) -> dict[str, Any]:
-        keys = dict.fromkeys(key for part in parts for key in getattr(part, section))
-        together: dict[str, Any] = {}
-        for key in keys:
-            values = [getattr(p, section)[key] for p in parts if key in getattr(p, section)]
-            different = [v for i, v in enumerate(values) if v not in values[:i]]
-            together[key] = (
-                different[0] if len(different) == 1 else " and ".join(map(str, different))
-            )
-        return together
-
-    return replace(
-        parts[0],
-        checkpoint=joined("checkpoint"),
-        settings=joined("settings") | {"kernel": "default"},
-        spectra=tuple(spectra),
-        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-    )
-
-
-def _fits(path: Path, checkpoint: Checkpoint, plan: Plan) -> bool:
-    """Tell whether a result file is of these weights, this draw and these settings."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        settings, data = document["settings"], document["data"]
-        same = document["checkpoint"]["sha256"] == checkpoint.sha256
-    except (OSError, ValueError, KeyError, TypeError):  # of something else, or half-written
-        return False
-    asked = asdict(plan)
-    network = settings.get("network")
-    return bool(
-        same
-        and checkpoint.draw_sha256 in (None, data.get("draw_sha256"))
-        and network in (None, checkpoint.model_spec.to_dict())
-        and all(settings.get(key) == asked[key] for key in _DECIDING)
-    )
-
-
-def _has_images(checkpoint: Checkpoint) -> bool:
-    """Tell whether the data are at hand; nothing is downloaded because a notebook was opened."""
-    data = checkpoint.data
-    return data is not None and (data.name == "digits" or bool(os.environ.get("SPECTRA_DATA")))
-
-
-def _blank(
-    plan: Plan,
-    checkpoint: Mapping[str, Any],
-    labels: Iterable[str],
-    why: str,
-    counts: Sequence[int] | None = None,
-) -> Analysis:
-    """Make an analysis of empty places, each with the reason."""
-    spectra = []
-    for label in labels:
-        c = None if label == "overall" else int(label.removeprefix("class "))
-        total = sum(counts) if counts else 0
-        count = 0 if not counts else total if c is None else counts[c]
-        spectra.append(
-            ClassSpectrum(
-                label=label,
-                name="",
-                classes=() if c is None else (c,),
-                count=count,
-                share=count / total if total else 0.0,
-                error=why,
-                protocol=plan.protocol,
-            )
-        )
-    return Analysis(
-        checkpoint=checkpoint,
-        data={"split": plan.split},
-        settings=asdict(plan),
-        device="",
-        versions={},
-        spectra=tuple(spectra),
-    )
-
-
-def _digest(plan: Plan) -> str:
-    asked = asdict(plan)
-    text = json.dumps([asked[key] for key in _DECIDING])
-    return f"{plan.protocol}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def _tail(plan: Plan) -> str:
+    return f"{plan.protocol}-{digest(deciding(plan))}"

@@ -1,0 +1,132 @@
+"""Command line: from a checkpoint to what its losses look like along λmin's and λmax's vectors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spectra.command_line import (
+    Bar,
+    Parser,
+    add_plan_flags,
+    exit_code,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+)
+
+if TYPE_CHECKING:
+    from spectra.landscape import Landscape, Survey
+
+_EPILOG = """\
+examples:
+  python -m spectra.landscape checkpoints/digits-lt-ce-drw-sgd.pt --classes 8
+  python -m spectra.landscape ckpt.pt --data DIR --classes 0,8 --max-samples 100 --surface 15
+  python -m spectra.landscape ckpt.pt --data DIR --classes 8 --amplification 256
+
+--protocol, --augment and --basis none have no fixed function, or no vectors, and are refused.
+The files are described at the head of spectra/landscape/stored.py."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "landscape")
+    return exit_code(parser, lambda: _run(options, folder), lambda: None)
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    from spectra import figures
+    from spectra.landscape import explore
+
+    plan, survey = plan_of(options), _survey_of(options)
+    checkpoint = open_checkpoint(options.checkpoint, options)
+    train, test = open_samples(checkpoint, options)
+    bar = None if options.quiet else Bar()
+    try:
+        found = explore(
+            checkpoint, plan, survey, train=train, test=test, folder=folder, progress=bar
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+    drawn = []
+    for name, pages in figures.landscape_pages(found).items():
+        drawn += figures.save(pages, folder, name)
+    if not options.quiet:
+        print("\n".join(_lines(found)))
+        files = ["landscape.json", "landscape.npz", *(path.name for path in drawn)]
+        print(f"\n{folder}{os.sep}: {', '.join(files)}")
+
+
+def _lines(found: Landscape) -> list[str]:
+    """Say of each slice how far the line bends as the Hessian says."""
+    lines = []
+    for view in found.views:
+        lines.append(f"{view.label} {view.name}: {view.count} samples, loss {view.loss:.3g}")
+        for end, certificate, cut in (
+            ("λmin", view.low, view.along_low),
+            ("λmax", view.high, view.along_high),
+        ):
+            line = f"  {end}: yᵀHy = {certificate.rayleigh_quotient:.6g}"
+            line += f" ± {certificate.noise_floor:.1e}, residual {certificate.residual:.1e}"
+            for name, seen in (
+                ("second differences", cut.second_difference),
+                ("slopes", cut.slope_difference),
+            ):
+                reach = None if seen is None else seen.agreement(tolerance=0.05)
+                if seen is not None:
+                    span = "nowhere" if reach is None else f"{reach[0]:.1e} to {reach[1]:.1e}"
+                    line += f"; {name} agree to 5 %: {span}"
+            lines.append(line)
+    return lines
+
+
+def _survey_of(options: argparse.Namespace) -> Survey:
+    """Read off the flags what is looked at."""
+    from spectra.landscape import Survey
+
+    chosen = {f.name: getattr(options, f.name) for f in fields(Survey) if f.name in options}
+    return Survey(**chosen)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m spectra.landscape",
+        "Follow the losses of a checkpoint along the vectors of their smallest and largest "
+        "eigenvalue, and see what SAM's step does to the gradient along them.",
+        _EPILOG,
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="checkpoint file, of spectra or of another project"
+    )
+    add_plan_flags(parser)
+    add = parser.add_argument_group("what is looked at").add_argument
+    add("--points", type=int, default=28, metavar="T", help="distances of a slice (default 28)")
+    add("--nearest", type=float, default=1e-9, metavar="t", help="the first one (default 1e-9)")
+    add("--farthest", type=float, default=1.0, metavar="t", help="the last one (default 1)")
+    add("--surface", type=int, default=0, metavar="P", help="P × P points of the plane, too")
+    add("--extent", type=float, default=1.0, metavar="t", help="of that plane (default 1)")
+    add(
+        "--amplification",
+        type=int,
+        default=0,
+        metavar="M",
+        help="draw M minibatches of the trained loss and follow SAM's step",
+    )
+    add("--minibatch", type=int, default=128, metavar="B", help="samples in each (default 128)")
+    add("--controls", type=int, default=20, metavar="K", help="random directions (default 20)")
+    add = parser.add_argument_group("results").add_argument
+    add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>/landscape)")
+    add("--quiet", action="store_true", help="no progress bar and no summary")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

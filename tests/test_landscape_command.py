@@ -1,0 +1,145 @@
+"""From a checkpoint to stored landscapes and their figures, on the committed digits."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectra import Plan, figures
+from spectra.budgets import BUDGETS, Budget
+from spectra.errors import SpectraError
+from spectra.hessian import Objective
+from spectra.landscape import Landscape, Survey
+from spectra.landscape.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = str(ROOT / "checkpoints/digits-lt-ce-drw-sgd.pt")
+TINY = ["--classes", "8", "--steps", "6", "--points", "7", "--nearest", "1e-6", "--quiet"]
+MORE = ["--surface", "3", "--amplification", "3", "--minibatch", "8", "--controls", "2"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("landscape")
+    assert main([DIGITS, *TINY, *MORE, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_command_leaves_measurements_that_agree_with_each_other(made: Path) -> None:
+    found = Landscape.load(made)
+    (view,) = found.views
+    assert (view.label, view.count, view.classes) == ("class 8", 9, (8,))
+    assert view.low.rayleigh_quotient < 0 < view.high.rayleigh_quotient
+    for certificate, cut in ((view.low, view.along_low), (view.high, view.along_high)):
+        seen = cut.slope_difference
+        assert seen is not None
+        assert seen.curvature == pytest.approx(certificate.rayleigh_quotient, rel=1e-6)
+        near = int(np.argmin(seen.errors / seen.distances))
+        assert seen.agrees(tolerance=0.05)[near]
+    assert view.plane is not None
+    assert view.plane.losses[1, 1] == pytest.approx(view.loss, rel=1e-4)
+    assert abs(view.plane.cosine) < 1e-3
+    measured = found.amplification
+    assert measured is not None
+    assert measured.squared.value[:, 0] == pytest.approx(np.ones(4))  # no step at ρ = 0
+    assert found.directions == ("class 8 λmin", "class 8 λmax", "random", "random")
+    assert measured.eigenvalues[0] == view.low.rayleigh_quotient
+    assert found.data["draw_sha256"]
+    assert found.data["pixels_sha256"]
+    names = {"slices.png", "surfaces.png", "amplification.png", "slices.pdf"}
+    assert names <= {path.name for path in made.iterdir()}
+
+
+def test_a_landscape_read_back_and_saved_again_is_the_same(made: Path, tmp_path: Path) -> None:
+    Landscape.load(made).save(tmp_path)
+    assert (tmp_path / "landscape.json").read_text() == (made / "landscape.json").read_text()
+    with np.load(made / "landscape.npz") as one, np.load(tmp_path / "landscape.npz") as other:
+        assert one.files == other.files
+        assert all(np.array_equal(one[key], other[key], equal_nan=key[:3] == "amp") for key in one)
+
+
+def test_figures_are_drawn_from_stored_results_without_a_product(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Objective, "mean", None)
+    monkeypatch.setattr(Objective, "value", None)
+    found = Landscape.load(made)
+    pages = figures.landscape_pages(found)
+    assert list(pages) == ["slices", "surfaces", "amplification"]
+    above, below = pages["slices"][0].axes[0], pages["slices"][0].axes[2]
+    parabola = next(line for line in above.lines if line.get_label() == "parabola")
+    t, y = parabola.get_xdata()[-1], parabola.get_ydata()[-1]
+    theta = found.views[0].low.rayleigh_quotient
+    assert y == pytest.approx(0.5 * t**2 * theta, rel=1e-5)
+    level = next(line for line in below.lines if line.get_label() == "vᵀHv")
+    assert level.get_ydata()[0] == pytest.approx(theta, rel=1e-5)
+    squared = pages["amplification"][0].axes[0]
+    assert sum(line.get_label() == "control" for line in squared.lines) == 2
+
+
+def test_what_is_missing_leaves_a_place_that_says_so() -> None:
+    for figure in (
+        figures.slice_panels({"one": None}),
+        figures.surface_panels({"one": None}),
+        figures.amplification_panels(None, ()),
+    ):
+        assert "not computed yet" in [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--protocol", "released"], "expected exact"),
+        (["--augment", "frozen:2"], "expected exact, none"),
+        (["--surface", "1"], "at least 2"),
+        (["--farthest", "0"], "nearest < farthest"),
+        (["--amplification", "2", "--minibatch", "500"], "lower --minibatch"),
+    ],
+)
+def test_options_without_a_fixed_function_or_sense_are_refused(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert main([DIGITS, *TINY, *flags, "--out", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert words in told
+    assert not folder.exists()
+
+
+def test_files_that_are_cut_or_of_another_checkpoint_are_refused(
+    made: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    document = json.loads((folder / "landscape.json").read_text(encoding="utf-8"))
+    document["checkpoint"]["sha256"] = "0" * 64
+    (folder / "landscape.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(SpectraError, match="belongs to another checkpoint"):
+        Landscape.load(folder)
+    (folder / "landscape.npz").write_bytes((made / "landscape.npz").read_bytes()[:500])
+    with pytest.raises(SpectraError, match="truncated or no landscape"):
+        Landscape.load(folder)
+    with pytest.raises(SpectraError, match="no landscape can be read"):
+        Landscape.load(tmp_path / "nowhere")
+
+
+def test_a_budget_computes_a_landscape_once_and_leaves_out_what_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPECTRA_DATA", raising=False)
+    plan, survey = Plan(classes=(8,), steps=2, max_samples=3), Survey(points=2)
+    tiny = replace(BUDGETS["quick"], around=plan, survey=survey)
+    monkeypatch.setitem(BUDGETS, "quick", tiny)
+    first = Budget("quick").landscape()
+    assert "computing" in capsys.readouterr().out
+    again = Budget("quick").landscape()
+    assert "stored in reports/notebooks/" in capsys.readouterr().out
+    assert again.views[0].loss == first.views[0].loss
+    assert Budget("full").landscape().labels == ()
+    assert "not computed yet" in capsys.readouterr().out
