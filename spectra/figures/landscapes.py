@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, SymmetricalLogLocator
-from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from spectra.landscape import Amplification, Differences, Landscape, Slice, Surface
 
@@ -76,7 +75,7 @@ def slice_panels(slices: Mapping[str, Slice | None], *, title: str = "") -> Figu
         for column, (name, cut) in enumerate(slices.items()):
             panels[0, column].set_title(name, y=1.0, pad=12)  # above a power of ten, or none
             if cut is None:
-                _leave_empty(panels[:, column])
+                _leave_empty(*panels[:, column])
                 continue
             draw_slice(panels[0, column], cut)
             draw_differences(panels[1, column], cut)
@@ -100,7 +99,7 @@ def draw_slice(ax: Axes, cut: Slice, *, reach: float | None = None) -> Axes:
     Args:
         ax: empty axes.
         cut: what to draw.
-        reach: how far to both sides; by default a few times as far as the parabola holds.
+        reach: how far to both sides; by default where the loss still bends to the Hessian's side.
 
     Returns:
         The same axes.
@@ -182,7 +181,7 @@ def surface_panels(surfaces: Mapping[str, Surface | None], *, title: str = "") -
         for column, (name, seen) in enumerate(surfaces.items()):
             panels[0, column].set_title(name)
             if seen is None:
-                _leave_empty(panels[:, column])
+                _leave_empty(*panels[:, column])
                 continue
             draw_contours(panels[0, column], seen, scale=scale)
             draw_solid(panels[1, column], seen, scale=scale)
@@ -220,7 +219,7 @@ def draw_contours(ax: Axes, seen: Surface, *, scale: Normalize | None = None) ->
     return ax
 
 
-def draw_solid(ax: Axes3D, seen: Surface, *, scale: Normalize | None = None) -> Axes3D:
+def draw_solid(ax: Any, seen: Surface, *, scale: Normalize | None = None) -> Any:
     """Draw a surface in three dimensions, its height the logarithm of the loss.
 
     Args:
@@ -264,7 +263,7 @@ def amplification_panels(
     with mpl.rc_context(fname=STYLE):
         figure, panels = _page(max(1, len(named)), 2, 4.4, title)
         if measured is None:
-            _leave_empty(panels[:, 0])
+            _leave_empty(*panels[:, 0])
             return figure
         for column, k in enumerate(named):
             above, below = panels[:, column]
@@ -339,11 +338,12 @@ def _draw_ratio(
 
 
 def _reach(cut: Slice) -> float:
-    """Choose how far to look: a few times the distance up to which the parabola holds."""
-    found = cut.slope_difference or cut.second_difference
-    holds = found.agreement(tolerance=0.5, resolution=0.5)
+    """Choose how far to look: a little beyond where the loss bends to the Hessian's side."""
+    found = cut.second_difference
+    told = found.errors < np.abs(found.values)
+    other = told & (found.values * found.curvature <= 0)
     farthest = float(cut.distances[-1])
-    return farthest if holds is None else min(farthest, 4 * holds[1])
+    return 1.05 * float(cut.distances[np.argmax(other)]) if other.any() else farthest
 
 
 def _page(
@@ -360,7 +360,7 @@ def _page(
     return figure, panels
 
 
-def _leave_empty(panels: Sequence[Axes]) -> None:
+def _leave_empty(*panels: Axes) -> None:
     for ax in panels:
         ax.set_axis_off()
     words = panels[0].text(0.5, 0.5, "not computed yet", transform=panels[0].transAxes)

@@ -35,7 +35,7 @@ from spectra.plan import Part, Plan
 from spectra.readings import RitzVectors
 from spectra.study import Progress, Study
 
-_EVENLY = 6  # distances besides the logarithmic ones, so that the far end is drawn smoothly
+_FAR = 1e-3, 16  # from this share of the farthest on, so many more distances: they are drawn
 _VALUE, _GRADIENT, _DOUBLE = 0.125, 0.375, 2.0  # cost in products; of float64 in float32
 
 
@@ -70,8 +70,8 @@ class Survey:
     def distances(self) -> Float64[np.ndarray, " t"]:
         """List the distances of a slice, ascending."""
         near, far = self.nearest, self.farthest
-        evenly = np.linspace(far / _EVENLY, far, _EVENLY)
-        return np.unique(np.concatenate([np.geomspace(near, far, self.points), evenly]))
+        drawn = np.geomspace(max(near, _FAR[0] * far), far, _FAR[1])
+        return np.unique(np.concatenate([np.geomspace(near, far, self.points), drawn]))
 
 
 def explore(
