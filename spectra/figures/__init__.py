@@ -4,6 +4,10 @@ Nothing here spends a product, and nothing touches pyplot: no figure outlives it
 axes are drawn on twice.
 """
 
+from .accuracies import class_panels as class_panels
+from .accuracies import draw_classes as draw_classes
+from .accuracies import draw_radius as draw_radius
+from .accuracies import radius_panels as radius_panels
 from .densities import Scale as Scale
 from .densities import density_grid as density_grid
 from .densities import draw_density as draw_density

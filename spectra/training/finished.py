@@ -75,12 +75,12 @@ def _from_checkpoint(path: Path) -> Accuracy | str:
         return "it holds no test accuracy of the classes"
     classes = tuple(100 * value for value in found)
     shares = {"overall": 100 * held.metrics["test_accuracy"]}
-    for name, members in _split(held.data, held.loss.class_counts).items():
+    for name, members in split(held.data, held.loss.class_counts).items():
         shares[name] = sum(classes[c] for c in members) / len(members)
     return Accuracy(recipe, shares, classes)
 
 
-def _split(data: DataSpec | None, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def split(data: DataSpec | None, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Give head, mid and tail as the trainer does, from the class counts alone."""
     c = len(counts)
     targets = torch.repeat_interleave(torch.arange(c), torch.tensor(counts))
