@@ -46,7 +46,9 @@ def rest_of_a_run(dim: int, steps: int) -> float:
     measure.mass_below(0.0)
     krylov.lower_bound(ends.lambda_min, ends.lambda_max, dim=dim, steps=steps)
     krylov.posterior_lower_bound([run])
-    krylov.trace_estimate(krylov.quadratic_form_probes(A, probes=TRACE_PROBES, seed=0), dim)
+    known = krylov.known_forms(run, probes=TRACE_PROBES, seed=0)
+    forms = krylov.quadratic_form_probes(A, probes=TRACE_PROBES, seed=0)
+    krylov.trace_estimate(forms, dim, known=known, known_trace=float(run.alphas.sum()))
     return clock() - begin - inside
 
 

@@ -31,13 +31,18 @@ Form = Callable[[Sequence[Literal[0, -1]]], Iterable[Tensor]]  # ends -> unit Ri
 
 
 class RitzVectors:
-    """The Ritz vectors of the outermost values so far, kept on disk between probes."""
+    """What is read off the bases before they go, kept on disk between probes.
+
+    The Ritz vectors of the outermost values so far, and what the first run knows of the vectors
+    that the trace is sampled with.
+    """
 
     def __init__(self, path: Path | None, label: str) -> None:
         self.path, self.label = path, label
         self.low: Tensor | None = None
         self.high: Tensor | None = None
         self.values = (float("inf"), -float("inf"))
+        self.known_forms: np.ndarray | None = None  # (q,) see `krylov.trace`
 
     def take(self, run: Tridiagonal, form: Form | None = None) -> None:
         """Form the vectors of a run's ends where they lie farther out than those held.
@@ -63,6 +68,7 @@ class RitzVectors:
         """Leave the vectors for a resumed run, which has the T of so many probes."""
         if self.path is not None:
             state = {"label": self.label, "probes": probes, "values": list(self.values)}
+            state["known_forms"] = None if (k := self.known_forms) is None else k.tolist()
             with replacing(self.path) as path:
                 torch.save(state | {"low": self.low, "high": self.high}, path)
 
@@ -76,6 +82,8 @@ class RitzVectors:
                 return False
             self.low, self.high = state["low"], state["high"]
             self.values = (state["values"][0], state["values"][1])
+            known = state.get("known_forms")
+            self.known_forms = None if known is None else np.array(known)
         except Exception:  # whatever a damaged file raises: its vectors can be made again
             return False
         return True
@@ -127,6 +135,7 @@ def assemble(
     examination: Examination,
     certificate: Certificate,
     *,
+    known_forms: Float64[np.ndarray, " q"] | None = None,
     steps: int | None = None,
 ) -> ClassSpectrum:
     """Read every answer off the runs; what a moving operator cannot say stays unknown.
@@ -138,6 +147,7 @@ def assemble(
         forms: (q,) vᵀHv of further random unit vectors, for the trace.
         examination: of the operator.
         certificate: of the Ritz vector of λmin.
+        known_forms: (q,) what the T of the first run knows of these, None where it knows nothing.
         steps: how many each run was told to make; None if its own residuals decided.
 
     Returns:
@@ -162,12 +172,17 @@ def assemble(
         certificate=asdict(certificate),
         runs=tuple(runs),
         quadratic_forms=tuple(forms.tolist()),
+        known_forms=() if known_forms is None else tuple(known_forms.tolist()),
         measure=measure,
     )
     if examination.culprit is not None:
         known = replace(known, notes=(*outline.notes, f"the operator moves: {examination.culprit}"))
     if len(forms):
-        trace = trace_estimate(np.concatenate([measure.probe_moments(1), forms]), measure.dim)
+        if known_forms is None:  # those of Lanczos are of the same kind
+            trace = trace_estimate(np.append(forms, measure.probe_moments(1)), measure.dim)
+        else:
+            of_t = float(runs[0].alphas.sum())
+            trace = trace_estimate(forms, measure.dim, known=known_forms, known_trace=of_t)
         known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
     if outline.caveat is not None or not examination.fixed_operator:
         return known

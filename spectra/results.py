@@ -15,6 +15,8 @@ probe p = 0, 1, ...:
 
     "L/dim"                       ()       number of parameters n
     "L/quadratic_forms"           (q,)     vᵀHv of further random unit v: n·vᵀHv estimates tr(H)
+    "L/known_forms"               (q,)     what T of probe 0 knows of them, in whose place the trace
+                                           has tr(T); empty where it knows nothing
     "L/probe p/alphas", ".../betas"        (m,) and (m-1,), the diagonals of Lanczos' T
     "L/probe p/residual_norm"     ()       ‖r‖ after the last step
     "L/probe p/exhausted"         ()       whether the Krylov space ended there
@@ -51,7 +53,7 @@ CERTIFICATE_KEYS = (
     *("operator", "dtype", "rayleigh_quotient", "residual"),
     *("noise_floor", "negative_curvature", "lower_bound_95"),
 )
-_ARRAYS = ("runs", "quadratic_forms", "measure")  # these live in esd.npz
+_ARRAYS = ("runs", "quadratic_forms", "known_forms", "measure")  # these live in esd.npz
 _RUN = (  # of a Tridiagonal
     *("alphas", "betas", "residual_norm", "exhausted", "asymmetry", "orthogonal"),
 )
@@ -98,6 +100,7 @@ class ClassSpectrum:
     notes: tuple[str, ...] = ()
     runs: tuple[Tridiagonal, ...] = ()  # one a probe, saved without basis; () if unknown
     quadratic_forms: tuple[float, ...] = ()  # (q,) vᵀHv of further random unit v
+    known_forms: tuple[float, ...] = ()  # (q,) cᵀTc of the same v, see `krylov.trace`
     measure: SpectralMeasure | None = None  # nodes and weights, one pair a probe
 
     def __post_init__(self) -> None:
@@ -263,7 +266,10 @@ def _plain(value: Any) -> Any:
 
 def _to_arrays(spectrum: ClassSpectrum) -> dict[str, np.ndarray]:
     label, measure = spectrum.label, spectrum.measure
-    arrays = {f"{label}/quadratic_forms": np.array(spectrum.quadratic_forms, dtype=float)}
+    arrays = {
+        f"{label}/{name}": np.array(getattr(spectrum, name), dtype=float)
+        for name in ("quadratic_forms", "known_forms")
+    }
     if measure is not None:
         arrays[f"{label}/dim"] = np.array(measure.dim)
         for p, (nodes, weights) in enumerate(zip(measure.nodes, measure.weights, strict=True)):
@@ -290,9 +296,11 @@ def _to_spectrum(
         return {key: value if value.ndim else value.item() for key, value in found.items()}
 
     try:
-        forms = tuple(arrays[f"{label}/quadratic_forms"].tolist())
+        fields["quadratic_forms"] = tuple(arrays[f"{label}/quadratic_forms"].tolist())
+        known = arrays.get(f"{label}/known_forms", np.zeros(0))  # older files know nothing
+        fields["known_forms"] = tuple(known.tolist())
         if f"{label}/dim" not in arrays:
-            return ClassSpectrum(**fields, quadratic_forms=forms)
+            return ClassSpectrum(**fields)
         dim = int(arrays[f"{label}/dim"])
         nodes = tuple(arrays[f"{label}/probe {p}/nodes"] for p in probes)
         weights = tuple(arrays[f"{label}/probe {p}/weights"] for p in probes)
@@ -307,7 +315,7 @@ def _to_spectrum(
             "are of different runs; run the analysis again"
         ) from error
     measure = SpectralMeasure(nodes=nodes, weights=weights, dim=dim) if nodes else None
-    return ClassSpectrum(**fields, runs=runs, quadratic_forms=forms, measure=measure)
+    return ClassSpectrum(**fields, runs=runs, measure=measure)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

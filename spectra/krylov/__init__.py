@@ -15,10 +15,11 @@ from .lanczos import lanczos as lanczos
 from .measure import Density as Density
 from .measure import Estimate as Estimate
 from .measure import SpectralMeasure as SpectralMeasure
-from .measure import quadratic_form_probes as quadratic_form_probes
 from .measure import random_start as random_start
 from .measure import spectral_measure as spectral_measure
 from .measure import symlog_grid as symlog_grid
-from .measure import trace_estimate as trace_estimate
 from .operator import SymmetricOperator as SymmetricOperator
 from .replay import ritz_vectors as ritz_vectors
+from .trace import known_forms as known_forms
+from .trace import quadratic_form_probes as quadratic_form_probes
+from .trace import trace_estimate as trace_estimate

@@ -17,6 +17,7 @@ from spectra.krylov import (
     SymmetricOperator,
     extreme_eigenvalues,
     extremes_of,
+    known_forms,
     lanczos,
     quadratic_form_probes,
     random_start,
@@ -24,7 +25,6 @@ from spectra.krylov import (
     symlog_grid,
     trace_estimate,
 )
-from spectra.krylov import measure as module
 
 properties = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 
@@ -265,6 +265,33 @@ def test_lanczos_probes_and_one_product_probes_pool_into_one_trace():
     assert pooled.stderr < measure.trace().stderr
 
 
+@pytest.mark.parametrize("outlier", [100.0, -100.0])
+def test_what_lanczos_knows_makes_the_trace_interval_honest_beside_an_outlier(outlier):
+    """300 seeds: the interval covers as often as it says, and is a fraction of the plain one"""
+    spectrum = np.array([outlier, 30.0, -10.0, *np.linspace(-0.2, 0.5, 297)])
+    A, covered, widths = diagonal(spectrum), 0, []
+    for seed in range(300):
+        run = lanczos(A, random_start(300, seed=seed, probe=0), steps=12)
+        forms = quadratic_form_probes(A, probes=10, seed=seed)
+        known = known_forms(run, probes=10, seed=seed)
+        trace = trace_estimate(forms, 300, known=known, known_trace=float(run.alphas.sum()))
+        low, high = trace.interval()
+        covered += low <= spectrum.sum() <= high
+        widths.append(trace.stderr)
+    assert 0.91 < covered / 300 < 0.985  # 0.95 ± 3 binomial standard deviations
+    assert np.median(widths) < 0.1 * np.sqrt(2 / 10) * abs(outlier)
+
+
+def test_a_whole_krylov_space_leaves_nothing_of_the_trace_to_chance():
+    spectrum = np.array([5.0, -3.0, *np.linspace(-1, 1, 18)])
+    A = diagonal(spectrum)
+    run = lanczos(A, random_start(20, seed=0, probe=0), steps=20)
+    known = known_forms(run, probes=10, seed=0)
+    np.testing.assert_allclose(known, quadratic_form_probes(A, probes=10, seed=0), atol=1e-12)
+    with pytest.raises(SpectraError, match="without its basis"):
+        known_forms(run.without_basis(), probes=1, seed=0)
+
+
 def test_bands_of_the_distribution_cover_the_truth_as_often_as_they_say(squares):
     """P34: 780 seeds, ten probes each, at full depth (where weights are the squared entries)"""
     spectrum = np.concatenate(([-2.0, -1.5, -1.0], np.linspace(0.5, 3, 47)))
@@ -398,7 +425,7 @@ def test_each_default_has_one_definition():
     """P39"""
     seen: dict[str, set[object]] = {}
     functions = (spectral_measure, extreme_eigenvalues, extremes_of, random_start)
-    for function in (*functions, SpectralMeasure.density, module.quadratic_form_probes):
+    for function in (*functions, SpectralMeasure.density, quadratic_form_probes):
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.default not in (inspect.Parameter.empty, None):
                 seen.setdefault(name, set()).add(parameter.default)
