@@ -12,11 +12,13 @@ from pathlib import Path
 
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
+from spectra.devices import find_device
 from spectra.errors import SpectraError, StorageError
 from spectra.files import require_writable
-from spectra.plan import Part, Plan
+from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import LostProcess, Processes
 from spectra.results import Analysis, ClassSpectrum
+from spectra.resuming import describe, take_over
 from spectra.study import Progress, Study
 
 
@@ -54,18 +56,25 @@ def analyze(
     if processes is not None and not processes.leads:
         return _assist(checkpoint, train, test, processes)
     folder = Path(folder) if folder is not None else None
+    meter = progress or _Silent()
+    held: Analysis | None = None
     if resume and folder is not None and (folder / "esd.json").exists():
         held = Analysis.load(folder)
-        settled = plan.settled(held.settings)
-        study = _prepare(checkpoint, settled, train, test, processes, held.finished)
-        analysis = study.resumed(held)
-    else:
-        study = _prepare(checkpoint, plan, train, test, processes)
-        analysis = study.blank()
+        plan = plan.settled(held.settings)
+        done = _nothing_left(checkpoint, plan, train, test, held, processes)
+        if done is not None:
+            meter.begin(0, 0)
+            return done
+    finished = () if held is None else held.finished
+    if processes is not None:
+        processes.tell((plan, finished, _fingerprints(checkpoint, train, test)))
+    study = Study.prepare(checkpoint, plan, train, test, processes, finished)
+    analysis = study.blank()
+    if held is not None:
+        analysis = take_over(analysis, held)
     if folder is not None:
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
-    meter = progress or _Silent()
     meter.begin(*study.cost(todo))
     for part in todo:
         with study.assisted(part):
@@ -75,28 +84,55 @@ def analyze(
                     analysis.save(folder)
     if processes is not None:
         processes.tell(None)
-    order = {part.label: i for i, part in enumerate(study.parts)}
-    ordered = sorted(analysis.spectra, key=lambda s: order.get(s.label, len(order)))
-    return replace(analysis, spectra=tuple(ordered))
+    return _in_order(analysis, study.parts)
 
 
-def _prepare(
+def _nothing_left(
     checkpoint: Checkpoint,
     plan: Plan,
     train: Samples | None,
     test: Samples | None,
+    held: Analysis,
     processes: Processes | None,
-    finished: Sequence[str] = (),
-) -> Study:
+) -> Analysis | None:
+    """Give the results that are held where nothing is missing; to prepare a study takes long."""
+    samples = train if plan.split == "train" else test
+    if samples is None:
+        return None  # the study says what is missing
+    parts = tuple(choose_parts(plan, samples, train))
+    if not {part.label for part in parts} <= set(held.finished):
+        return None
+    mine = _described(checkpoint, plan, samples, train, processes, held.notes)
+    done = _in_order(take_over(mine, held), parts)
     if processes is not None:
-        processes.tell((plan, _fingerprints(checkpoint, train, test)))
-    return Study.prepare(checkpoint, plan, train, test, processes, finished)
+        processes.tell((plan, None, _fingerprints(checkpoint, train, test)))
+    return done
+
+
+def _described(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    samples: Samples,
+    train: Samples | None,
+    processes: Processes | None,
+    notes: tuple[str, ...] = (),
+) -> Analysis:
+    """Describe a run that has no study."""
+    device = find_device(processes.device(plan.device) if processes else plan.device)
+    size = 1 if processes is None else processes.size
+    return describe(checkpoint, plan, samples, train, device, processes=size, notes=notes)
+
+
+def _in_order(analysis: Analysis, parts: Sequence[Part]) -> Analysis:
+    order = {part.label: i for i, part in enumerate(parts)}
+    ordered = sorted(analysis.spectra, key=lambda s: order.get(s.label, len(order)))
+    return replace(analysis, spectra=tuple(ordered))
 
 
 def _assist(
     checkpoint: Checkpoint, train: Samples | None, test: Samples | None, processes: Processes
 ) -> Analysis:
-    plan, expected = processes.hear()
+    plan, finished, expected = processes.hear()
     mine = _fingerprints(checkpoint, train, test)
     different = [name for name in {**expected, **mine} if expected.get(name) != mine.get(name)]
     if different:
@@ -105,7 +141,11 @@ def _assist(
             "expected the same files on every machine: the sums would mix two experiments; copy "
             "them again"
         )
-    study = Study.prepare(checkpoint, plan, train, test, processes)
+    if finished is None:  # nothing is left to do
+        samples = train if plan.split == "train" else test
+        assert samples is not None
+        return _described(checkpoint, plan, samples, train, processes)
+    study = Study.prepare(checkpoint, plan, train, test, processes, finished)
     study.assist()
     return study.blank()
 

@@ -31,8 +31,12 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 
-# Of one wait for another process. The leader may compile for minutes while the others wait; a
-# process that has ended is noticed at once, for its connections are closed.
+# Of one wait for another process. A process that has ended is noticed at once, for its connections
+# are closed; this is for one that stands still, or whose machine cannot be reached any more. It is
+# no shorter because nobody can tell that from work: while the others wait, the leader classifies
+# all samples, measures and compiles products, orthogonalises, writes; and a slow disk lets one
+# machine open its data minutes after the others. To end sooner what seems to stand still, press
+# Ctrl-C: --resume goes on after the last finished class and probe.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -49,6 +53,7 @@ class Processes:
     local_rank: int  # on this machine
     local_size: int
     store: Any  # a torch.distributed.Store: what all processes can read and count in
+    alike: bool = True  # all have a GPU, or none has
 
     @staticmethod
     def start(timeout: timedelta = TIMEOUT) -> Processes | None:
@@ -68,6 +73,8 @@ class Processes:
         try:
             store, rank, size = next(rendezvous("env://", timeout=timeout))
             on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+            store.set(f"spectra/on_gpu/{rank}", str(on_gpu))
+            found = {store.get(f"spectra/on_gpu/{other}") for other in range(size)}
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
                 store=store,
@@ -82,7 +89,7 @@ class Processes:
                 "WORLD_SIZE for a plain run"
             ) from error
         local = int(given.get("LOCAL_RANK", rank)), int(given.get("LOCAL_WORLD_SIZE", size))
-        joined = Processes(rank, size, *local, store)
+        joined = Processes(rank, size, *local, store, alike=len(found) == 1)
         joined._listen()
         return joined
 
@@ -95,14 +102,23 @@ class Processes:
         """Choose this process's device: a GPU of its own for each where "auto" or "cuda" is asked.
 
         Raises:
-            SpectraError: one device for all, or fewer GPUs than processes on this machine.
+            SpectraError: one device for all, fewer GPUs than processes on this machine, or none
+                on another one.
         """
         if name.startswith("cuda:"):
             raise SpectraError(
                 f"got the device {name!r} for {self.size} processes, expected cuda, auto or cpu: "
                 "they would wait for one another on one GPU; leave the number out"
             )
-        if name == "cpu" or not torch.cuda.is_available():
+        if name == "cpu":
+            return name
+        if not self.alike:
+            raise SpectraError(
+                f"got the device {name!r} and a GPU in some processes only, expected one in each: "
+                "sums on a GPU and on a CPU would wait for one another; use --device cpu, or leave "
+                "out the machines without"
+            )
+        if not torch.cuda.is_available():
             return name
         if self.local_size > (count := torch.cuda.device_count()):
             raise SpectraError(

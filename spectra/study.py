@@ -6,9 +6,8 @@ Examine the operator, run Lanczos once per probe, read every answer off T, certi
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import spectra
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.data.memory import free_memory
-from spectra.devices import device_name, find_device
+from spectra.devices import find_device
 from spectra.doctor import (
     PRODUCTS_PER_CERTIFICATE,
     PRODUCTS_PER_EXAMINATION,
@@ -58,11 +56,12 @@ from spectra.krylov import (
     ritz_vectors,
 )
 from spectra.losses import LossSpec
-from spectra.plan import BEFORE, Part, Plan, choose_parts
+from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
 from spectra.readings import Form, RitzVectors, assemble, ends_of
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
+from spectra.resuming import describe
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
@@ -176,73 +175,20 @@ class Study:
 
     def blank(self) -> Analysis:
         """Describe the run, without a spectrum yet."""
-        settings = asdict(self.plan) | {
-            "augment": f"frozen:{n}" if (n := self.plan.frozen_copies) else self.plan.augment,
-            "classes": list(self.plan.classes),
-            "batch_size": self.objective.batch_size,
-            "device": self.objective.device.type,
-            "product": self.way.name,
-            "basis": self.basis,
-            "processes": 1 if self.processes is None else self.processes.size,
-            # The same weights are another function in another network.
-            "network": self.checkpoint.model_spec.to_dict(),
-        }
-        del settings["keep"]  # changes no number
-        spec, train = self.samples.spec, self.train
-        return Analysis(
-            checkpoint=self.checkpoint.described(),
-            data={
-                "name": spec.name if spec is not None else "own tensors",
-                "spec": spec.to_dict() if spec is not None else None,
-                "split": self.plan.split,
-                "draw_sha256": self.samples.draw_sha256,
-                "pixels_sha256": self.samples.pixels_sha256,
-                "counts": list(self.samples.counts),
-                "groups": None
-                if train is None
-                else {k: list(v) for k, v in train.groups().items()},
+        return describe(
+            self.checkpoint,
+            self.plan,
+            self.samples,
+            self.train,
+            self.objective.device,
+            chosen={
+                "batch_size": self.objective.batch_size,
+                "product": self.way.name,
+                "basis": self.basis,
             },
-            settings=settings,
-            device=device_name(self.objective.device),
-            versions={
-                "spectra": spectra.__version__,
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            processes=1 if self.processes is None else self.processes.size,
             notes=self.notes,
         )
-
-    def resumed(self, held: Analysis) -> Analysis:
-        """Take over results of the same checkpoint, draw and settings; else refuse."""
-        mine = self.blank()
-        # What is asked for may grow from run to run; how it is computed may not change, but for the
-        # number of processes, which changes nothing but the order of the sums.
-        asked = ("overall", "per_class", "classes", "groups", "processes")
-        pairs = [
-            ("checkpoint", mine.checkpoint["sha256"], held.checkpoint.get("sha256")),
-            ("draw", mine.data["draw_sha256"], held.data.get("draw_sha256")),
-            *(
-                (key, value, held.settings.get(key, BEFORE.get(key)))
-                for key, value in mine.settings.items()
-                if key not in asked
-            ),
-        ]
-        changed = [
-            f"{key} ({theirs!r}, now {ours!r})" for key, ours, theirs in pairs if ours != theirs
-        ]
-        if changed:
-            raise SpectraError(
-                f"got results of other settings to resume: {', '.join(changed)}; expected the "
-                "same, for one table must not mix two experiments; choose another --out, or leave "
-                "out --resume to start anew"
-            )
-        notes = mine.notes
-        if mine.data["pixels_sha256"] != held.data.get("pixels_sha256"):
-            notes += ("some results were computed on the same draw with other pixels",)
-        if mine.settings["processes"] != (others := held.settings.get("processes", 1)):
-            notes += (f"some results were computed by {others} process(es): equal to rounding",)
-        return replace(mine, spectra=held.spectra, notes=notes)
 
     def cost(self, parts: list[Part]) -> tuple[int, int]:
         """Count products, and the samples that they pass over."""

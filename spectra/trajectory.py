@@ -8,19 +8,24 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectra.command_line import (
     Bar,
     Parser,
     add_plan_flags,
-    exit_code,
     open_checkpoint,
     open_samples,
     plan_of,
     screen_width,
+    shared_exit_code,
 )
 from spectra.errors import SpectraError
 from spectra.trajectories import CHOICES, run_name
+
+if TYPE_CHECKING:
+    from spectra import Trajectory
+    from spectra.processes import Processes
 
 _EPILOG = """\
 examples:
@@ -28,6 +33,7 @@ examples:
   python -m spectra.trajectory runs/sgd runs/sam --data DIR --classes 0,8 --out reports/exact
   python -m spectra.trajectory runs/sgd runs/sam --data DIR --classes 0,8 --protocol released \\
       --published sgd,sam --probes 3 --out reports/released
+  torchrun --nproc-per-node 2 -m spectra.trajectory runs/sgd --per-class  (by two processes)
 
 The files are described in the README and at the head of spectra/trajectories/results.py."""
 
@@ -38,17 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = "+".join(run_name(run) for run in options.runs)
     folder = Path(options.out or Path("reports") / names)
-    return exit_code(
+    return shared_exit_code(
         parser,
-        lambda: _run(options, folder),
+        partial(_run, options, folder),
         lambda: folder if any(folder.glob("*/epoch-*/esd.json")) else None,
     )
 
 
-def _run(options: argparse.Namespace, folder: Path) -> None:
-    from spectra import figures, follow, tables
+def _run(options: argparse.Namespace, folder: Path, processes: Processes | None) -> None:
+    from spectra import follow
 
-    bar = None if options.quiet else Bar()
+    leads = processes is None or processes.leads
+    bar = Bar() if leads and not options.quiet else None
     try:
         trajectory = follow(
             options.runs,
@@ -59,10 +66,18 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
             load=partial(open_checkpoint, options=options),
             samples=partial(open_samples, options=options),
             progress=bar,
+            processes=processes,
         )
     finally:
         if bar is not None:
             bar.close()
+    if leads:
+        _show(trajectory, folder, options)
+
+
+def _show(trajectory: Trajectory, folder: Path, options: argparse.Namespace) -> None:
+    from spectra import figures, tables
+
     drawn = figures.save([figures.trajectory_panels(trajectory)], folder, "trajectory")
     if not options.quiet:
         print(tables.render_trajectory(trajectory, width=screen_width()))

@@ -18,13 +18,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectra import Analysis, SpectraError, certify, esd, figures
-from spectra.data import Samples
+from spectra import Analysis, Plan, SpectraError, certify, esd, figures, load_checkpoint, trajectory
+from spectra.data import Samples, open_data
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.hessian.choice import central_difference
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.shares import assist, led, share_of
 from spectra.processes import Processes
+from spectra.resuming import describe, take_over
+from tests.made_up import train_digits
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
 
@@ -317,6 +319,13 @@ def test_every_process_of_a_machine_gets_a_gpu_of_its_own(monkeypatch: pytest.Mo
         one_of(3).device("auto")
 
 
+def test_a_gpu_in_some_processes_only_is_refused_before_they_wait_for_one_another() -> None:
+    mixed = one_of(2, alike=False)
+    assert mixed.device("cpu") == "cpu"
+    with pytest.raises(SpectraError, match="a GPU in some processes only"):
+        mixed.device("auto")
+
+
 # From here on: real processes, gloo, the command itself.
 
 
@@ -325,11 +334,19 @@ def environment(**more: str) -> dict[str, str]:
     return {**plain, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", **more}
 
 
-def start(rank: int, size: int, port: int, flags: list[str], repository: Path) -> subprocess.Popen:
+def start(
+    rank: int,
+    size: int,
+    port: int,
+    flags: list[str],
+    repository: Path,
+    *command: str,
+) -> subprocess.Popen:
+    command = command or ("spectra.esd", str(repository / SGD))
     given = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return subprocess.Popen(
-        [sys.executable, "-m", "spectra.esd", str(repository / SGD), *flags],
+        [sys.executable, "-m", *command, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -444,3 +461,42 @@ def test_an_input_that_cannot_be_used_is_told_once(repository: Path, tmp_path: P
     assert [process.returncode for process in both] == [2, 2]
     assert sum(text.count("\n") for text in told) == 1, told
     assert "0 to 9" in "".join(told)
+
+
+def test_two_processes_follow_a_run_as_one_does(repository: Path, tmp_path: Path) -> None:
+    """Every epoch shared out, one voice; and taken over again where nothing is left to do."""
+    run = train_digits(tmp_path / "short")
+    flags = ["--classes", "8,9", "--steps", "5", "--dtype", "float64", "--device", "cpu"]
+    two, one = tmp_path / "two", tmp_path / "one"
+    for more in ([], ["--resume"]):
+        port, given = free_port(), [*flags, *more, "--out", str(two)]
+        both = [
+            start(r, 2, port, given, repository, "spectra.trajectory", str(run)) for r in (0, 1)
+        ]
+        told = [process.communicate(timeout=400) for process in both]
+        assert [process.returncode for process in both] == [0, 0], told
+        assert told[0][0].count("trajectory.csv") == 1
+        assert told[1] == ("", "")
+    assert trajectory.main([str(run), *flags, "--quiet", "--out", str(one)]) == 0
+    for epoch in (1, 2, 3):
+        ours, theirs = (
+            json.loads((f / "short" / f"epoch-{epoch}" / "esd.json").read_text(encoding="utf-8"))
+            for f in (two, one)
+        )
+        assert ours["settings"]["processes"] == 2
+        require_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("augment", "says"), [("none", "equal to rounding"), ("resample", "with other draws")]
+)
+def test_what_another_number_of_processes_changes_is_told(
+    augment: str, says: str, repository: Path
+) -> None:
+    checkpoint = load_checkpoint(repository / SGD)
+    samples = open_data(checkpoint.data)
+    one, two = (
+        describe(checkpoint, Plan(augment=augment), samples, None, torch.device("cpu"), processes=n)
+        for n in (1, 2)
+    )
+    assert take_over(one, two).notes == (f"some results were computed by 2 process(es): {says}",)

@@ -1,5 +1,6 @@
 """`python -m spectra.report`: one page about stored results, which says what the files say."""
 
+import html
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spectra import Analysis, ClassSpectrum, esd, pages, report, trajectory
+from spectra import Analysis, ClassSpectrum, Trajectory, esd, pages, report, trajectory
 from spectra.results import CAVEAT
 from spectra.tables import number
 from tests.made_up import train_digits
@@ -126,11 +127,19 @@ def test_the_methods_paragraph_says_what_the_file_says(exact: Path) -> None:
         ({"steps": 77, "seed": 5}, "77 steps from 3 random start vectors (seed 5", "seed 0, u"),
         ({"max_samples": 4}, "random subset of at most 4", "\0"),
         ({"augment": "frozen:3"}, "3 augmentation draw(s)", "No augmentation"),
-        ({"dtype": "float64", "tf32": True}, "float64 (TF32 on)", "TF32 off"),
+        ({"tf32": True, "device": "cuda"}, "float32 (TF32 on)", "TF32 off"),
+        ({"tf32": True, "device": "cpu"}, "float32 (TF32 off)", "TF32 on"),
+        ({"dtype": "float64", "tf32": True, "device": "cuda"}, "float64 (TF32 off)", "TF32 on"),
+        ({"batch_size": 7}, "in batches of at most 7 samples", "shared out"),
+        ({"processes": 4}, "shared out among 4 processes, whose sums are added.", "of its own"),
+        ({"processes": 4, "augment": "resample"}, "with augmentation draws of its own", "\0"),
         ({"until_converged": 1e-4}, "below 0.0001 of the larger modulus", "\0"),
         ({"loss": "trained"}, "the loss that the checkpoint was trained with", "cross-entropy"),
+        ({"loss": "trained"}, "all samples together H = Σ wᵢ∇²ℓᵢ(θ) / Σ wᵢ", "\0"),
+        ({"loss": "ce"}, "cross-entropy, without class weights", "wᵢ"),
         ({"basis": "none"}, "no basis kept", "two passes"),
         ({"product": "linearized"}, "by linearized", "reverse-over"),
+        ({"product": "kept-graph"}, "passes in which nothing is kept have batches", "in batches"),
         ({"kernel": "paper"}, "of one width", "follows the eigenvalue"),
         ({"torch": "9.9"}, "torch 9.9", "torch 2"),
         ({"pixels_sha256": None}, "pixels unknown", "\0"),
@@ -143,6 +152,46 @@ def test_the_paragraph_follows_the_file(
     text = pages.methods([Analysis.load(edited(exact, tmp_path / "edited", **changes))])
     assert said in text
     assert unsaid not in text
+
+
+def test_the_paragraph_tells_what_is_missing_and_claims_nothing_of_it(exact: Path) -> None:
+    """Failed and unfinished spectra, fewer probes than asked for, and no spectrum at all."""
+    held = Analysis.load(exact)
+    first, second, third = held.spectra
+    assert "It made" not in pages.methods([held])
+    failed = replace(first, error="why", measure=None, runs=(), probes=0, doctor={}, certificate={})
+    nodes, weights = (getattr(second.measure, name)[:1] for name in ("nodes", "weights"))
+    begun = replace(
+        second,
+        complete=False,
+        probes=1,
+        runs=second.runs[:1],
+        measure=replace(second.measure, nodes=nodes, weights=weights),
+        doctor={},
+        certificate={},
+    )
+    changed = replace(held, spectra=(failed, begun))
+    text = pages.methods([changed])
+    assert f"The analysis failed for {first.label}." in text
+    assert f"test: {second.label} (1 of 3 start vectors)." in text
+    assert "bands are" not in text
+    assert "repeatedly" not in text  # no doctor has reported
+    assert third.label not in text
+    none = pages.methods([replace(held, spectra=(failed,))])
+    for claim in ("Lanczos", "products are computed", "recomputed", "Spectra are of"):
+        assert claim not in none
+    assert f"failed for {first.label}" in none
+
+
+def test_steps_that_were_not_made_are_not_claimed(exact: Path) -> None:
+    held = Analysis.load(exact)
+    asked = replace(held, settings={**held.settings, "steps": 100})
+    assert "It made 6 steps from each." in pages.methods([asked])
+    whole = [
+        replace(s, runs=tuple(replace(r, exhausted=True) for r in s.runs)) for s in held.spectra
+    ]
+    text = pages.methods([replace(asked, spectra=tuple(whole))])
+    assert "It made 6 steps from each, to the end of the Krylov space." in text
 
 
 def test_a_released_analysis_is_called_what_it_is(released: Path, tmp_path: Path) -> None:
@@ -191,6 +240,62 @@ def test_the_html_needs_no_other_file_and_runs_nothing(exact: Path, tmp_path: Pa
     assert text.count("<tr>") >= len(held.spectra) + 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("__bg__ *b*", "a\\|b`c`", "![x](a.png)", "[l](b)&amp;", "two\nrows | x", "back\\"),
+        *("<b>", "~~s~~", "# h", "- i", "1. i", "a_b_c"),
+    ],
+)
+def test_names_and_messages_are_shown_letter_by_letter(
+    name: str, exact: Path, tmp_path: Path
+) -> None:
+    """Whatever a folder of images is called: no markup, no cell, row or line of its own."""
+    held = Analysis.load(exact)
+    failed = ClassSpectrum(label="class 3", name=name, count=4, share=0.1, error=f"{name} is bad.")
+    odd = replace(
+        held.with_spectrum(replace(held.spectra[1], name=name)).with_spectrum(failed),
+        checkpoint={**held.checkpoint, "file": name},
+        notes=(name,),
+    )
+    text = pages.markdown(odd)
+    page = pages.to_html(text, tmp_path)
+    body = page.partition("<body>")[2]
+    shown = " ".join(name.split())
+
+    def texts(tag: str) -> list[str]:
+        found = re.findall(f"<{tag}(?: [^>]*)?>(.*?)</{tag}>", body, flags=re.DOTALL)
+        return [html.unescape(re.sub("<[^>]*>", "", piece)).strip() for piece in found]
+
+    assert not re.search("<(em|img|s|ol|hr|h3|b)[ >]", body)
+    assert body.count("<a ") == text.count("<https://")
+    assert texts("h1") == [f"Hessian spectra of {shown}, epoch 200"]
+    assert html.unescape(re.findall("<title>(.*)</title>", page)[0]) == texts("h1")[0]
+    table = re.findall("<tr>.*?</tr>", body.partition("</table>")[0], flags=re.DOTALL)
+    assert {row.count("<td") + row.count("<th") for row in table} == {14}
+    assert texts("td")[14 + 2] == shown
+    assert {shown, f"class 3: No numbers: {shown} is bad.", f"✗ class 3: {shown} is bad."} <= set(
+        texts("li")
+    )
+    assert f"{held.spectra[1].label} ({shown}, " in " ".join(texts("p"))
+
+
+def test_pages_of_an_earlier_figure_do_not_stay(exact: Path, tmp_path: Path) -> None:
+    for old in ("report-2.png", "report-2.pdf"):
+        (tmp_path / old).touch()
+    page_of(exact, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_an_operator_that_moved_by_itself_is_warned_of(exact: Path) -> None:
+    """A random layer: nobody asked for another matrix in every product."""
+    held = Analysis.load(exact)
+    moved = replace(held.spectra[1], doctor={**held.spectra[1].doctor, "fixed_operator": False})
+    warning = f"> **{CAVEAT.capitalize()}**: {moved.label}. "
+    assert warning in pages.markdown(held.with_spectrum(moved))
+    assert warning not in pages.markdown(held)
+
+
 def test_two_equal_calls_write_equal_pages(exact: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         page_of(exact, tmp_path / name)
@@ -208,6 +313,20 @@ def test_a_trajectory_gets_a_page_with_every_epoch(followed: Path, tmp_path: Pat
     assert "trained by the recipe digits-lt-ce-drw-sgd" in text
     assert "published" not in text.lower()  # nothing was published of three epochs on digits
     assert "re-weighting" not in text
+
+
+def test_the_words_about_a_run_leave_no_epoch_out(followed: Path) -> None:
+    held = Trajectory.load(followed)
+    (run,) = held.runs
+    first = run.analyses[0]
+    failed = replace(first.spectra[0], error="why", doctor={}, certificate={})
+    changed = replace(run, analyses=(first.with_spectrum(failed), *run.analyses[1:]))
+    told = pages.markdown(replace(held, runs=(changed, replace(run, name="the_other_"))))
+    assert "fixed symmetric matrix at all 2 epochs that have numbers" in told
+    assert "There are no numbers at epoch 1." in told
+    assert "The analysis failed for class 0 at epoch 1." in told
+    for name in ("short", r"the_other\_"):  # whose paragraph it is
+        assert f"**{name}.** We analyse" in told
 
 
 @pytest.mark.parametrize(

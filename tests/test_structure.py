@@ -42,10 +42,12 @@ MAY_IMPORT = {
     "results": {"errors", "files", "krylov"},
     "plan": {"errors", "data", "hessian"},
     "readings": {"errors", "files", "krylov", "hessian", "doctor", "results"},
-    "study": (HALLWAY - {"files"}) | {"processes", "spectra"},
-    "analysis": {"errors", "files", "processes", "checkpoint", "data", "plan", "results", "study"},
+    "resuming": {"spectra", "errors", "devices", "checkpoint", "data", "plan", "results"},
+    "study": (HALLWAY - {"files"}) | {"processes", "resuming"},
+    "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
+    | {"results", "resuming", "study"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
-    | {"study", "analysis"},
+    | {"study", "analysis", "processes"},
     "tables": {"errors", "files", "results", "trajectories"},
     "comparisons": {"results", "tables"},
     "figures": {"errors", "files", "krylov", "results", "trajectories", "tables", "comparisons"}
@@ -54,7 +56,8 @@ MAY_IMPORT = {
     "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
     "command_line": {"spectra", "errors", "plan", "processes"},
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
-    "trajectory": {"spectra", "errors", "command_line", "trajectories", "tables", "figures"},
+    "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
+    | {"tables", "figures"},
     "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "budgets": {"spectra", "errors", "command_line", "tables", "figures", "training"}

@@ -190,6 +190,22 @@ def test_resume_takes_finished_epochs_over_without_a_product(
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
+def test_a_finished_epoch_is_not_prepared_again(
+    run: Path, plan: Plan, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To choose how products are computed takes long, and nothing is left to multiply."""
+
+    def prepare(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr("spectra.analysis.Study.prepare", prepare)
+    shutil.copytree(whole, tmp_path / "again")
+    follow([run], plan, folder=tmp_path / "again", resume=True)
+    assert files_of(tmp_path / "again") == files_of(whole)
+    with pytest.raises(SpectraError, match=r"steps \(3, now 4\)"):
+        follow([run], replace(plan, steps=4), folder=tmp_path / "again", resume=True)
+
+
 def test_what_an_interruption_leaves_opens_and_goes_on(
     run: Path, plan: Plan, whole: Path, tmp_path: Path
 ) -> None:

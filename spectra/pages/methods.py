@@ -19,6 +19,7 @@ _KERNEL = {
     "default": "smoothed by Gaussians whose width follows the eigenvalue",
     "paper": "smoothed by Gaussians of one width, as in the released analysis",
 }
+_KEEPING = ("kept-graph", "linearized", "compiled")  # products that cut their own batches
 _REFERENCES = {
     "Lanczos quadrature": "https://doi.org/10.1137/16M1104974",
     "bounds from a random start": "https://doi.org/10.1137/0613066",
@@ -34,7 +35,9 @@ def methods(analyses: Sequence[Analysis], recipe: Mapping[str, Any] | None = Non
         recipe: how the network was trained, where that is known.
     """
     spectra = [s for analysis in analyses for s in analysis.spectra if s.error is None]
-    parts = (_subject, _samples, _examined, _krylov, _products, _certificates, _software)
+    # Where there is no spectrum, nothing is said of how one was computed.
+    computed = (_examined, _krylov, _products, _certificates) if spectra else ()
+    parts = (_subject, _samples, *computed, _missing, _software)
     text = " ".join(sentence for part in parts if (sentence := part(analyses, spectra)))
     if recipe:
         fields = (f"{key} {value}" for key, value in recipe.items() if key != "name")
@@ -48,18 +51,24 @@ def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
     dims = dict.fromkeys(s.measure.dim for s in spectra if s.measure is not None)
     size = f" with {some(f'{n:,}' for n in dims)} parameters" if dims else ""
     when = f" at epoch{'s' * (len(epochs) > 1)} {some(epochs)}" if epochs else ""
-    losses = [_LOSS.get(str(x), str(x)) for x in distinct(analyses, "settings", "loss")]
-    losses = losses or ["an unrecorded loss"]
-    if (first.settings.get("network") or {}).get("head") == "cosine":
-        losses[-1] += " of the scaled cosines"
+    kinds = list(map(str, distinct(analyses, "settings", "loss")))
+    losses = [_LOSS.get(kind, kind) for kind in kinds] or ["an unrecorded loss"]
+    if "ce" in kinds and (first.settings.get("network") or {}).get("head") == "cosine":
+        losses[kinds.index("ce")] += ", of the scaled cosines"
     which = f"file {first.checkpoint.get('file')}, SHA-256 {_short(first.checkpoint.get('sha256'))}"
     if len(analyses) > 1:
         which = f"{len(analyses)} checkpoints"
-    return (
+    text = (
         f"We analyse a network of architecture {arch}{size}{when} ({which}). For a set of N_c "
         f"samples, H_c = (1/N_c) Σ ∇²ℓᵢ(θ) is the Hessian of {some(losses)}, with the network "
         "in evaluation mode."
     )
+    if "trained" in kinds and any(s.label == "overall" for s in spectra):
+        text += (
+            " Over all samples together H = Σ wᵢ∇²ℓᵢ(θ) / Σ wᵢ, where wᵢ are the class weights of "
+            "that loss."
+        )
+    return text
 
 
 def _samples(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
@@ -123,7 +132,8 @@ def _examined(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) ->
 
 def _krylov(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
     settings = analyses[0].settings
-    probes, made = settings.get("probes"), [s.steps for s in spectra if s.steps]
+    probes, runs = settings.get("probes"), [run for s in spectra for run in s.runs]
+    made = [run.steps for run in runs] or [s.steps for s in spectra if s.steps]
     start = f"{probes} random start vector{'s' * (probes != 1)} (seed {settings.get('seed')}"
     if settings.get("protocol") == "released":
         text = (
@@ -142,10 +152,15 @@ def _krylov(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> s
             "modulus."
         )
     if made and (min(made), max(made)) != (settings.get("steps"),) * 2:
-        text += f" It made {min(made)} to {max(made)} steps."
+        span = f"{min(made)} to {max(made)}" if min(made) < max(made) else f"{max(made)}"
+        text += f" It made {span} steps from each"
+        text += (
+            ", to the end of the Krylov space." if runs and all(r.exhausted for r in runs) else "."
+        )
     if kernel := _KERNEL.get(str(settings.get("kernel"))):
+        banded = any(s.measure is not None and len(s.measure.nodes) >= 3 for s in spectra)
         text += f" Densities are {kernel}"
-        text += "; bands are over the start vectors." if (probes or 0) >= 3 else "."
+        text += "; bands are over the start vectors." if banded else "."
     forms = {len(s.quadratic_forms) for s in spectra if s.trace is not None}
     if forms:
         text += f" Traces also use {some(sorted(forms))} quadratic forms of further random vectors."
@@ -153,14 +168,25 @@ def _krylov(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> s
 
 
 def _products(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
-    ways = some(distinct(analyses, "settings", "product"))
-    dtype = some(distinct(analyses, "settings", "dtype"))
+    ways = distinct(analyses, "settings", "product")
+    dtype = some(dict.fromkeys(map(_precision, analyses)))
     batch = some(distinct(analyses, "settings", "batch_size"))
-    tf32 = "on" if any(distinct(analyses, "settings", "tf32")) else "off"
-    return (
-        f"Hessian-vector products are computed in {dtype} (TF32 {tf32}) by {ways}, in batches of "
-        f"{batch}."
-    )
+    text = f"Hessian-vector products are computed in {dtype} by {some(ways)}, "
+    kept = "passes in which nothing is kept have " * any(way in _KEEPING for way in ways)
+    text += f"{kept or 'in '}batches of at most {batch} samples."
+    shared = [n for n in distinct(analyses, "settings", "processes") if n > 1]
+    if shared:
+        text += f" The samples are shared out among {some(shared)} processes, whose sums are added"
+        moves = "resample" in distinct(analyses, "settings", "augment")
+        text += ", each with augmentation draws of its own." if moves else "."
+    return text
+
+
+def _precision(analysis: Analysis) -> str:
+    """Name the precision; TF32 is one of float32 products on a GPU, whatever was allowed."""
+    settings = analysis.settings
+    dtype, on = settings.get("dtype"), settings.get("tf32") and settings.get("device") == "cuda"
+    return f"{dtype} (TF32 {'on' if on and dtype == 'float32' else 'off'})"
 
 
 def _certificates(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
@@ -172,15 +198,34 @@ def _certificates(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]
     floor = max(s.certificate.get("noise_floor") or 0.0 for s in held)
     proven = sum(s.proven for s in held)
     text = (
-        f"For the Ritz vector y of each λmin, θ = yᵀHy was recomputed in {dtype} by another way of "
-        f"differentiating, over other batches, on the fixed operator (augmentation {fixed}). "
-        "θ ≥ λmin for every y; negative curvature is called proven where θ plus the noise floor, "
-        f"what independent passes disagree by plus a bound of the rounding (at most "
-        f"{number(floor, 2)} here), is below zero: {proven} of {len(held)} spectra."
+        f"For the Ritz vector y of each λmin, θ = yᵀHy was recomputed in {dtype} over other "
+        f"batches, on the fixed operator (augmentation {fixed}), and Hy once more by another way "
+        "of differentiating. θ ≥ λmin for every y; negative curvature is called proven where θ "
+        "plus the noise floor, what both passes disagree by plus a bound of the rounding (at "
+        f"most {number(floor, 2)} here), is below zero: {proven} of {len(held)} spectra."
     )
     if any(s.certificate.get("lower_bound_95") is not None for s in held):
         text += " Lower bounds of λmin hold with 95 % probability over the random start."
     return text
+
+
+def _missing(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:
+    """Say which spectra failed, and which are not finished."""
+    failed, begun = [], []
+    for analysis in analyses:
+        when = f" at epoch {analysis.checkpoint.get('epoch')}" * (len(analyses) > 1)
+        for s in analysis.spectra:
+            if s.error is not None:
+                failed.append(s.label + when)
+            elif not s.complete:
+                of = f"{s.probes} of {analysis.settings.get('probes')} start vectors"
+                begun.append(f"{s.label}{when} ({of})")
+    text = []
+    if failed:
+        text.append(f"The analysis failed for {some(failed)}.")
+    if begun:
+        text.append(f"Not finished, with neither certificate nor convergence test: {some(begun)}.")
+    return " ".join(text)
 
 
 def _software(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> str:

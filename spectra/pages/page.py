@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -17,7 +19,7 @@ from spectra.tables import MARKS, marks, number, to_markdown
 from spectra.trajectories import RunTrajectory, Trajectory
 
 from .methods import distinct, methods, references
-from .words import findings, over_epochs, some
+from .words import escaped, findings, over_epochs, some, unescaped
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #262626; max-width: 62rem; margin: 2rem auto;
@@ -76,6 +78,8 @@ def write(results: Analysis | Trajectory, folder: str | Path) -> list[Path]:
     with replacing(page) as plain, replacing(web) as rich:
         plain.write_text(text, encoding="utf-8")
         rich.write_text(to_html(text, folder), encoding="utf-8")
+    for old in {*folder.glob("report-*.png"), *folder.glob("report-*.pdf")} - set(images):
+        old.unlink()  # of an earlier page, whose figure had more of them
     return [page, web, *images]
 
 
@@ -105,7 +109,7 @@ def to_html(text: str, folder: Path) -> str:
     for path in folder.glob("report*.png"):
         image = base64.b64encode(path.read_bytes()).decode()
         body = body.replace(f'src="{path.name}"', f'src="data:image/png;base64,{image}"')
-    title = html.escape(text.partition("\n")[0].lstrip("# "))
+    title = html.escape(unescaped(text.partition("\n")[0].removeprefix("# ")))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>'
         f"\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
@@ -114,22 +118,22 @@ def to_html(text: str, folder: Path) -> str:
 
 def _of_checkpoint(analysis: Analysis, images: Sequence[str]) -> Iterable[str]:
     epoch = analysis.checkpoint.get("epoch")
-    yield f"# Hessian spectra of {analysis.checkpoint.get('file', 'a network')}" + (
+    yield f"# Hessian spectra of {escaped(analysis.checkpoint.get('file') or 'a network')}" + (
         "" if epoch is None else f", epoch {epoch}"
     )
     yield _warning(analysis.spectra)
-    table, _, foot = to_markdown(analysis).partition("\n\n")
+    table, _, foot = to_markdown(_on_one_line(analysis)).partition("\n\n")
     lines = [line.strip() for line in foot.splitlines() if line.strip()]
-    yield table
-    yield _list(line for line in lines if line[0] in MARKS)
+    yield _with_escaped_cells(table)
+    yield _list(escaped(line) for line in lines if line[0] in MARKS)
     yield "## Densities"
     yield "\n\n".join(f"![Eigenvalue density of each row of the table]({name})" for name in images)
     yield "## What the doctor found"
-    yield _list(f"**{s.label}**: {findings(s)}" for s in analysis.spectra)
+    yield _list(f"**{escaped(s.label)}**: {escaped(findings(s))}" for s in analysis.spectra)
     yield "## Notes"
-    yield _list(line for line in lines if line[0] not in MARKS)
+    yield _list(escaped(line) for line in lines if line[0] not in MARKS)
     yield "## Methods"
-    yield methods([analysis])
+    yield escaped(methods([analysis]))
     yield references([analysis])
     yield "## Settings and fingerprints"
     yield _facts([analysis])
@@ -138,42 +142,49 @@ def _of_checkpoint(analysis: Analysis, images: Sequence[str]) -> Iterable[str]:
 def _of_runs(trajectory: Trajectory, images: Sequence[str]) -> Iterable[str]:
     analyses = [analysis for run in trajectory.runs for analysis in run.analyses]
     spectra = [s for analysis in analyses for s in analysis.spectra]
-    yield f"# Hessian spectra during training: {', '.join(run.name for run in trajectory.runs)}"
+    names = [escaped(run.name) for run in trajectory.runs]
+    yield f"# Hessian spectra during training: {', '.join(names)}"
     yield _warning(spectra)
     for run in trajectory.runs:
-        yield f"## {run.name}"
+        yield f"## {escaped(run.name)}"
         yield _epochs(run)
     used = set("".join(map(marks, spectra)))
-    yield _list(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
+    yield _list(escaped(f"{mark} {meaning}") for mark, meaning in MARKS.items() if mark in used)
     yield "## Non-convexity"
     yield "\n\n".join(f"![|λmin|/λmax against the epoch]({name})" for name in images)
     yield "## What the doctor found"
     for run in trajectory.runs:
-        yield _list(f"**{run.name}, {label}**: {over_epochs(run, label)}" for label in run.labels)
+        yield _list(
+            f"**{escaped(f'{run.name}, {label}')}**: {over_epochs(run, label)}"
+            for label in run.labels
+        )
     yield "## Notes"
     for run in trajectory.runs:
-        yield _list(_notes(run))
+        yield _list(map(escaped, _notes(run)))
     yield "## Methods"
     for run in trajectory.runs:
-        yield methods(run.analyses, run.recipe)
+        whose = f"**{escaped(run.name)}.** " * (len(names) > 1)
+        yield whose + escaped(methods(run.analyses, run.recipe))
     yield references(analyses)
     yield "## Settings and fingerprints"
     yield _facts(analyses)
 
 
 def _warning(spectra: Iterable[ClassSpectrum]) -> str:
-    labels = [s.label for s in spectra if s.caveat is not None]
-    if not labels:
+    moved = [s for s in spectra if s.caveat or s.doctor.get("fixed_operator") is False]
+    if not moved:
         return ""
+    labels = escaped(some(dict.fromkeys(s.label for s in moved)))
     return (
-        f"> **{CAVEAT.capitalize()}**: {some(dict.fromkeys(labels))}. Either the operator changed "
+        f"> **{CAVEAT.capitalize()}**: {labels}. Either the operator changed "
         "from product to product, or the recurrence was the released one; the numbers below are "
         "Ritz values of no Hessian."
     )
 
 
 def _epochs(run: RunTrajectory) -> str:
-    header = ["epoch", "class", "samples", "loss", "test, %", "λmin", "λmax", "|λmin| / λmax"]
+    header = ["epoch", "class", "samples", "loss", "test, %", "λmin", "λmax"]
+    header.append(escaped("|λmin| / λmax"))
     header += ["published"] * (run.published is not None) + ["yᵀHy on the fixed H", "marks"]
     rows = []
     for label in run.labels:
@@ -183,7 +194,8 @@ def _epochs(run: RunTrajectory) -> str:
             values = [s.loss, test, s.lambda_min, s.lambda_max, s.nonconvexity]
             values += [paper.get(epoch)] * (run.published is not None)
             values += [s.certificate.get("rayleigh_quotient")]
-            rows.append([str(epoch), label, str(s.count), *map(number, values), marks(s)])
+            cells = [epoch, label, s.count, *map(number, values), marks(s)]
+            rows.append(list(map(escaped, cells)))
     table = _table(header, rows)
     if run.published is not None:
         table += (
@@ -215,8 +227,45 @@ def _facts(analyses: Sequence[Analysis]) -> str:
         for key in keys:
             values = distinct(analyses, section, key)
             if values:
-                rows.append([f"{section}: {key}", "; ".join(f"`{value}`" for value in values)])
+                told = "; ".join(map(_code, values))
+                rows.append([escaped(f"{section}: {key}"), told])
     return _table(("what", "value"), rows)
+
+
+def _code(value: object) -> str:
+    """Set a value as code in a table's cell, with a fence that it does not hold."""
+    text = " ".join(str(value).split()).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " * text.startswith("`") or " " * text.endswith("`")
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _on_one_line(analysis: Analysis) -> Analysis:
+    """Take the line breaks out of what the files say; one would end a row of the table."""
+
+    def line(text: str) -> str:
+        return " ".join(text.split())
+
+    spectra = tuple(
+        replace(
+            s,
+            name=line(s.name),
+            error=None if s.error is None else line(s.error),
+            notes=tuple(map(line, s.notes)),
+        )
+        for s in analysis.spectra
+    )
+    return replace(analysis, spectra=spectra, notes=tuple(map(line, analysis.notes)))
+
+
+def _with_escaped_cells(table: str) -> str:
+    """Write the cells of a markdown table, in which only the bars are escaped, to be shown."""
+    head, rule, *rows = table.splitlines()
+    lines = []
+    for row in (head, *rows):
+        cells = re.split(r"(?<!\\)\|", row)[1:-1]
+        lines.append(f"| {' | '.join(escaped(c.replace(chr(92) + '|', '|')) for c in cells)} |")
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _list(lines: Iterable[str]) -> str:
@@ -224,7 +273,9 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Set a table; the bars in its cells are escaped."""
+
     def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(cells)} |"
 
     return "\n".join([line(header), line([":--"] * len(header)), *map(line, rows)])

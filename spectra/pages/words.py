@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,28 +10,47 @@ from spectra.results import ClassSpectrum
 from spectra.tables import number
 from spectra.trajectories import RunTrajectory
 
+# What markdown takes for more than a letter; an underscore between letters is one.
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]")
+
+
+def escaped(text: object) -> str:
+    """Write a text on one line so that markdown shows it letter by letter, whatever it holds."""
+    line = _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)  # no item of a numbered list
+
+
+def unescaped(text: str) -> str:
+    """Take the backslashes away that `escaped` has put in."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
+
 
 def findings(spectrum: ClassSpectrum) -> str:
     """Say in words what the doctor found on one operator, and what its certificate proves."""
     s = spectrum
     if s.error is not None:
-        return f"No numbers: {s.error}."
+        return f"No numbers: {s.error.strip().rstrip('.')}."
     if s.doctor.get("fixed_operator") is None:
         return "The doctor has not reported: this spectrum is not finished."
     return " ".join([_operator(s), _ends(s), _proof(s)]).strip()
 
 
 def over_epochs(run: RunTrajectory, label: str) -> str:
+    """Say the same of one operator over the epochs of a run, and where it has no numbers."""
     points = [
         (epoch, s) for epoch, s in run.of(label) if s.doctor.get("fixed_operator") is not None
     ]
     if not points:
-        return "The doctor has not reported at any epoch."
+        return "There are no numbers at any epoch."
+    reported = {epoch for epoch, _ in points}
+    missing = [epoch for epoch, _ in run.of(label) if epoch not in reported]
     moved = [epoch for epoch, s in points if not s.doctor["fixed_operator"]]
     proven = [epoch for epoch, s in points if s.proven]
     open_ends = [epoch for epoch, s in points if not s.converged]
     worst = max(s.doctor.get("repeatability") or 0.0 for _, s in points)
-    every = f"all {len(points)} epochs"
+    every = f"all {len(points)} epochs{' that have numbers' * bool(missing)}"
+    if len(points) == 1:
+        every = f"epoch {points[0][0]}"
     if moved:
         lines = [
             f"The operator was no fixed matrix at {_at(moved, points, every)}; a repeated product "
@@ -49,6 +69,8 @@ def over_epochs(run: RunTrajectory, label: str) -> str:
     )
     if open_ends:
         lines.append(f"The ends had not converged at {_at(open_ends, points, every)}.")
+    if missing:
+        lines.append(f"There are no numbers at epoch{'s' * (len(missing) > 1)} {some(missing)}.")
     return " ".join(lines)
 
 

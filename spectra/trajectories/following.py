@@ -16,6 +16,7 @@ from spectra.checkpoint import Checkpoint, load_checkpoint
 from spectra.data import DataSpec, Samples, open_data
 from spectra.errors import SpectraError, StorageError
 from spectra.plan import Plan
+from spectra.processes import LostProcess, Processes
 from spectra.study import Progress
 
 from .published import curve_for
@@ -50,6 +51,7 @@ def follow(
     load: Callable[[Path], Checkpoint] = load_checkpoint,
     samples: Callable[[Checkpoint], Splits] = named_samples,
     progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> Trajectory:
     """Analyse every checkpoint that runs have kept, each run's in the order of their epochs.
 
@@ -63,15 +65,17 @@ def follow(
         load: opens a checkpoint file.
         samples: opens training and test samples; asked once for each data set.
         progress: is told of every product; begins anew with every epoch.
+        processes: share the samples of every epoch, as in `analyze`; each opens the same runs.
 
     Returns:
-        The trajectory.
+        The trajectory; without spectra where another process leads.
 
     Raises:
         SpectraError: runs, data or options that do not fit, or results of other settings.
     """
     if plan.split == "test":
         published = ("none",)  # theirs are of training samples
+    leads = processes is None or processes.leads
     done: list[RunTrajectory] = []
     for run, checkpoints, (train, test) in _gather(run_dirs, published, load, samples):
         for k, checkpoint in enumerate(checkpoints, start=1):
@@ -86,13 +90,14 @@ def follow(
                     resume=resume,
                     progress=progress
                     and _Placed(progress, f"{run.name} {epoch} ({k} of {len(checkpoints)})"),
+                    processes=processes,
                 )
-            except StorageError:
+            except (StorageError, LostProcess):
                 raise
             except SpectraError as error:
                 raise SpectraError(f"{run.name}, {epoch}: {error}") from error
             run = replace(run, analyses=(*run.analyses, analysis))
-            if folder is not None:
+            if folder is not None and leads:
                 Trajectory((*done, run)).save(folder)
         done.append(run)
     return Trajectory(tuple(done))
