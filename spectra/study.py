@@ -50,6 +50,7 @@ from spectra.krylov import (
     SpectralMeasure,
     Tridiagonal,
     choose_place,
+    known_forms,
     lanczos,
     quadratic_form_probes,
     random_start,
@@ -266,6 +267,8 @@ class Study:
             made = 0
             run = self._run(operator, probe)
             vectors.take(run, self._second_pass(operator, probe, run))
+            if probe == 0 and run.basis is not None and not plan.moves:
+                vectors.known_forms = known_forms(run, probes=TRACE_PROBES, seed=plan.seed)
             tick(0, self._products_per_probe - made)  # those that were not needed
             runs.append(run.without_basis())
             del run  # the basis must be gone before the next one is made
@@ -294,7 +297,8 @@ class Study:
         tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
         vectors.drop()
         steps = None if goal is not None else plan.steps
-        yield assemble(outline, runs, ends, forms, examination, certificate, steps=steps)
+        found = (outline, runs, ends, forms, examination, certificate)
+        yield assemble(*found, known_forms=vectors.known_forms, steps=steps)
 
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
         objective = self._objective(part)
