@@ -130,11 +130,11 @@ def draw_radius(ax: Axes, curves: Mapping[str, Mapping[float, Value]]) -> Axes:
     ticks = sorted({radius for values in curves.values() for radius in values})
     ax.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
     ax.set_xticks([], minor=True)
-    ax.margins(0.08, 0.15)
+    ax.margins(0.08, 0.2)
     ax.set_xlabel("Radius ρ")
     ax.set_ylabel("Test accuracy, %")
     if curves:
-        ax.legend(loc="best", frameon=True, framealpha=0.9)
+        ax.legend(loc="upper left", frameon=True, framealpha=0.9)
     return ax
 
 
