@@ -60,6 +60,7 @@ MAY_IMPORT = {
     | {"tables", "figures"},
     "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
+    "accuracy": {"errors", "files", "command_line", "training"},
     "budgets": {"spectra", "errors", "command_line", "tables", "figures", "training"}
     | {"trajectories", "landscape"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
