@@ -69,7 +69,7 @@ def draw_classes(
         ax.axvspan(low, high, color=COLOURS[name], alpha=0.16, linewidth=0, zorder=0)
         ax.text((low + high) / 2, 2, name, ha="center", va="bottom", fontsize=7)
     for k, (label, values) in enumerate(curves.items()):
-        _draw_curve(ax, range(len(values)), values, label, k)
+        _draw_curve(ax, [float(c) for c in range(len(values))], values, label, k)
     if not curves:
         _say_empty(ax)
     every = max(1, len(names) // 12)
