@@ -395,7 +395,7 @@ def compare(mine: Any, other: Any, size: float, where: str) -> None:
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "save", lambda drawn, folder: [])
+    monkeypatch.setattr(figures, "save", lambda *_: [])
 
 
 def test_two_processes_under_torchrun_find_what_one_finds(repository: Path, tmp_path: Path) -> None:
