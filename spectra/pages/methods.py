@@ -161,9 +161,15 @@ def _krylov(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> s
         banded = any(s.measure is not None and len(s.measure.nodes) >= 3 for s in spectra)
         text += f" Densities are {kernel}"
         text += "; bands are over the start vectors." if banded else "."
-    forms = {len(s.quadratic_forms) for s in spectra if s.trace is not None}
-    if forms:
-        text += f" Traces also use {some(sorted(forms))} quadratic forms of further random vectors."
+    traced = [s for s in spectra if s.trace is not None]
+    forms = some(sorted({len(s.quadratic_forms) for s in traced}))
+    if traced and all(s.known_forms for s in traced):
+        text += (
+            f" Traces are those of T plus what {forms} quadratic forms of further random vectors "
+            "leave over it (cf. Hutch++, Meyer et al. 2021)."
+        )
+    elif traced:
+        text += f" Traces also use {forms} quadratic forms of further random vectors."
     return text
 
 
