@@ -36,6 +36,8 @@ _NOTES = (
     "along the vector y that the analysis called λmin's. A true λmin has yᵀHy = λmin.",
     "2β/λmax: β is the mean of the last ten off-diagonals of T. Near 1, the ends are those of a T "
     "with constant entries, whatever was multiplied.",
+    "trace: where T's part could be taken out of its samples; else their own scatter, which is all "
+    "that is known of their error, says little beside an outlier.",
 )
 
 
@@ -88,7 +90,8 @@ def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:
     beta = late_beta(s)
     signature = None if beta is None or not s.lambda_max else 2 * beta / s.lambda_max
     theta = s.certificate.get("rayleigh_quotient")
-    trace = number(s.trace) + ("" if s.trace_stderr is None else f" ± {number(s.trace_stderr, 2)}")
+    known = s.trace if s.known_forms else None
+    trace = number(known) + ("" if known is None else f" ± {number(s.trace_stderr, 2)}")
     return [
         *(marks(s), run, s.label, str(s.count), number(s.loss), named(analysis, s)),
         *(number(s.lambda_min), number(s.lambda_max)),
