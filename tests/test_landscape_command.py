@@ -37,8 +37,7 @@ def test_the_command_leaves_measurements_that_agree_with_each_other(made: Path) 
         seen = cut.slope_difference
         assert seen is not None
         assert seen.curvature == pytest.approx(certificate.rayleigh_quotient, rel=1e-6)
-        near = int(np.argmin(seen.errors / seen.distances))
-        assert seen.agrees(tolerance=0.05)[near]
+        assert seen.agrees(tolerance=0.05)[0]  # a millionth away, where few kinks have been met
     assert view.plane is not None
     assert view.plane.losses[1, 1] == pytest.approx(view.loss, rel=1e-4)
     assert abs(view.plane.cosine) < 1e-3
@@ -58,7 +57,8 @@ def test_a_landscape_read_back_and_saved_again_is_the_same(made: Path, tmp_path:
     assert (tmp_path / "landscape.json").read_text() == (made / "landscape.json").read_text()
     with np.load(made / "landscape.npz") as one, np.load(tmp_path / "landscape.npz") as other:
         assert one.files == other.files
-        assert all(np.array_equal(one[key], other[key], equal_nan=key[:3] == "amp") for key in one)
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
 
 
 def test_figures_are_drawn_from_stored_results_without_a_product(

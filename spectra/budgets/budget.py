@@ -159,14 +159,19 @@ class Budget:
             return no_landscape({"file": self._file(step).name}, settings)
         checkpoint = self.checkpoint(step)
         wanted = {f"class {c}" for c in plan.classes}
+        best = no_landscape(checkpoint.described(), settings)
         for path in sorted((self.root / "reports").rglob("landscape.json")):
-            found = Landscape.load(path) if fits(path, checkpoint, settings) else None
-            if found is not None and found.complete and wanted <= set(found.labels):
+            found = Landscape.load(path) if fits(path, checkpoint, settings) else best
+            if wanted <= set(found.labels) and found.complete:
                 print(f"{what}: stored in {path.parent.relative_to(self.root).as_posix()}")
                 return found
+            best = max(best, found, key=lambda held: len(wanted & set(held.labels)))
         if not has_images(checkpoint):
-            print(f"{what}: {_EMPTY}; SPECTRA_DATA names no images for it")
-            return no_landscape(checkpoint.described(), settings)
+            print(
+                f"{what}: {', '.join(best.labels) or 'nothing'} stored, the rest {_EMPTY}; "
+                "SPECTRA_DATA names no images for it"
+            )
+            return best
         print(f"{what}: computing")
         stem = f"{Path(checkpoint.file).stem}-landscape-{digest(settings)}"
         folder = self.root / "reports" / "notebooks" / f"{stem}-{checkpoint.sha256[:8]}"

@@ -147,7 +147,8 @@ class Landscape:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["schema"] != SCHEMA:
                 raise ValueError(f"schema {document['schema']!r}, expected {SCHEMA}")
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            binary = path.with_suffix(".npz")
+            with binary.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             views = tuple(_view(entry, arrays) for entry in document["views"])
             found = cls(
