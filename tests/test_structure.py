@@ -58,6 +58,8 @@ MAY_IMPORT = {
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
+    "draws": {"spectra", "errors", "devices", "files", "command_line", "krylov", "losses", "plan"}
+    | {"hessian", "resuming", "tables"},
     "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},

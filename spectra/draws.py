@@ -1,0 +1,229 @@
+"""Command line: how far the Hessian of a class moves from one augmentation draw to the next.
+
+Each draw k is frozen and makes a matrix H_k, that of ``--augment frozen:1 --seed SEED+k``. Its ends
+say what a single draw looks like; the angles between the vectors y_k of the largest eigenvalues
+say whether the draws agree on where the curvature is. With cos² = ⟨y_j, y_k⟩² near 1 for all pairs,
+an analysis that draws anew in every product sees nearly one matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from spectra.command_line import (
+    Bar,
+    Parser,
+    add_plan_flags,
+    exit_code,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+)
+from spectra.errors import SpectraError
+
+if TYPE_CHECKING:
+    from spectra import Checkpoint, Plan, Samples
+
+SCHEMA = 1
+_HEADER = ("class", "samples", "draws", "loss", "λmin", "λmax", "ratio", "cos² of λmax's vectors")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is known of the matrices of several draws, one entry a draw."""
+
+    label: str
+    count: int  # samples
+    seeds: tuple[int, ...]
+    losses: tuple[float, ...]
+    lambda_min: tuple[float, ...]
+    lambda_max: tuple[float, ...]
+    residual_min: tuple[float, ...]  # some eigenvalue lies within it
+    residual_max: tuple[float, ...]
+    cosines_squared: tuple[float, ...]  # of every pair of λmax's vectors
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Give max(0, −λmin)/λmax of each draw."""
+        pairs = zip(self.lambda_min, self.lambda_max, strict=True)
+        return tuple(max(0.0, -low) / high for low, high in pairs)
+
+
+def over_draws(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    train: Samples,
+    *,
+    draws: int = 8,
+    progress: Bar | None = None,
+) -> Iterator[Draws]:
+    """Freeze draws one by one, and run Lanczos on the Hessian of each.
+
+    Args:
+        checkpoint: whose network and loss.
+        plan: classes, steps, seed and precision.
+        train: the training samples, with their augmentation.
+        draws: K, at least 2.
+        progress: told of every product.
+
+    Raises:
+        SpectraError: fewer than two draws, samples that name no augmentation, a plan for an
+            operator that moves.
+    """
+    import torch
+
+    from spectra.devices import find_device
+    from spectra.hessian import HessianOperator, Objective, choose_product
+    from spectra.krylov import extremes_of, lanczos, random_start
+    from spectra.losses import LossSpec
+    from spectra.plan import choose_parts
+
+    if draws < 2 or train.augmentation is None or plan.moves:
+        raise SpectraError(
+            f"got {draws} draws of data with the augmentation {train.augmentation}, expected two "
+            "draws or more, images with an augmentation, and neither --protocol released nor "
+            "--augment: there would be nothing to compare"
+        )
+    parts = list(choose_parts(plan, train, train))
+    if progress is not None:
+        products = draws * plan.steps
+        progress.begin(products * len(parts), products * sum(len(p.index) for p in parts))
+    plain = LossSpec.cross_entropy(scale=checkpoint.head_scale)
+    loss = checkpoint.loss if plan.loss == "trained" and checkpoint.loss else plain
+    choice = None
+    for part in parts:
+
+        def tick(label: str = part.label, work: int = len(part.index)) -> None:
+            if progress is not None:
+                progress.tick(label, 1, work)
+
+        seeds = tuple(plan.seed + k for k in range(draws))
+        found, losses, tops = [], [], []
+        for seed in seeds:
+            objective = Objective.of(
+                checkpoint.model,
+                train.frozen(1, seed).select(part.index),
+                loss,
+                dtype=getattr(torch, plan.dtype),
+                device=find_device(plan.device),
+                batch_size=plan.batch_size,
+                tf32=plan.tf32,
+            )
+            choice = choice or choose_product(objective)
+            if part.classes:  # of one class the weights are no part of H_c
+                objective = objective.unweighted()
+            operator = HessianOperator.of(objective, choice, callback=tick)
+            start = random_start(
+                operator.dim, seed=plan.seed, probe=0, dtype=operator.dtype, device=operator.device
+            )
+            ends = extremes_of(lanczos(operator, start, steps=plan.steps))
+            assert ends.vector_max is not None
+            found.append(ends)
+            losses.append(objective.value())
+            tops.append(ends.vector_max.double().cpu())
+        inner = torch.stack(tops) @ torch.stack(tops).T
+        above = torch.triu_indices(draws, draws, offset=1)
+        yield Draws(
+            label=part.label,
+            count=len(part.index),
+            seeds=seeds,
+            losses=tuple(losses),
+            lambda_min=tuple(e.lambda_min for e in found),
+            lambda_max=tuple(e.lambda_max for e in found),
+            residual_min=tuple(e.residual_min for e in found),
+            residual_max=tuple(e.residual_max for e in found),
+            cosines_squared=tuple((inner[above[0], above[1]] ** 2).tolist()),
+        )
+
+
+def table(found: Sequence[Draws]) -> str:
+    """Set smallest, median and largest value over the draws, as GitHub markdown."""
+    from spectra.tables import number
+
+    def span(values: Sequence[float]) -> str:
+        return " · ".join(map(number, (min(values), median(values), max(values))))
+
+    rows = [
+        [
+            *(one.label, str(one.count), str(len(one.seeds)), span(one.losses)),
+            *(span(one.lambda_min), span(one.lambda_max), span(one.ratios)),
+            span(one.cosines_squared),
+        ]
+        for one in found
+    ]
+    rule = [":--", *["--:"] * (len(_HEADER) - 1)]
+    lines = [f"| {' | '.join(row)} |" for row in ([*_HEADER], rule, *rows)]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Smallest · median · largest over the draws, or over their pairs; ratio: |λmin|/λmax.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return exit_code(parser, lambda: _run(options), lambda: None)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from spectra.devices import find_device
+    from spectra.files import replacing, require_writable
+    from spectra.resuming import describe
+
+    plan = plan_of(options)
+    checkpoint = open_checkpoint(options.checkpoint, options)
+    train, _ = open_samples(checkpoint, options)
+    if train is None:
+        raise SpectraError(
+            "got no training samples, expected them: test images are not augmented; name the data "
+            "with --data and --dataset"
+        )
+    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "draws")
+    require_writable(folder)
+    bar = None if options.quiet else Bar()
+    try:
+        found = list(over_draws(checkpoint, plan, train, draws=options.draws, progress=bar))
+    finally:
+        if bar is not None:
+            bar.close()
+    said = describe(checkpoint, plan, train, train, find_device(plan.device)).to_dict()
+    document: dict[str, Any] = {key: said[key] for key in said if key != "spectra"}
+    document |= {"schema": SCHEMA, "draws": [asdict(one) for one in found]}
+    with replacing(folder / "draws.json") as partial:
+        partial.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+    if not options.quiet:
+        print(f"{table(found)}\n\n{folder / 'draws.json'}")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m spectra.draws",
+        "Compare the Hessians of several draws of the augmentation, each of them frozen: their "
+        "ends, and whether they agree on the direction of the largest curvature.",
+        "examples:\n"
+        "  python -m spectra.draws ckpt.pt --data DIR --classes 8,9 --draws 8 --steps 40",
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="checkpoint file, of spectra or of another project"
+    )
+    add_plan_flags(parser)
+    add = parser.add_argument_group("draws and results").add_argument
+    add("--draws", type=int, default=8, metavar="K", help="how many (default 8)")
+    add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>/draws)")
+    add("--quiet", action="store_true", help="no progress bar and no table")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Several augmentation draws, a matrix each: their ends, and whether they agree."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectra import (
+    Plan,
+    SpectraError,
+    analyze,
+    hessian_operator,
+    lanczos,
+    load_checkpoint,
+    open_data,
+    random_start,
+)
+from spectra.draws import main, over_draws
+
+SGD = Path(__file__).resolve().parents[1] / "checkpoints" / "digits-lt-ce-drw-sgd.pt"
+PLAN = Plan(classes=(8,), steps=15, seed=3, device="cpu")
+
+
+def test_a_draw_is_the_matrix_of_the_frozen_analysis_with_its_seed() -> None:
+    checkpoint, train = load_checkpoint(SGD), open_data(load_checkpoint(SGD).data)
+    (found,) = over_draws(checkpoint, PLAN, train, draws=2)
+    assert found.seeds == (3, 4)
+    frozen = analyze(checkpoint, replace(PLAN, augment="frozen:1"), train=train).spectra[0]
+    assert found.lambda_max[0] == pytest.approx(frozen.lambda_max, rel=1e-4)
+    assert found.lambda_min[0] == pytest.approx(frozen.lambda_min, rel=1e-3)
+    assert found.losses[0] == pytest.approx(frozen.loss, rel=1e-6)
+    assert found.ratios[0] == pytest.approx(frozen.nonconvexity, rel=1e-3)
+
+
+def test_the_angle_is_that_of_the_two_draws_own_vectors() -> None:
+    checkpoint, train = load_checkpoint(SGD), open_data(load_checkpoint(SGD).data)
+    (found,) = over_draws(checkpoint, PLAN, train, draws=3)
+    tops = []
+    for seed in (3, 4, 5):
+        rows = (train.targets == 8).nonzero()[:, 0]
+        H = hessian_operator(checkpoint.model, train.frozen(1, seed).select(rows))
+        start = random_start(H.dim, seed=3, probe=0, dtype=H.dtype)
+        tops.append(lanczos(H, start, steps=15).vector(-1).double().numpy())
+    expected = [float(tops[i] @ tops[j]) ** 2 for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.cosines_squared == pytest.approx(expected, abs=1e-3)
+    assert np.ptp(found.lambda_max) > 0.05 * max(found.lambda_max)  # they are different matrices
+
+
+def test_the_command_writes_every_draw_and_prints_their_span(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--classes", "8,9", "--steps", "8", "--draws", "2", "--out", str(tmp_path)]
+    assert main([str(SGD), *flags]) == 0
+    document = json.loads((tmp_path / "draws.json").read_text(encoding="utf-8"))
+    assert [len(one["lambda_max"]) for one in document["draws"]] == [2, 2]
+    assert document["checkpoint"]["file"] == SGD.name
+    printed = capsys.readouterr().out
+    assert printed.count("| class ") == 3
+    assert {line.count("|") for line in printed.splitlines() if line.startswith("|")} == {9}
+
+
+@pytest.mark.parametrize(
+    "change", [{"protocol": "released"}, {"augment": "resample"}], ids=lambda c: next(iter(c))
+)
+def test_an_operator_that_moves_is_refused(change: dict[str, str]) -> None:
+    checkpoint, train = load_checkpoint(SGD), open_data(load_checkpoint(SGD).data)
+    with pytest.raises(SpectraError, match="nothing to compare"):
+        next(over_draws(checkpoint, replace(PLAN, **change), train))
+    with pytest.raises(SpectraError, match="two draws or more"):
+        next(over_draws(checkpoint, PLAN, train, draws=1))
+    still = replace(train, augmentation=None)
+    with pytest.raises(SpectraError, match="images with an augmentation"):
+        next(over_draws(checkpoint, PLAN, still))
