@@ -167,10 +167,8 @@ class Budget:
                 return found
             best = max(best, found, key=lambda held: len(wanted & set(held.labels)))
         if not has_images(checkpoint):
-            print(
-                f"{what}: {', '.join(best.labels) or 'nothing'} stored, the rest {_EMPTY}; "
-                "SPECTRA_DATA names no images for it"
-            )
+            held = f"{', '.join(best.labels)} stored, the rest " if best.labels else ""
+            print(f"{what}: {held}{_EMPTY}; SPECTRA_DATA names no images for it")
             return best
         print(f"{what}: computing")
         stem = f"{Path(checkpoint.file).stem}-landscape-{digest(settings)}"

@@ -185,6 +185,8 @@ def surface_panels(surfaces: Mapping[str, Surface | None], *, title: str = "") -
                 continue
             draw_contours(panels[0, column], seen, scale=scale)
             draw_solid(panels[1, column], seen, scale=scale)
+        if not any(surfaces.values()):
+            return figure
         colours = mpl.cm.ScalarMappable(norm=scale, cmap="cividis")
         bar = figure.colorbar(colours, ax=panels.ravel().tolist(), shrink=0.5, aspect=30)
         bar.set_label("Loss")
@@ -361,8 +363,9 @@ def _page(
 
 
 def _leave_empty(*panels: Axes) -> None:
-    for ax in panels:
-        ax.set_axis_off()
+    panels[0].set_axis_off()
+    for ax in panels[1:]:
+        ax.set_visible(False)
     words = panels[0].text(0.5, 0.5, "not computed yet", transform=panels[0].transAxes)
     words.set(ha="center", color=ALARM)
 
