@@ -255,6 +255,8 @@ def test_the_readmes_commands_run_on_a_tiny_budget(elsewhere: Path) -> None:
     """P49: every printed command works; only its steps are cut."""
     budget = {"spectra.esd": ["--steps", "3", "--max-samples", "6", "--quiet"]}
     budget["spectra.trajectory"] = budget["spectra.esd"]
+    budget["spectra.draws"] = ["--draws", "2", "--steps", "3", "--quiet"]
+    budget["spectra.landscape"] = [*budget["spectra.esd"], "--points", "3"]
     budget["spectra.train"] = ["--epochs", "1", "--save-at", "1", "--quiet"]
     lines = [line for line in commands() if line.startswith("python -m ")]
     assert lines
