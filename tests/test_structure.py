@@ -262,7 +262,8 @@ def test_the_readmes_commands_run_on_a_tiny_budget(elsewhere: Path) -> None:
     assert lines
     for line in lines:
         _, _, module, *flags = shlex.split(line)
-        name = "spectra.data.__main__" if module == "spectra.data" else module
+        package = (PACKAGE / module.removeprefix("spectra.")).is_dir()
+        name = f"{module}.__main__" if package else module
         assert importlib.import_module(name).main([*flags, *budget.get(module, [])]) == 0, line
     for drawn in ("digits-lt-ce-drw-sgd/esd.png", "digits/trajectory.png"):
         assert (elsewhere / "reports" / drawn).exists()
