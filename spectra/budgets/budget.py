@@ -31,7 +31,7 @@ from spectra import (
 from spectra.command_line import Bar
 from spectra.errors import SpectraError
 from spectra.figures import save
-from spectra.landscape import Landscape, Survey, explore
+from spectra.landscape import Landscape, Survey, View, explore
 from spectra.training import find_recipe, train
 from spectra.trajectories import RunTrajectory
 
@@ -158,17 +158,24 @@ class Budget:
             print(f"{what}: {_EMPTY}: there is no {self._file(step).name}")
             return no_landscape({"file": self._file(step).name}, settings)
         checkpoint = self.checkpoint(step)
-        wanted = {f"class {c}" for c in plan.classes}
+        wanted = [f"class {c}" for c in plan.classes]
+        views: dict[str, View] = {}
         best = no_landscape(checkpoint.described(), settings)
         for path in sorted((self.root / "reports").rglob("landscape.json")):
-            found = Landscape.load(path) if fits(path, checkpoint, settings) else best
-            if wanted <= set(found.labels) and found.complete:
-                print(f"{what}: stored in {path.parent.relative_to(self.root).as_posix()}")
-                return found
-            best = max(best, found, key=lambda held: len(wanted & set(held.labels)))
-        if not has_images(checkpoint):
-            held = f"{', '.join(best.labels)} stored, the rest " if best.labels else ""
-            print(f"{what}: {held}{_EMPTY}; SPECTRA_DATA names no images for it")
+            if not fits(path, checkpoint, settings):
+                continue
+            found, place = Landscape.load(path), path.parent.relative_to(self.root).as_posix()
+            fresh = {v.label: v for v in found.views if v.label in wanted and v.label not in views}
+            print(f"{what}: {', '.join(fresh) or 'no further class'} stored in {place}")
+            views |= fresh
+            best = found if best.amplification is None else best
+        best = replace(best, views=tuple(views[label] for label in wanted if label in views))
+        missing = [label for label in wanted if label not in views]
+        if survey.amplification and best.amplification is None:
+            missing.append("amplification")
+        if missing and not has_images(checkpoint):
+            print(f"{what}: {', '.join(missing)} {_EMPTY}; SPECTRA_DATA names no images for it")
+        if not missing or not has_images(checkpoint):
             return best
         print(f"{what}: computing")
         stem = f"{Path(checkpoint.file).stem}-landscape-{digest(settings)}"

@@ -23,8 +23,8 @@ def deciding(plan: Plan, survey: Survey | None = None) -> dict[str, Any]:
     """List the settings that numbers depend on, as a result file holds them."""
     asked = asdict(plan)
     chosen = {key: asked[key] for key in _DECIDING}
-    if survey is not None:
-        chosen |= asdict(survey) | {"radii": list(survey.radii)}
+    if survey is not None:  # surfaces and minibatches are shown where they were looked at
+        chosen |= {name: getattr(survey, name) for name in ("points", "nearest", "farthest")}
     return chosen
 
 

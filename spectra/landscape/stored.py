@@ -84,12 +84,6 @@ class Landscape:
         """Find a view by its label, None if it is absent."""
         return next((view for view in self.views if view.label == label), None)
 
-    @property
-    def complete(self) -> bool:
-        """Tell whether everything is there that the settings speak of."""
-        wanted = self.settings.get("amplification")
-        return bool(self.views) and (not wanted or self.amplification is not None)
-
     def slice(self, label: str, end: Literal["λmin", "λmax"]) -> Slice | None:
         """Find the slice along one of a view's Ritz vectors, None if it is absent."""
         view = self.get(label)
