@@ -99,6 +99,26 @@ def test_results_of_other_settings_are_not_shown(
     assert "computing class 8, class 9" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("stored", "computed"),
+    [(None, "class 8"), (5, "class 8, class 9"), (6, "class 8"), (8, None), (9, "class 8")],
+)
+def test_a_class_below_the_limit_is_the_same_under_any_limit(
+    stored: int | None, computed: str | None, clone: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Classes 8 and 9 have 9 and 6 samples: at most 8 is a draw from the first alone."""
+    plan = replace(TINY, max_samples=8)
+    monkeypatch.setitem(BUDGETS, "quick", replace(BUDGETS["quick"], plan=plan))
+    checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
+    train, other = open_data(checkpoint.data), replace(plan, max_samples=stored)
+    analyze(checkpoint, other, train=train, folder=clone / "reports/other")
+    found = Budget("quick").analysis("sgd")
+    told = capsys.readouterr().out
+    assert (f"computing {computed}" in told) if computed else ("computing" not in told)
+    assert [s.count for s in found.spectra] == [8, 6]
+
+
 @pytest.mark.parametrize("key", ["checkpoint", "draw"])
 def test_results_of_other_weights_or_another_draw_are_not_shown(
     key: str, clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]

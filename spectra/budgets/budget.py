@@ -36,7 +36,7 @@ from spectra.training import find_recipe, train
 from spectra.trajectories import RunTrajectory
 
 from .shown import Picture
-from .stored import blank, deciding, digest, fits, has_images, no_landscape
+from .stored import blank, deciding, digest, fits, has_images, no_landscape, same_samples
 
 _KEPT = (5, 20, 32, 36)  # epochs of the short runs that `quick` follows
 _EMPTY = "not computed yet"
@@ -52,7 +52,7 @@ class _Means:
 
 
 _QUICK = Plan(overall=True, classes=(0, 8), steps=30, probes=3, max_samples=64)
-_FULL = Plan(overall=True, classes=(0, 8, 9))
+_FULL = Plan(overall=True, classes=(0, 8, 9), max_samples=500)
 _RELEASED = {"protocol": "released", "augment": "resample", "probes": 1}
 # The digits' small spectra need float64 under the released recurrence (README).
 _RELEASED_QUICK = {**_RELEASED, "dtype": "float64", "steps": 60}
@@ -113,14 +113,15 @@ class Budget:
             print(f"{what}: {why}")
             return blank(plan, {"file": self._file(step).name}, wanted, why, self._counts)
         checkpoint = self.checkpoint(step)
+        but_samples = {k: v for k, v in deciding(plan).items() if k != "max_samples"}
         held = [
             (path.parent, Analysis.load(path))
             for path in sorted((self.root / "reports").rglob("esd.json"))
-            if fits(path, checkpoint, deciding(plan))
+            if fits(path, checkpoint, but_samples)
         ]
         found: dict[str, ClassSpectrum] = {}
         for folder, analysis in held:
-            fresh = [s for s in analysis.spectra if s.complete and s.error is None]
+            fresh = [s for s in analysis.spectra if same_samples(s, analysis, plan.max_samples)]
             taken = [s for s in fresh if s.label in wanted and s.label not in found]
             found |= {s.label: s for s in taken}
             if taken:

@@ -45,6 +45,17 @@ def fits(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> boo
     )
 
 
+def same_samples(spectrum: ClassSpectrum, analysis: Analysis, most: int | None) -> bool:
+    """Tell whether a finished spectrum is over the samples that `max_samples` leaves of its class.
+
+    A class that is no larger is whole under any limit, and the larger ones are drawn by the seed.
+    """
+    counts = analysis.data.get("counts") or ()
+    whole = sum(counts[c] for c in spectrum.classes or range(len(counts)))
+    wanted = whole if most is None else min(whole, most)
+    return spectrum.complete and spectrum.error is None and spectrum.count == wanted
+
+
 def digest(settings: Mapping[str, Any]) -> str:
     """Make the end of a folder's name from the settings that decide."""
     text = json.dumps(list(settings.values()))
