@@ -80,8 +80,12 @@ def test_figures_are_drawn_from_stored_results_without_a_product(
     assert sum(line.get_label() == "control" for line in squared.lines) == 2
 
 
-def test_what_is_missing_leaves_a_place_that_says_so() -> None:
+def test_what_is_missing_leaves_a_place_that_says_so(made: Path, tmp_path: Path) -> None:
+    held = Landscape.load(made).surface("class 8")
+    beside = figures.surface_panels({"one": None, "two": held})
+    assert len(figures.save([beside], tmp_path)) == 2  # drawn, not only laid out
     for figure in (
+        beside,
         figures.slice_panels({"one": None}),
         figures.surface_panels({"one": None}),
         figures.amplification_panels(None, ()),

@@ -363,9 +363,9 @@ def _page(
 
 
 def _leave_empty(*panels: Axes) -> None:
-    panels[0].set_axis_off()
-    for ax in panels[1:]:
-        ax.set_visible(False)
+    for ax in panels:  # not invisible: a layout with a colour bar counts on every place
+        ax.set_axis_off()
+        ax.patch.set_visible(False)
     words = panels[0].text(0.5, 0.5, "not computed yet", transform=panels[0].transAxes)
     words.set(ha="center", color=ALARM)
 
