@@ -1,14 +1,15 @@
 """Put the spectra of several analyses side by side, one row a class and analysis.
 
-Beside the ends of each spectrum stand three numbers that tell curvature from estimator:
+Beside the ends of each spectrum stands what tells curvature from estimator:
 
     ratio       max(0, −λmin)/λmax of every probe by itself: how start vectors, or draws, scatter
+    residual    ‖Hy − λmin y‖ by one more product: of the size of λmin itself, it is no eigenvalue
     yᵀHy        curvature of the *fixed* Hessian along the vector that was called λmin's
-    2β/λmax     β, the mean of the last ten off-diagonals of T, of all probes
+    2β/λmax     of every probe; β is the mean of the last ten off-diagonals of its T
 
-A symmetric tridiagonal T with a constant diagonal α and off-diagonal β has the eigenvalues
-α + 2β cos(kπ/(m+1)), k = 1, ..., m, whatever was multiplied: where 2β/λmax is near 1 and α near 0,
-the ends of T say nothing else. On a fixed matrix β falls to the scale of the bulk, far below λmax.
+A T with a constant diagonal α and off-diagonal β has the eigenvalues α + 2β cos(kπ/(m+1)), so where
+2β/λmax is near 1 its ends are those of a bulk that has been found no end to. A matrix without
+outliers looks like that as well; beside a large residual it is the trace of an operator that moves.
 
 References:
     Golub, Meurant, Matrices, moments and quadrature with applications, 2010, on T
@@ -24,30 +25,34 @@ from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks, number
 
 HEADER = (
-    *("", "run", "class", "samples", "loss", "analysis", "λmin", "λmax"),
-    *("ratio, each probe", "yᵀHy, fixed H", "2β/λmax", "trace ± s.e."),
+    *("", "run", "class", "samples", "loss", "analysis", "λmin", "λmax", "ratio", "residual"),
+    *("yᵀHy, fixed H", "2β/λmax", "trace ± s.e."),
 )
 _TEXT = (0, 1, 2, 5)  # columns aligned to the left
 _LATE = 10  # off-diagonals at the end of T that are averaged
 _NOTES = (
     "λmin, λmax: the outermost Ritz values of all probes. Ratio: |λmin|/λmax of each probe by "
-    "itself, 0 where λmin is not negative.",
+    "itself, 0 where λmin is not negative. Residual: ‖Hy − λmin y‖, by one more product.",
     "yᵀHy: recomputed in float64 on the fixed Hessian, without augmentation unless it is frozen, "
     "along the vector y that the analysis called λmin's. A true λmin has yᵀHy = λmin.",
-    "2β/λmax: β is the mean of the last ten off-diagonals of T. Near 1, the ends are those of a T "
-    "with constant entries, whatever was multiplied.",
+    "2β/λmax of each probe: β is the mean of the last ten off-diagonals of T. Near 1, the ends are "
+    "those of a T with constant entries.",
     "trace: where T's part could be taken out of its samples; else their own scatter, which is all "
     "that is known of their error, says little beside an outlier.",
 )
 
 
 def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
-    """Say how a spectrum was computed: the recurrence, and what the samples went through."""
-    augment = str(analysis.settings.get("augment") or "none")
+    """Say how a spectrum was computed: the recurrence, what the samples went through, the rest."""
+    settings = analysis.settings
+    augment = str(settings.get("augment") or "none")
     if spectrum.protocol == "released":
         moved = "augmentation stored" if augment.startswith("frozen") else "no augmentation"
-        return "released" if augment == "resample" else f"released, {moved}"
-    return "exact" if augment == "none" else augment
+        name = "released" if augment == "resample" else f"released, {moved}"
+    else:
+        name = "exact" if augment == "none" else augment
+    others = {"split": ("test", "test split"), "loss": ("trained", "trained loss")}
+    return ", ".join([name, *(say for key, (v, say) in others.items() if settings.get(key) == v)])
 
 
 def ratios(spectrum: ClassSpectrum) -> list[float | None]:
@@ -56,10 +61,14 @@ def ratios(spectrum: ClassSpectrum) -> list[float | None]:
     return [max(0.0, -n[0]) / n[-1] if n[-1] > 0 else None for n in nodes]
 
 
-def late_beta(spectrum: ClassSpectrum) -> float | None:
-    """Average the last off-diagonals of T over all probes; None where there are none."""
-    late = [run.betas[-_LATE:] for run in spectrum.runs if len(run.betas)]
-    return float(np.concatenate(late).mean()) if late else None
+def signatures(spectrum: ClassSpectrum) -> list[float | None]:
+    """Give 2β/λmax of every probe's T; None where λmax is not positive, or T has one row."""
+    found: list[float | None] = []
+    for run in spectrum.runs:
+        top = run.ritz().values[-1]
+        known = top > 0 and len(run.betas) > 0
+        found.append(float(2 * np.mean(run.betas[-_LATE:]) / top) if known else None)
+    return found
 
 
 def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
@@ -87,14 +96,13 @@ def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
 
 def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:
     """Write one row."""
-    beta = late_beta(s)
-    signature = None if beta is None or not s.lambda_max else 2 * beta / s.lambda_max
     theta = s.certificate.get("rayleigh_quotient")
     known = s.trace if s.known_forms else None
     trace = number(known) + ("" if known is None else f" ± {number(s.trace_stderr, 2)}")
     return [
         *(marks(s), run, s.label, str(s.count), number(s.loss), named(analysis, s)),
         *(number(s.lambda_min), number(s.lambda_max)),
-        " · ".join(number(ratio) for ratio in ratios(s)) or number(s.nonconvexity),
-        *(number(theta), number(signature, 2), trace),
+        " · ".join(map(number, ratios(s))) or number(s.nonconvexity),
+        *(number(s.residual_min, 2), number(theta)),
+        *(" · ".join(number(value, 2) for value in signatures(s)) or "–", trace),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from spectra import Checkpoint, Plan, Samples
 
 SCHEMA = 1
+_ENDS = 2  # products that measure the residuals
+_OBEYED = (  # fields of a plan that mean something here
+    *("overall", "per_class", "classes", "groups", "loss", "steps", "seed", "batch_size"),
+    *("max_samples", "device", "dtype", "tf32"),
+)
 _HEADER = ("class", "samples", "draws", "loss", "λmin", "λmax", "ratio", "cos² of λmax's vectors")
 
 
@@ -45,15 +51,25 @@ class Draws:
     losses: tuple[float, ...]
     lambda_min: tuple[float, ...]
     lambda_max: tuple[float, ...]
-    residual_min: tuple[float, ...]  # some eigenvalue lies within it
-    residual_max: tuple[float, ...]
+    residual_min: tuple[float, ...]  # ‖Hy − λmin y‖, by one more product: some eigenvalue is
+    residual_max: tuple[float, ...]  # within it
     cosines_squared: tuple[float, ...]  # of every pair of λmax's vectors
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Give max(0, −λmin)/λmax of each draw."""
+        """Give max(0, −λmin)/λmax of each draw, infinite where λmax is not positive."""
         pairs = zip(self.lambda_min, self.lambda_max, strict=True)
-        return tuple(max(0.0, -low) / high for low, high in pairs)
+        return tuple(max(0.0, -low) / high if high > 0 else math.inf for low, high in pairs)
+
+    @property
+    def converged(self) -> bool:
+        """Tell whether the residuals of all ends are small, as in an analysis."""
+        from spectra.krylov import TOLERANCE
+
+        ends = zip(self.lambda_min, self.lambda_max, strict=True)
+        sizes = [max(map(abs, pair)) for pair in ends]
+        found = zip(self.residual_min, self.residual_max, strict=True)
+        return all(max(r) <= TOLERANCE * s for r, s in zip(found, sizes, strict=True))
 
 
 def over_draws(
@@ -74,26 +90,34 @@ def over_draws(
         progress: told of every product.
 
     Raises:
-        SpectraError: fewer than two draws, samples that name no augmentation, a plan for an
-            operator that moves.
+        SpectraError: fewer than two draws, samples that name no augmentation, a plan with fields
+            that would be ignored.
     """
     import torch
 
     from spectra.devices import find_device
     from spectra.hessian import HessianOperator, Objective, choose_product
-    from spectra.krylov import extremes_of, lanczos, random_start
+    from spectra.krylov import lanczos, random_start
     from spectra.losses import LossSpec
-    from spectra.plan import choose_parts
+    from spectra.plan import Plan, choose_parts
+    from spectra.readings import RitzVectors, ends_of
 
-    if draws < 2 or train.augmentation is None or plan.moves:
+    if draws < 2 or train.augmentation is None:
         raise SpectraError(
             f"got {draws} draws of data with the augmentation {train.augmentation}, expected two "
-            "draws or more, images with an augmentation, and neither --protocol released nor "
-            "--augment: there would be nothing to compare"
+            "draws or more and images with an augmentation: there would be nothing to compare"
+        )
+    plain_plan = asdict(Plan())
+    unused = [k for k, v in asdict(plan).items() if v != plain_plan[k] and k not in _OBEYED]
+    if unused:
+        raise SpectraError(
+            f"got {', '.join(unused)} for draws of the training set, expected "
+            f"{', '.join(_OBEYED)} alone: the others would be ignored, and stand in the result; "
+            "leave them out"
         )
     parts = list(choose_parts(plan, train, train))
     if progress is not None:
-        products = draws * plan.steps
+        products = draws * (plan.steps + _ENDS)
         progress.begin(products * len(parts), products * sum(len(p.index) for p in parts))
     plain = LossSpec.cross_entropy(scale=checkpoint.head_scale)
     loss = checkpoint.loss if plan.loss == "trained" and checkpoint.loss else plain
@@ -123,10 +147,11 @@ def over_draws(
             start = random_start(
                 operator.dim, seed=plan.seed, probe=0, dtype=operator.dtype, device=operator.device
             )
-            ends = extremes_of(lanczos(operator, start, steps=plan.steps))
-            assert ends.vector_max is not None
-            found.append(ends)
+            run, vectors = lanczos(operator, start, steps=plan.steps), RitzVectors(None, part.label)
+            vectors.take(run)
+            found.append(ends := ends_of(operator, vectors, run.steps))
             losses.append(objective.value())
+            assert ends.vector_max is not None
             tops.append(ends.vector_max.double().cpu())
         inner = torch.stack(tops) @ torch.stack(tops).T
         above = torch.triu_indices(draws, draws, offset=1)
@@ -152,7 +177,8 @@ def table(found: Sequence[Draws]) -> str:
 
     rows = [
         [
-            *(one.label, str(one.count), str(len(one.seeds)), span(one.losses)),
+            one.label + " ~" * (not one.converged),
+            *(str(one.count), str(len(one.seeds)), span(one.losses)),
             *(span(one.lambda_min), span(one.lambda_max), span(one.ratios)),
             span(one.cosines_squared),
         ]
@@ -164,7 +190,8 @@ def table(found: Sequence[Draws]) -> str:
         [
             *lines,
             "",
-            "Smallest · median · largest over the draws, or over their pairs; ratio: |λmin|/λmax.",
+            "Smallest · median · largest over the draws, or over their pairs; ratio: |λmin|/λmax."
+            + " ~: not converged, more steps are needed." * any(not one.converged for one in found),
         ]
     )
 
@@ -199,6 +226,7 @@ def _run(options: argparse.Namespace) -> None:
             bar.close()
     said = describe(checkpoint, plan, train, train, find_device(plan.device)).to_dict()
     document: dict[str, Any] = {key: said[key] for key in said if key != "spectra"}
+    document["settings"]["augment"] = "frozen:1"  # one draw for each seed
     document |= {"schema": SCHEMA, "draws": [asdict(one) for one in found]}
     with replacing(folder / "draws.json") as partial:
         partial.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectra.compare import main
-from spectra.comparisons import HEADER, compare, late_beta, named, ratios
+from spectra.comparisons import HEADER, compare, named, ratios, signatures
 from spectra.figures import recurrence_panels
 from spectra.krylov import SpectralMeasure, SymmetricOperator, lanczos, random_start
 from spectra.results import Analysis, ClassSpectrum
@@ -56,15 +56,14 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 def test_a_fixed_matrix_leaves_small_off_diagonals_and_a_constant_t_its_ends() -> None:
     fixed = spectrum_of(0, **runs_of(VALUES))
-    beta = late_beta(fixed)
-    assert beta is not None
-    assert 2 * beta < 0.05 * (fixed.lambda_max or 0)
+    assert signatures(fixed)[0] < 0.05
     entries = {"alphas": np.zeros(100), "betas": np.full(99, 3.0), "basis": None}
     run = replace(fixed.runs[0], **entries)
     ends = run.ritz().values[[0, -1]]
-    constant = spectrum_of(0, runs=(run,), probes=1, lambda_max=ends[1])
-    assert late_beta(constant) == pytest.approx(3.0)
     assert ends == pytest.approx(6 * np.cos(np.pi / 101) * np.array([-1, 1]))
+    both = spectrum_of(0, runs=(run, fixed.runs[0]), probes=2, lambda_max=50.0)
+    assert signatures(both) == pytest.approx([6 / ends[1], signatures(fixed)[0]])
+    assert signatures(spectrum_of(0, **runs_of(-VALUES.abs() - 0.1))) == [None]
 
 
 def test_the_ratio_of_every_probe_is_its_own() -> None:
@@ -93,7 +92,7 @@ def test_rows_stand_by_run_then_class_then_analysis() -> None:
         *(("SAM", "class 8", "exact"), ("SAM", "class 9", "exact")),
     ]
     assert rows[0]["λmax"] == "50.0"
-    assert rows[0]["ratio, each probe"] == "0.0200"
+    assert rows[0]["ratio"] == "0.0200"
     assert rows[1]["λmax"] == "–"
     assert rows[1][""] == "!✗"
     assert "not the spectrum of a matrix" in text
@@ -115,7 +114,10 @@ def test_an_analysis_is_named_by_recurrence_and_operator(
     protocol: Any, augment: str, expected: str
 ) -> None:
     spectrum = spectrum_of(0, protocol=protocol)
-    assert named(analysis_of(spectrum, augment=augment), spectrum) == expected
+    analysis = analysis_of(spectrum, augment=augment)
+    assert named(analysis, spectrum) == expected
+    others = replace(analysis, settings={**analysis.settings, "split": "test", "loss": "trained"})
+    assert named(others, spectrum) == f"{expected}, test split, trained loss"
 
 
 def test_the_figure_has_a_panel_a_run_and_class_and_a_line_a_probe() -> None:

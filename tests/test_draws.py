@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from spectra import (
     open_data,
     random_start,
 )
-from spectra.draws import main, over_draws
+from spectra.draws import main, over_draws, table
 
 SGD = Path(__file__).resolve().parents[1] / "checkpoints" / "digits-lt-ce-drw-sgd.pt"
 PLAN = Plan(classes=(8,), steps=15, seed=3, device="cpu")
@@ -62,14 +63,30 @@ def test_the_command_writes_every_draw_and_prints_their_span(
 
 
 @pytest.mark.parametrize(
-    "change", [{"protocol": "released"}, {"augment": "resample"}], ids=lambda c: next(iter(c))
+    "change",
+    [{"protocol": "released"}, {"augment": "frozen:3"}, {"probes": 3}, {"split": "test"}],
+    ids=lambda c: next(iter(c)),
 )
-def test_an_operator_that_moves_is_refused(change: dict[str, str]) -> None:
+def test_what_would_be_ignored_is_refused(change: dict[str, Any]) -> None:
     checkpoint, train = load_checkpoint(SGD), open_data(load_checkpoint(SGD).data)
-    with pytest.raises(SpectraError, match="nothing to compare"):
+    with pytest.raises(SpectraError, match=f"got {next(iter(change))} for draws"):
         next(over_draws(checkpoint, replace(PLAN, **change), train))
     with pytest.raises(SpectraError, match="two draws or more"):
         next(over_draws(checkpoint, PLAN, train, draws=1))
     still = replace(train, augmentation=None)
     with pytest.raises(SpectraError, match="images with an augmentation"):
         next(over_draws(checkpoint, PLAN, still))
+
+
+def test_ends_that_have_not_converged_are_marked() -> None:
+    """The residuals are those of a product: T alone would call them zero."""
+    checkpoint, train = load_checkpoint(SGD), open_data(load_checkpoint(SGD).data)
+    few, more = (
+        next(over_draws(checkpoint, replace(PLAN, steps=steps), train, draws=2))
+        for steps in (3, 30)
+    )
+    assert not few.converged
+    assert "class 8 ~" in table([few])
+    assert more.converged
+    assert "~" not in table([more])
+    assert min(more.residual_max) > 1e-12 * max(more.lambda_max)

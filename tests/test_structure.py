@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
     "draws": {"spectra", "errors", "devices", "files", "command_line", "krylov", "losses", "plan"}
-    | {"hessian", "resuming", "tables"},
+    | {"hessian", "readings", "resuming", "tables"},
     "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},

@@ -1,8 +1,8 @@
 """Draw the off-diagonals of Lanczos' T against the step, one panel a run and class.
 
-In units of λmax. A T with a constant β and nothing on its diagonal has its ends at ±2β, whatever
-was multiplied: such a T stays at the dashed line, 1/2. On a fixed matrix β falls, within a few
-dozen steps, from the scale of the outliers to that of the bulk.
+In units of each probe's λmax. A T with a constant β and nothing on its diagonal has its ends at
+±2β and stays at the dashed line, 1/2. On a fixed matrix with outliers β falls, within a few dozen
+steps, from their scale to that of the bulk.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def draw_recurrence(ax: Axes, spectrum: ClassSpectrum, **look: Any) -> Axes:
         The same axes.
     """
     for run in spectrum.runs:
-        beta = run.betas / (spectrum.lambda_max or np.nan)
+        top = run.ritz().values[-1]
+        beta = run.betas / (top if top > 0 else np.nan)
         ax.semilogy(np.arange(2, len(beta) + 2), beta, **{"linewidth": 1.0, **look})
     ax.axhline(0.5, **_HALF)
     ax.grid(visible=True, axis="y", color=OUTSIDE, alpha=0.2)
