@@ -14,7 +14,8 @@ from spectra.readings import RitzVectors
 def saved(tmp_path: Path) -> RitzVectors:
     d = torch.linspace(-1, 2, 30, dtype=torch.float64)
     vectors = RitzVectors(tmp_path / "ritz-vectors.pt", "class 8")
-    vectors.take(lanczos(SymmetricOperator(lambda v: d * v, 30), random_start(30, seed=0, probe=0)))
+    A = SymmetricOperator(lambda v: d * v, 30, torch.float64)
+    vectors.take(lanczos(A, random_start(30, seed=0, probe=0), steps=10))
     vectors.known_forms = np.array([0.25, -0.5])
     vectors.save(1)
     return vectors
