@@ -185,7 +185,9 @@ class Processes:
         Args:
             code: exit code of this process.
         """
-        if code != 0:  # a group that has lost a process may wait for it for ever
+        # A group that has lost a process may wait for it for ever; and gloo's threads may abort a
+        # process whose peers leave first, after all its work is done and its results are written.
+        if code != 0 or (not self.leads and dist.get_backend() == "gloo"):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
