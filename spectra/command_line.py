@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +37,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say it in one line: the usage of thirty flags would bury it."""
         self.exit(2, f"{self.prog}: {message}; --help lists the options\n" if _leads() else None)
+
+
+def checkpoint_parser(prog: str, description: str, epilog: str) -> Parser:
+    """Make a parser for a checkpoint and the flags of a plan."""
+    parser = Parser(prog, description, epilog)
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="checkpoint file, of spectra or of another project"
+    )
+    add_plan_flags(parser)
+    return parser
 
 
 def exit_code(
@@ -239,6 +250,20 @@ def open_samples(
             raise
         test = None  # accuracies on the test set are then unknown, and shown so
     return train, test
+
+
+@contextmanager
+def shown_bar(
+    options: argparse.Namespace, processes: Processes | None = None
+) -> Iterator[Bar | None]:
+    """Open a bar for a command, None where it is quiet or another process leads; close it."""
+    leads = processes is None or processes.leads
+    bar = Bar() if leads and not options.quiet else None
+    try:
+        yield bar
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 class Bar:

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from spectra.command_line import (
     Bar,
     Parser,
-    add_plan_flags,
+    checkpoint_parser,
     exit_code,
     open_checkpoint,
     open_samples,
     plan_of,
+    shown_bar,
 )
 from spectra.errors import SpectraError
 
@@ -218,12 +219,8 @@ def _run(options: argparse.Namespace) -> None:
         )
     folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "draws")
     require_writable(folder)
-    bar = None if options.quiet else Bar()
-    try:
+    with shown_bar(options) as bar:
         found = list(over_draws(checkpoint, plan, train, draws=options.draws, progress=bar))
-    finally:
-        if bar is not None:
-            bar.close()
     said = describe(checkpoint, plan, train, train, find_device(plan.device)).to_dict()
     document: dict[str, Any] = {key: said[key] for key in said if key != "spectra"}
     document["settings"]["augment"] = "frozen:1"  # one draw for each seed
@@ -235,17 +232,13 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(
+    parser = checkpoint_parser(
         "python -m spectra.draws",
         "Compare the Hessians of several draws of the augmentation, each of them frozen: their "
         "ends, and whether they agree on the direction of the largest curvature.",
         "examples:\n"
         "  python -m spectra.draws ckpt.pt --data DIR --classes 8,9 --draws 8 --steps 40",
     )
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", help="checkpoint file, of spectra or of another project"
-    )
-    add_plan_flags(parser)
     add = parser.add_argument_group("draws and results").add_argument
     add("--draws", type=int, default=8, metavar="K", help="how many (default 8)")
     add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>/draws)")

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectra.command_line import (
-    Bar,
     Parser,
-    add_plan_flags,
+    checkpoint_parser,
     open_checkpoint,
     open_samples,
     plan_of,
     screen_width,
     shared_exit_code,
+    shown_bar,
 )
 from spectra.errors import SpectraError
 
@@ -54,9 +54,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
 
     checkpoint = open_checkpoint(options.checkpoint, options)
     train, test = open_samples(checkpoint, options)
-    leads = processes is None or processes.leads
-    bar = Bar() if leads and not options.quiet else None
-    try:
+    with shown_bar(options, processes) as bar:
         analysis = analyze(
             checkpoint,
             plan_of(options),
@@ -67,10 +65,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             progress=bar,
             processes=processes,
         )
-    finally:
-        if bar is not None:
-            bar.close()
-    if leads:
+    if processes is None or processes.leads:
         _show(analysis, checkpoint, folder, options)
 
 
@@ -112,16 +107,12 @@ def _kernel(options: argparse.Namespace) -> Any:
 
 
 def _parser() -> Parser:
-    parser = Parser(
+    parser = checkpoint_parser(
         "python -m spectra.esd",
         "Compute the Hessian eigenvalue density of a checkpoint's loss, class by class, with "
         "certified extreme eigenvalues.",
         _EPILOG,
     )
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", help="checkpoint file, of spectra or of another project"
-    )
-    add_plan_flags(parser)
     add = parser.add_argument_group("results").add_argument
     add(
         "--kernel",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.command_line import (
-    Bar,
     Parser,
     add_plan_flags,
     open_checkpoint,
@@ -19,6 +18,7 @@ from spectra.command_line import (
     plan_of,
     screen_width,
     shared_exit_code,
+    shown_bar,
 )
 from spectra.errors import SpectraError
 from spectra.trajectories import CHOICES, run_name
@@ -54,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, folder: Path, processes: Processes | None) -> None:
     from spectra import follow
 
-    leads = processes is None or processes.leads
-    bar = Bar() if leads and not options.quiet else None
-    try:
+    with shown_bar(options, processes) as bar:
         trajectory = follow(
             options.runs,
             plan_of(options),
@@ -68,10 +66,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             progress=bar,
             processes=processes,
         )
-    finally:
-        if bar is not None:
-            bar.close()
-    if leads:
+    if processes is None or processes.leads:
         _show(trajectory, folder, options)
 
 

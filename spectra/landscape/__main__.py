@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.command_line import (
-    Bar,
     Parser,
-    add_plan_flags,
+    checkpoint_parser,
     exit_code,
     open_checkpoint,
     open_samples,
     plan_of,
+    shown_bar,
 )
 
 if TYPE_CHECKING:
@@ -48,14 +48,10 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     plan, survey = plan_of(options), _survey_of(options)
     checkpoint = open_checkpoint(options.checkpoint, options)
     train, test = open_samples(checkpoint, options)
-    bar = None if options.quiet else Bar()
-    try:
+    with shown_bar(options) as bar:
         found = explore(
             checkpoint, plan, survey, train=train, test=test, folder=folder, progress=bar
         )
-    finally:
-        if bar is not None:
-            bar.close()
     drawn = []
     for name, pages in figures.landscape_pages(found).items():
         drawn += figures.save(pages, folder, name)
@@ -97,16 +93,12 @@ def _survey_of(options: argparse.Namespace) -> Survey:
 
 
 def _parser() -> Parser:
-    parser = Parser(
+    parser = checkpoint_parser(
         "python -m spectra.landscape",
         "Follow the losses of a checkpoint along the vectors of their smallest and largest "
         "eigenvalue, and see what SAM's step does to the gradient along them.",
         _EPILOG,
     )
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", help="checkpoint file, of spectra or of another project"
-    )
-    add_plan_flags(parser)
     add = parser.add_argument_group("what is looked at").add_argument
     add("--points", type=int, default=28, metavar="T", help="distances of a slice (default 28)")
     add("--nearest", type=float, default=1e-9, metavar="t", help="the first one (default 1e-9)")
