@@ -96,12 +96,11 @@ def over_draws(
     """
     import torch
 
-    from spectra.devices import find_device
-    from spectra.hessian import HessianOperator, Objective, choose_product
-    from spectra.krylov import lanczos, random_start
-    from spectra.losses import LossSpec
+    from spectra.hessian import HessianOperator, choose_product
+    from spectra.krylov import lanczos
     from spectra.plan import Plan, choose_parts
     from spectra.readings import RitzVectors, ends_of
+    from spectra.study import gather, loss_of, start_of
 
     if draws < 2 or train.augmentation is None:
         raise SpectraError(
@@ -120,9 +119,7 @@ def over_draws(
     if progress is not None:
         products = draws * (plan.steps + _ENDS)
         progress.begin(products * len(parts), products * sum(len(p.index) for p in parts))
-    plain = LossSpec.cross_entropy(scale=checkpoint.head_scale)
-    loss = checkpoint.loss if plan.loss == "trained" and checkpoint.loss else plain
-    choice = None
+    loss, choice = loss_of(checkpoint, plan), None
     for part in parts:
 
         def tick(label: str = part.label, work: int = len(part.index)) -> None:
@@ -132,23 +129,14 @@ def over_draws(
         seeds = tuple(plan.seed + k for k in range(draws))
         found, losses, tops = [], [], []
         for seed in seeds:
-            objective = Objective.of(
-                checkpoint.model,
-                train.frozen(1, seed).select(part.index),
-                loss,
-                dtype=getattr(torch, plan.dtype),
-                device=find_device(plan.device),
-                batch_size=plan.batch_size,
-                tf32=plan.tf32,
-            )
+            drawn = train.frozen(1, seed).select(part.index)
+            objective = gather(checkpoint, plan, drawn, loss)
             choice = choice or choose_product(objective)
             if part.classes:  # of one class the weights are no part of H_c
                 objective = objective.unweighted()
             operator = HessianOperator.of(objective, choice, callback=tick)
-            start = random_start(
-                operator.dim, seed=plan.seed, probe=0, dtype=operator.dtype, device=operator.device
-            )
-            run, vectors = lanczos(operator, start, steps=plan.steps), RitzVectors(None, part.label)
+            start, vectors = start_of(operator, plan.seed, 0), RitzVectors(None, part.label)
+            run = lanczos(operator, start, steps=plan.steps)
             vectors.take(run)
             found.append(ends := ends_of(operator, vectors, run.steps))
             losses.append(objective.value())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -113,27 +114,18 @@ class Study:
                 f"got no {plan.split} samples, expected them: the spectrum is taken over "
                 "them; name the data with --data and --dataset"
             )
-        if plan.loss == "trained" and checkpoint.loss is None:
-            raise SpectraError(
-                "got a checkpoint that does not say which loss it was trained with, expected one "
-                "that does: --loss trained would be a guess; use --loss ce"
-            )
+        loss = loss_of(checkpoint, plan)
         if plan.augment == "resample" and samples.augmentation is None:
             raise SpectraError(
                 "got --augment resample for data that name no augmentation, expected images with "
                 "one: nothing would move, and be called moving; use --augment none"
             )
-        plain = LossSpec.cross_entropy(scale=checkpoint.head_scale)
-        loss = checkpoint.loss if plan.loss == "trained" and checkpoint.loss else plain
         copies = plan.frozen_copies
-        objective = Objective.of(
-            checkpoint.model,
+        objective = gather(
+            checkpoint,
+            replace(plan, device=processes.device(plan.device)) if processes else plan,
             samples.frozen(copies, plan.seed) if copies else samples,
             loss,
-            dtype=getattr(torch, plan.dtype),
-            device=find_device(processes.device(plan.device) if processes else plan.device),
-            batch_size=plan.batch_size,
-            tf32=plan.tf32,
         )
         correct, targets = {}, {}
         decides = processes is None or processes.leads
@@ -336,23 +328,55 @@ class Study:
         plan = self.plan
         if plan.protocol == "released":
             return released_lanczos(operator, steps=plan.steps, seed=plan.seed, probe=probe)
-        start = self._start(operator, probe)
         return lanczos(
             operator,
-            start,
+            start_of(operator, plan.seed, probe),
             steps=plan.steps,
             until_converged=plan.until_converged,
             basis=self.basis,
         )
 
-    def _start(self, operator: HessianOperator, probe: int) -> Tensor:
-        kind: dict[str, Any] = {"dtype": operator.dtype, "device": operator.device}
-        return random_start(operator.dim, seed=self.plan.seed, probe=probe, **kind)
-
     def _second_pass(self, operator: HessianOperator, probe: int, run: Tridiagonal) -> Form | None:
         if run.basis is not None:
             return None
-        return lambda ends: ritz_vectors(operator, self._start(operator, probe), run, ends=ends)
+        start = partial(start_of, operator, self.plan.seed, probe)
+        return lambda ends: ritz_vectors(operator, start(), run, ends=ends)
+
+
+def loss_of(checkpoint: Checkpoint, plan: Plan) -> LossSpec:
+    """Choose the loss that a plan asks for.
+
+    Raises:
+        SpectraError: the trained one of a checkpoint that does not name it.
+    """
+    if plan.loss == "ce":
+        return LossSpec.cross_entropy(scale=checkpoint.head_scale)
+    if checkpoint.loss is None:
+        raise SpectraError(
+            "got a checkpoint that does not say which loss it was trained with, expected one "
+            "that does: --loss trained would be a guess; use --loss ce"
+        )
+    return checkpoint.loss
+
+
+def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: LossSpec) -> Objective:
+    """Gather network, samples and loss, where and how precise a plan wants them."""
+    return Objective.of(
+        checkpoint.model,
+        samples,
+        loss,
+        dtype=getattr(torch, plan.dtype),
+        device=find_device(plan.device),
+        batch_size=plan.batch_size,
+        tf32=plan.tf32,
+    )
+
+
+def start_of(subject: HessianOperator | Objective, seed: int, probe: int) -> Tensor:
+    """Draw the random start of a probe, beside the operator and in its precision."""
+    return random_start(
+        subject.dim, seed=seed, probe=probe, dtype=subject.dtype, device=subject.device
+    )
 
 
 def _products(

@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
-    "draws": {"spectra", "errors", "devices", "files", "command_line", "krylov", "losses", "plan"}
+    "draws": {"spectra", "errors", "devices", "files", "command_line", "krylov", "plan", "study"}
     | {"hessian", "readings", "resuming", "tables"},
     "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},

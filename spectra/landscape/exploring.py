@@ -8,7 +8,6 @@ each y.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,11 @@ from torch import Tensor
 
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
-from spectra.devices import find_device
 from spectra.doctor import certify
 from spectra.errors import SpectraError
 from spectra.files import require_writable
 from spectra.hessian import HessianOperator, Objective
-from spectra.krylov import lanczos, random_start
+from spectra.krylov import lanczos
 from spectra.landscape.amplification import RADII, amplification
 from spectra.landscape.slices import Slice, loss_slice
 from spectra.landscape.statistics import Amplification
@@ -33,7 +31,7 @@ from spectra.landscape.stored import Landscape, View
 from spectra.landscape.surfaces import Surface, filter_normalised, surface
 from spectra.plan import Part, Plan
 from spectra.readings import RitzVectors
-from spectra.study import Progress, Study
+from spectra.study import Progress, Study, gather, start_of
 
 _FAR = 1e-3, 16  # from this share of the farthest on, so many more distances: they are drawn
 _VALUE, _GRADIENT, _DOUBLE = 0.125, 0.375, 2.0  # cost in products; of float64 in float32
@@ -160,15 +158,7 @@ def _trained(
             f"{survey.minibatch}, expected as many or more: each is drawn without replacement; "
             "lower --minibatch"
         )
-    return Objective.of(
-        checkpoint.model,
-        train,
-        checkpoint.loss,
-        dtype=getattr(torch, plan.dtype),
-        device=find_device(plan.device),
-        batch_size=plan.batch_size,
-        tf32=plan.tf32,
-    )
+    return gather(checkpoint, plan, train, checkpoint.loss)
 
 
 def _look(
@@ -219,10 +209,10 @@ def _ends(
     plan, kept = study.plan, study.way.kept
     operator = HessianOperator.of(objective, study.choice, kept=kept, callback=tick)
     vectors = RitzVectors(None, label)
-    for start in _starts(operator, plan.seed, range(plan.probes)):
+    for probe in range(plan.probes):
         run = lanczos(
             operator,
-            start,
+            start_of(operator, plan.seed, probe),
             steps=plan.steps,
             until_converged=plan.until_converged,
             basis=study.basis,
@@ -235,13 +225,6 @@ def _ends(
     return vectors.low, vectors.high
 
 
-def _starts(subject: HessianOperator | Objective, seed: int, probes: range) -> Iterator[Tensor]:
-    for probe in probes:
-        yield random_start(
-            subject.dim, seed=seed, probe=probe, dtype=subject.dtype, device=subject.device
-        )
-
-
 def _amplify(
     trained: Objective,
     vectors: list[Tensor],
@@ -250,7 +233,8 @@ def _amplify(
     survey: Survey,
     meter: _Meter,
 ) -> Amplification:
-    controls = _starts(trained, plan.seed, range(plan.probes, plan.probes + survey.controls))
+    further = range(plan.probes, plan.probes + survey.controls)
+    controls = (start_of(trained, plan.seed, probe) for probe in further)
     rows = [*(y.to(trained.device, trained.dtype) for y in vectors), *controls]
     return amplification(
         trained,
