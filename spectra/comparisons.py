@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spectra.results import Analysis, ClassSpectrum
-from spectra.tables import MARKS, marks, number
+from spectra.tables import MARKS, markdown, marks, number
 
 HEADER = (
     *("", "run", "class", "samples", "loss", "analysis", "λmin", "λmax", "ratio", "residual"),
@@ -55,12 +55,6 @@ def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
     return ", ".join([name, *(say for key, (v, say) in others.items() if settings.get(key) == v)])
 
 
-def ratios(spectrum: ClassSpectrum) -> list[float | None]:
-    """Give max(0, −λmin)/λmax of every probe, None where λmax is not positive."""
-    nodes = () if spectrum.measure is None else spectrum.measure.nodes
-    return [max(0.0, -n[0]) / n[-1] if n[-1] > 0 else None for n in nodes]
-
-
 def signatures(spectrum: ClassSpectrum) -> list[float | None]:
     """Give 2β/λmax of every probe's T; None where λmax is not positive, or T has one row."""
     found: list[float | None] = []
@@ -85,13 +79,11 @@ def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
     runs = list(dict.fromkeys(run for run, _, _ in rows))
     labels = list(dict.fromkeys(s.label for _, _, s in rows))
     rows.sort(key=lambda row: (runs.index(row[0]), labels.index(row[2].label)))
-    rule = [":--" if i in _TEXT else "--:" for i in range(len(HEADER))]
-    table = [list(HEADER), rule, *(_cells(*row) for row in rows)]
     used = {mark for _, _, s in rows for mark in marks(s)}
     notes = [*_NOTES, *(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)]
     notes += [f"{run}, {s.label}: {s.error}" for run, _, s in rows if s.error is not None]
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+    table = markdown(HEADER, [_cells(*row) for row in rows], _TEXT)
+    return "\n".join([table, "", *(f"- {note}" for note in notes)])
 
 
 def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:
@@ -102,7 +94,7 @@ def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:
     return [
         *(marks(s), run, s.label, str(s.count), number(s.loss), named(analysis, s)),
         *(number(s.lambda_min), number(s.lambda_max)),
-        " · ".join(map(number, ratios(s))) or number(s.nonconvexity),
+        " · ".join(map(number, s.ratios)) or number(s.nonconvexity),
         *(number(s.residual_min, 2), number(theta)),
         *(" · ".join(number(value, 2) for value in signatures(s)) or "–", trace),
     ]

@@ -59,8 +59,10 @@ class Draws:
     @property
     def ratios(self) -> tuple[float, ...]:
         """Give max(0, −λmin)/λmax of each draw, infinite where λmax is not positive."""
-        pairs = zip(self.lambda_min, self.lambda_max, strict=True)
-        return tuple(max(0.0, -low) / high if high > 0 else math.inf for low, high in pairs)
+        from spectra.krylov import nonconvexity
+
+        found = map(nonconvexity, self.lambda_min, self.lambda_max)
+        return tuple(math.inf if ratio is None else ratio for ratio in found)
 
     @property
     def converged(self) -> bool:
@@ -159,7 +161,7 @@ def over_draws(
 
 def table(found: Sequence[Draws]) -> str:
     """Set smallest, median and largest value over the draws, as GitHub markdown."""
-    from spectra.tables import number
+    from spectra.tables import markdown, number
 
     def span(values: Sequence[float]) -> str:
         return " · ".join(map(number, (min(values), median(values), max(values))))
@@ -173,11 +175,9 @@ def table(found: Sequence[Draws]) -> str:
         ]
         for one in found
     ]
-    rule = [":--", *["--:"] * (len(_HEADER) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in ([*_HEADER], rule, *rows)]
     return "\n".join(
         [
-            *lines,
+            markdown(_HEADER, rows),
             "",
             "Smallest · median · largest over the draws, or over their pairs; ratio: |λmin|/λmax."
             + " ~: not converged, more steps are needed." * any(not one.converged for one in found),

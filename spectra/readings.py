@@ -22,6 +22,7 @@ from spectra.krylov import (
     SpectralMeasure,
     Tridiagonal,
     lower_bound,
+    nonconvexity,
     posterior_lower_bound,
     trace_estimate,
 )
@@ -164,7 +165,7 @@ def assemble(
         lambda_max=high,
         residual_min=ends.residual_min,
         residual_max=ends.residual_max,
-        nonconvexity=max(0.0, -low) / high if high > 0 else None,
+        nonconvexity=nonconvexity(low, high),
         steps=ends.steps,
         probes=len(runs),
         converged=ends.converged,

@@ -44,7 +44,7 @@ import torch
 
 from spectra.errors import SpectraError
 from spectra.files import replacing
-from spectra.krylov import SpectralMeasure, Tridiagonal
+from spectra.krylov import SpectralMeasure, Tridiagonal, nonconvexity
 
 SCHEMA = 1
 CAVEAT = "not the spectrum of a matrix"
@@ -120,6 +120,12 @@ class ClassSpectrum:
     def proven(self) -> bool:
         """Tell whether the certificate proves that λmin is negative."""
         return bool(self.certificate.get("negative_curvature"))
+
+    @property
+    def ratios(self) -> list[float | None]:
+        """Give the non-convexity of every probe by itself; the spectrum's is of all ends."""
+        nodes = () if self.measure is None else self.measure.nodes
+        return [nonconvexity(float(values[0]), float(values[-1])) for values in nodes]
 
     def to_dict(self) -> dict[str, Any]:
         """Give the JSON object: every known key, plain types, unknown and non-finite as None."""

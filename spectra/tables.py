@@ -124,11 +124,24 @@ def render_trajectory(trajectory: Trajectory, width: int = 120) -> str:
 
 def to_markdown(analysis: Analysis) -> str:
     """Set the same table as GitHub markdown, with the footer as lines below."""
-    table = [[" ".join(parts).strip() for parts in _HEADER], *map(_cells, analysis.spectra)]
-    rule = [":--" if i in _TEXT else "--:" for i in range(len(_HEADER))]
-    lines = [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in line)} |" for line in table]
-    lines.insert(1, f"| {' | '.join(rule)} |")
-    return "\n".join([*lines, "", *(f"{line}  " for line in _footer(analysis))])
+    header = [" ".join(parts).strip() for parts in _HEADER]
+    table = markdown(header, [_cells(s) for s in analysis.spectra], _TEXT)
+    return "\n".join([table, "", *(f"{line}  " for line in _footer(analysis))])
+
+
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,)
+) -> str:
+    """Set a table of GitHub markdown.
+
+    Args:
+        header: of the columns.
+        rows: of as many cells each; a bar in one is escaped.
+        text: columns that are aligned to the left.
+    """
+    rule = [":--" if i in text else "--:" for i in range(len(header))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def frame(results: Analysis | Trajectory) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectra.compare import main
-from spectra.comparisons import HEADER, compare, named, ratios, signatures
+from spectra.comparisons import HEADER, compare, named, signatures
 from spectra.figures import recurrence_panels
 from spectra.krylov import SpectralMeasure, SymmetricOperator, lanczos, random_start
 from spectra.results import Analysis, ClassSpectrum
@@ -69,10 +69,10 @@ def test_a_fixed_matrix_leaves_small_off_diagonals_and_a_constant_t_its_ends() -
 def test_the_ratio_of_every_probe_is_its_own() -> None:
     spectrum = spectrum_of(0, **runs_of(VALUES, probes=3))
     expected = [-run.ritz().values[0] / run.ritz().values[-1] for run in spectrum.runs]
-    assert ratios(spectrum) == pytest.approx(expected)
-    assert ratios(spectrum_of(0, **runs_of(VALUES.abs() + 0.1))) == [0.0]
-    assert ratios(spectrum_of(0, **runs_of(-VALUES.abs() - 0.1))) == [None]
-    assert ratios(spectrum_of(0)) == []
+    assert spectrum.ratios == pytest.approx(expected)
+    assert spectrum_of(0, **runs_of(VALUES.abs() + 0.1)).ratios == [0.0]
+    assert spectrum_of(0, **runs_of(-VALUES.abs() - 0.1)).ratios == [None]
+    assert spectrum_of(0).ratios == []
 
 
 def test_rows_stand_by_run_then_class_then_analysis() -> None:

@@ -53,6 +53,11 @@ class Extremes:
     steps: int  # Krylov steps of the (longest) run
 
 
+def nonconvexity(low: float, high: float) -> float | None:
+    """Give max(0, −λmin)/λmax, None where λmax is not positive."""
+    return max(0.0, -low) / high if high > 0 else None
+
+
 def extremes_of(
     run: Tridiagonal, *, tolerance: float = TOLERANCE, vectors: bool = True
 ) -> Extremes:

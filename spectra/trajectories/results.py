@@ -174,7 +174,7 @@ def nonconvexity_of_probes(spectrum: ClassSpectrum) -> Estimate | None:
 
     The spectrum's own value is that of the outermost ends of all probes.
     """
-    nodes = [] if spectrum.measure is None else spectrum.measure.nodes
-    if not len(nodes) or any(values[-1] <= 0 for values in nodes):
+    known = [ratio for ratio in spectrum.ratios if ratio is not None]
+    if not known or len(known) < len(spectrum.ratios):
         return None
-    return Estimate.of(np.array([max(0.0, -values[0]) / values[-1] for values in nodes]))
+    return Estimate.of(np.array(known))
