@@ -1,9 +1,15 @@
 """Files that are whole or not there: written under a temporary name, then renamed."""
 
 import contextlib
+import json
+import math
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
 
 from .errors import StorageError
 
@@ -43,3 +49,45 @@ def require_writable(folder: Path) -> None:
     with replacing(probe) as partial:
         partial.touch()
     probe.unlink()
+
+
+def write_pair(
+    path: Path,
+    document: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    compressed: bool = False,
+) -> None:
+    """Write a json file and the npz file of its name beside it, both or neither.
+
+    Args:
+        path: of the json file.
+        document: what goes into it.
+        arrays: what goes into the other.
+        compressed: make that one smaller, and slower to read.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+    write = np.savez_compressed if compressed else np.savez
+    # Both are whole before either gets its name, the arrays first: they cover an older json.
+    with replacing(path) as readable, replacing(path.with_suffix(".npz")) as binary:
+        readable.write_text(text + "\n", encoding="utf-8")
+        with binary.open("wb") as file:
+            write(file, allow_pickle=False, **arrays)
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold; what is not finite is unknown."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, PurePath):
+        return value.name
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -31,19 +31,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from spectra.errors import SpectraError
-from spectra.files import replacing
+from spectra.files import plain, write_pair
 from spectra.krylov import SpectralMeasure, Tridiagonal, nonconvexity
 
 SCHEMA = 1
@@ -133,8 +131,8 @@ class ClassSpectrum:
         entry = {name: getattr(self, name) for name in names} | {"caveat": self.caveat}
         entry["doctor"] = dict.fromkeys(DOCTOR_KEYS) | dict(self.doctor)
         entry["certificate"] = dict.fromkeys(CERTIFICATE_KEYS) | dict(self.certificate)
-        plain: dict[str, Any] = _plain(entry)
-        return plain
+        told: dict[str, Any] = plain(entry)
+        return told
 
     def to_row(self) -> dict[str, Any]:
         """Give the same as a row of a table: nested keys as ``doctor_asymmetry``, lists joined."""
@@ -196,7 +194,7 @@ class Analysis:
     def to_dict(self) -> dict[str, Any]:
         """Give the whole of ``esd.json``."""
         names = ("checkpoint", "data", "settings", "device", "versions", "notes")
-        head: dict[str, Any] = _plain({name: getattr(self, name) for name in names})
+        head: dict[str, Any] = plain({name: getattr(self, name) for name in names})
         spectra = [spectrum.to_dict() for spectrum in self.spectra]
         return {"schema": SCHEMA, **head, "spectra": spectra}
 
@@ -216,13 +214,8 @@ class Analysis:
         arrays = {"schema": np.array(SCHEMA), "checkpoint_sha256": np.array(self._sha256)}
         for spectrum in self.spectra:
             arrays |= _to_arrays(spectrum)
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        # Both are whole before either gets its name, the arrays first: they cover an older json.
         path = folder / "esd.json"
-        with replacing(path) as plain, replacing(folder / "esd.npz") as binary:
-            plain.write_text(text + "\n", encoding="utf-8")
-            with binary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+        write_pair(path, self.to_dict(), arrays)
         return path
 
     @classmethod
@@ -253,21 +246,6 @@ class Analysis:
     @property
     def _sha256(self) -> str:
         return str(self.checkpoint.get("sha256"))
-
-
-def _plain(value: Any) -> Any:
-    """Turn a value into what JSON can hold; what is not finite is unknown."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, PurePath):
-        return value.name
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _to_arrays(spectrum: ClassSpectrum) -> dict[str, np.ndarray]:

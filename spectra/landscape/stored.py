@@ -16,7 +16,6 @@ file beside the wrong ``landscape.json`` is refused. The vectors themselves are 
 from __future__ import annotations
 
 import json
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -27,7 +26,7 @@ import numpy as np
 
 from spectra.doctor import Certificate
 from spectra.errors import SpectraError
-from spectra.files import replacing
+from spectra.files import write_pair
 from spectra.landscape.slices import Differences, Slice
 from spectra.landscape.statistics import Amplification
 from spectra.landscape.surfaces import Surface
@@ -116,13 +115,9 @@ class Landscape:
             views.append(plain | {"loss": view.loss} | ends)
         arrays |= _packed("amplification", self.amplification)
         head = {name: getattr(self, name) for name in (*_ABOUT, "notes", "directions")}
-        document = _finite({"schema": SCHEMA, **head, "views": views})
-        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         path = Path(folder) / f"{STEM}.json"
-        with replacing(path) as plain_file, replacing(path.with_suffix(".npz")) as binary:
-            plain_file.write_text(text + "\n", encoding="utf-8")
-            with binary.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
+        document = {"schema": SCHEMA, **head, "views": views}
+        write_pair(path, document, arrays, compressed=True)
         return path
 
     @classmethod
@@ -218,12 +213,3 @@ def _unpacked(kind: type[Record], place: str, arrays: Mapping[str, np.ndarray]) 
         else:
             values[field.name] = arrays[name] if arrays[name].ndim else arrays[name].item()
     return kind(**values)
-
-
-def _finite(value: Any) -> Any:
-    """Turn what is not finite into null, at any depth."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
