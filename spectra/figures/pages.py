@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ COLOURS = {"head": "#F08080", "mid": "#6495ED", "tail": "#FFD700"}
 PLAIN, OUTSIDE, ALARM, INK = "#1f77b4", "#8C8C8C", "#B22222", "#262626"
 STYLE = Path(__file__).parents[1] / "spectra.mplstyle"
 RIBBON, LINE = 0.15, 0.14  # inches: heights of a ribbon and of a line of facts
+_WIDTHS = {1: 3.6, 2: 6.4, 3: 8.4}  # of grids, inches by columns; 10 for more
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.62, 0.08, 0.78, 0.42  # inches around the panels
 
 
@@ -62,6 +64,47 @@ def lay_out(
     figure.text(0.12 / width, middle, y, rotation=90, ha="left", va="center")
     figure.text((width + _LEFT - _RIGHT) / 2 / width, 0.08 / height, x, ha="center")
     return figure, panels
+
+
+def open_grid(
+    columns: int, rows: int, height: float, title: str, *, solid_below: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """Open a figure with a grid of axes that lays itself out.
+
+    Args:
+        columns: of the grid.
+        rows: of the grid.
+        height: of the figure in inches.
+        title: bold, at the left; none where it is empty.
+        solid_below: the rows below the first have three dimensions.
+
+    Returns:
+        The figure, and its axes (rows, columns).
+    """
+    figure = Figure(figsize=(_WIDTHS.get(columns, 10.0), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9.5)
+    panels = np.empty((rows, columns), dtype=object)
+    for k in range(rows * columns):
+        kind = {"projection": "3d"} if solid_below and k >= columns else {}
+        panels[k // columns, k % columns] = figure.add_subplot(rows, columns, k + 1, **kind)
+    return figure, panels
+
+
+def leave_empty(*panels: Axes) -> None:
+    """Say in the first of some axes that what belongs there is not computed yet."""
+    for ax in panels:  # not invisible: a layout with a colour bar counts on every place
+        ax.set_axis_off()
+        ax.patch.set_visible(False)
+    words = panels[0].text(0.5, 0.5, "not computed yet", transform=panels[0].transAxes)
+    words.set(ha="center", color=ALARM)
+
+
+def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """Write a legend below everything, as many in a row as there is room for."""
+    columns = max(1, int(figure.get_figwidth() / 2.4))
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
 def facts_of(*analyses: Analysis, **more: object) -> str:
