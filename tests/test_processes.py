@@ -256,7 +256,7 @@ def test_an_error_of_the_leader_leaves_the_others_in_step() -> None:
             raise SpectraError("made up")
 
         with pytest.raises(SpectraError, match="made up"):
-            objective.mean("double-backward", objective._at(), v, fail)
+            objective.mean("double-backward", objective.rows.here(), v, fail)
         return objective.product(v, "double-backward")
 
     ours = shared(lambda: (small(), None), 2, work)

@@ -158,12 +158,12 @@ def central_difference(
 
 
 def _size(few: Objective) -> float:
-    return max(1e-3, float(torch.cat([p.reshape(-1) for p in few._at().values()]).norm()))
+    return max(1e-3, float(torch.cat([p.reshape(-1) for p in few.rows.here().values()]).norm()))
 
 
 def _move(few: Objective, direction: Float[Tensor, " n"]) -> None:
     with torch.no_grad():
-        for name, piece in few._split(direction).items():
+        for name, piece in few.rows.split(direction).items():
             few.network.get_parameter(name).add_(piece)
 
 

@@ -102,7 +102,7 @@ class KeptProducts:
             H v, (n,).
         """
         own = partial(self.own, objective, vector)
-        return objective.mean("kept", objective._at(), vector, own)
+        return objective.mean("kept", objective.rows.here(), vector, own)
 
     def own(self, objective: Objective, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Sum the products over the samples at hand, in float64; give up keeping for lack of room.
@@ -127,7 +127,7 @@ class KeptProducts:
             then = f"{self.path} instead" if self.plain else "nothing is kept"
             self.note = f"{self.name} product of {len(objective.samples)} samples: {why}; {then}"
             self._clear()
-        return objective.own(self.path, objective._at(), vector)
+        return objective.own(self.path, objective.rows.here(), vector)
 
     def drop(self) -> None:
         """Give the memory back."""
@@ -153,7 +153,7 @@ class KeptProducts:
         return stack
 
     def _product(self, objective: Objective, vector: Tensor) -> Tensor:
-        moving = [parameter._version for parameter in objective._at().values()]
+        moving = [parameter._version for parameter in objective.rows.here().values()]
         others = [tensor._version for tensor in _tensors(objective)]
         if others != self._fixed:
             self._programs, self._fixed = {}, others
@@ -166,15 +166,15 @@ class KeptProducts:
         return self._sum(objective, vector)
 
     def _sum(self, objective: Objective, vector: Tensor) -> Tensor:
-        names = list(objective._at())
-        direction = list(objective._split(vector).values())
+        names = list(objective.rows.here())
+        direction = list(objective.rows.split(vector).values())
         total: Tensor | None = None
         for piece in reversed(self._pieces) if objective.backwards else self._pieces:
             linear = piece.linear
             if linear is None:
                 batch = piece.batch or self._filled(objective, piece)
                 linear = self._linear(objective, batch)[0]
-            part = objective._flatten(dict(zip(names, linear(direction), strict=True)))
+            part = objective.rows.flatten(dict(zip(names, linear(direction), strict=True)))
             total = part.double() if total is None else total.add_(part)
         assert total is not None
         return total
@@ -223,7 +223,7 @@ class KeptProducts:
 
     def _linear(self, objective: Objective, batch: Batch) -> tuple[Linear, int]:
         """Compute all that the products with one batch share; count its bytes."""
-        at = objective._at()
+        at = objective.rows.here()
         if self.name == "kept-graph":
             known = {_start(p) for p in objective.network.parameters()}
             with _counted_saves() as sizes:
@@ -242,7 +242,7 @@ class KeptProducts:
             def bound(inputs: Tensor, targets: Tensor, weights: Tensor) -> Function:
                 return partial(out._weighted_sum, inputs, targets, weights)
 
-            program = trace(bound, objective._at(), batch)
+            program = trace(bound, objective.rows.here(), batch)
             self._programs[size] = program.compiled() if self.name == "compiled" else program
         return self._programs[size]
 
@@ -310,7 +310,7 @@ def _start(tensor: Tensor) -> int:
 
 def _tensors(objective: Objective) -> Iterator[Tensor]:
     """List what a program holds as constants: buffers, and parameters that are not its rows."""
-    live = set(objective.parameters) - objective.frozen
+    live = set(objective.rows.live)
     yield from objective.network.buffers()
     yield from (p for name, p in objective.network.named_parameters() if name not in live)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import Literal, cast
 
@@ -25,11 +24,11 @@ from spectra.hessian.network import (
     exact_arithmetic,
     forked_random_state,
     logits_of,
-    memory_format,
     private_copy,
     require_outputs,
 )
 from spectra.hessian.products import PRODUCTS, Function, Parameters, PathName, gradient
+from spectra.hessian.rows import Rows, select_parameters
 from spectra.losses import CallableLoss, LossSpec, as_loss
 
 Loss = LossSpec | CallableLoss
@@ -101,7 +100,7 @@ class Objective:
         weights = torch.where(samples.targets == IGNORED, 0.0, weights)
         network = private_copy(model, dtype=dtype, device=device)
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        names = _select_parameters([name for name, _ in network.named_parameters()], parameters)
+        names = select_parameters([name for name, _ in network.named_parameters()], parameters)
         objective = Objective(
             network,
             samples,
@@ -125,11 +124,12 @@ class Objective:
     @property
     def dim(self) -> int:
         """Number of rows of H."""
-        return sum(self.network.get_parameter(name).numel() for name in self.parameters)
+        return self.rows.dim
 
     @cached_property
-    def _layout(self) -> torch.memory_format:
-        return memory_format(self.network)
+    def rows(self) -> Rows:
+        """The parameters that flat vectors stand for."""
+        return Rows(self.network, self.parameters, self.frozen)
 
     @cached_property
     def _parts(self) -> dict[int, list[tuple[Samples, Tensor]]]:
@@ -213,7 +213,7 @@ class Objective:
         Args:
             shift: (n,) what is added to the parameters, at no trace; zero where they are frozen.
         """
-        return float(self._whole("value", self._at(shift))) / self.normalizer
+        return float(self._whole("value", self.rows.here(shift))) / self.normalizer
 
     def gradient(self, *, shift: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Differentiate L once; accumulated in float64 over the batches.
@@ -221,7 +221,7 @@ class Objective:
         Args:
             shift: as in `value`.
         """
-        return self.mean("gradient", self._at(shift))
+        return self.mean("gradient", self.rows.here(shift))
 
     def product(self, vector: Float[Tensor, " n"], path: PathName) -> Float[Tensor, " n"]:
         """Multiply H with a vector, accumulated in float64 over the batches.
@@ -233,7 +233,7 @@ class Objective:
         Returns:
             H v, (n,), in `dtype`.
         """
-        return self.mean(path, self._at(), vector)
+        return self.mean(path, self.rows.here(), vector)
 
     def mean(
         self,
@@ -261,10 +261,10 @@ class Objective:
             with torch.no_grad():
                 return self._total(lambda f: f(at))
         if term == "gradient":
-            return self._total(lambda f: self._flatten(gradient(f, at)))
+            return self._total(lambda f: self.rows.flatten(gradient(f, at)))
         assert vector is not None
-        direction, differentiate = self._split(vector), PRODUCTS[cast(PathName, term)]
-        return self._total(lambda f: self._flatten(differentiate(f, at, direction)))
+        direction, differentiate = self.rows.split(vector), PRODUCTS[cast(PathName, term)]
+        return self._total(lambda f: self.rows.flatten(differentiate(f, at, direction)))
 
     def _whole(
         self,
@@ -285,7 +285,7 @@ class Objective:
         if x.dim() == 4:
             # A copy with its own strides: one channel is channels-last in any layout, and the
             # kernels, and with them the last bits, would follow the layout of the source.
-            x = torch.empty_like(x, memory_format=self._layout).copy_(x)
+            x = torch.empty_like(x, memory_format=self.rows.layout).copy_(x)
         return x, samples.targets, weights.to(self.dtype)
 
     def _functions(self) -> Iterator[Function]:
@@ -335,36 +335,6 @@ class Objective:
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.network.modules())
         return exact_arithmetic(self.device, tf32=self.tf32, recurrent=recurrent)
 
-    def _at(self, shift: Tensor | None = None) -> Parameters:
-        live = [name for name in self.parameters if name not in self.frozen]
-        here = {name: self.network.get_parameter(name).detach() for name in live}
-        if shift is None:
-            return here
-        pieces = self._split(shift.to(self.device, self.dtype))
-        return {name: value + pieces[name] for name, value in here.items()}
-
-    def _split(self, vector: Tensor) -> Parameters:
-        pieces: Parameters = {}
-        offset = 0
-        for name in self.parameters:
-            like = self.network.get_parameter(name)
-            piece = vector[offset : offset + like.numel()].view(like.shape)
-            offset += like.numel()
-            if name in self.frozen:
-                continue
-            if piece.dim() == 4:
-                piece = piece.contiguous(memory_format=self._layout)
-            pieces[name] = piece
-        return pieces
-
-    def _flatten(self, pieces: Parameters) -> Tensor:
-        zero = self.network.get_parameter
-        rows = [
-            (torch.zeros_like(zero(name)) if name in self.frozen else pieces[name]).reshape(-1)
-            for name in self.parameters
-        ]
-        return torch.cat(rows).detach()
-
     def _require_samples(self, what: str) -> None:
         if len(self.samples) == 0 or not self.normalizer > 0:
             raise SpectraError(
@@ -401,16 +371,3 @@ class Objective:
         if isinstance(self.loss, LossSpec):
             require_outputs(logits, int(self.samples.targets.max()) + 1)
         return seen
-
-
-def _select_parameters(names: list[str], wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    if wanted is None:
-        return tuple(names)
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise SpectraError(
-                f"got the parameter name {pattern!r}, expected names or globs among "
-                f"{', '.join(names[:4])}, … ({len(names)} in all)"
-            )
-    return tuple(name for name in names if any(fnmatchcase(name, p) for p in patterns))

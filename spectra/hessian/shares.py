@@ -108,7 +108,7 @@ def assist(objective: Objective, kept: KeptProducts | None, processes: Together)
             assert vector is not None
             processes.add(kept.own(mine, vector))
         else:
-            processes.add(variant.own(order.term, variant._at(), vector))
+            processes.add(variant.own(order.term, variant.rows.here(), vector))
 
 
 def share_of(objective: Objective, rank: int, size: int) -> Objective:
@@ -151,7 +151,7 @@ class _Leader:
             )
         )
         if moved:
-            self.processes.share(objective._flatten(at))
+            self.processes.share(objective.rows.flatten(at))
         if vector is not None:
             self.processes.share(vector.contiguous())
         try:
@@ -181,7 +181,7 @@ def _empty(objective: Objective) -> Tensor:
 
 def _move(objective: Objective, theta: Tensor) -> None:
     with torch.no_grad():
-        for name, piece in objective._split(theta).items():
+        for name, piece in objective.rows.split(theta).items():
             objective.network.get_parameter(name).copy_(piece)
 
 

@@ -209,9 +209,8 @@ class _Line:
         self, f: Callable[[np.ndarray], np.ndarray], distances: Float64[np.ndarray, " t"]
     ) -> float:
         """Estimate the standard deviation of the rounding in f near 0."""
-        network, names = self.objective.network, self.objective.parameters
-        live = [network.get_parameter(n) for n in names if n not in self.objective.frozen]
-        size = max(1e-3, math.hypot(*(float(p.detach().norm()) for p in live)))
+        live = self.objective.rows.here().values()
+        size = max(1e-3, math.hypot(*(float(p.norm()) for p in live)))
         apart = float(self._roundoff ** (2 / 3) * size / self.v.norm())
         apart = min(apart, float(distances[0]))
         while True:

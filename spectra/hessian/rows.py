@@ -1,0 +1,95 @@
+"""The rows of H: which entry of a flat vector belongs to which parameter of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spectra.errors import SpectraError
+from spectra.hessian.network import memory_format
+from spectra.hessian.products import Parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A flat vector of length n beside the network's parameters, in both directions."""
+
+    network: nn.Module
+    names: tuple[str, ...]  # of the parameters, in the order of the flat vectors
+    frozen: frozenset[str]  # those among them whose rows are zero: requires_grad was off
+
+    @cached_property
+    def layout(self) -> torch.memory_format:
+        """How the network's convolutions want their tensors."""
+        return memory_format(self.network)
+
+    @property
+    def dim(self) -> int:
+        """Number of rows, those of frozen parameters included."""
+        return sum(self.network.get_parameter(name).numel() for name in self.names)
+
+    @property
+    def live(self) -> list[str]:
+        """Names of the parameters that are not frozen."""
+        return [name for name in self.names if name not in self.frozen]
+
+    def here(self, shift: Float[Tensor, " n"] | None = None) -> Parameters:
+        """Look up the parameters that are not frozen, or a place nearby.
+
+        Args:
+            shift: (n,) what is added to them, at no trace.
+        """
+        values = {name: self.network.get_parameter(name).detach() for name in self.live}
+        if shift is None:
+            return values
+        like = next(iter(values.values()), shift)
+        pieces = self.split(shift.to(like.device, like.dtype))
+        return {name: value + pieces[name] for name, value in values.items()}
+
+    def split(self, vector: Float[Tensor, " n"]) -> Parameters:
+        """Cut a flat vector into pieces of the parameters' shapes, but for the frozen ones."""
+        pieces: Parameters = {}
+        offset = 0
+        for name in self.names:
+            like = self.network.get_parameter(name)
+            piece = vector[offset : offset + like.numel()].view(like.shape)
+            offset += like.numel()
+            if name in self.frozen:
+                continue
+            if piece.dim() == 4:
+                piece = piece.contiguous(memory_format=self.layout)
+            pieces[name] = piece
+        return pieces
+
+    def flatten(self, pieces: Parameters) -> Float[Tensor, " n"]:
+        """Join pieces to a flat vector, with zeros where the parameters are frozen."""
+        zero = self.network.get_parameter
+        rows = [
+            (torch.zeros_like(zero(name)) if name in self.frozen else pieces[name]).reshape(-1)
+            for name in self.names
+        ]
+        return torch.cat(rows).detach()
+
+
+def select_parameters(names: list[str], wanted: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Choose parameters by names or globs, in the network's order.
+
+    Raises:
+        SpectraError: a pattern that no name fits.
+    """
+    if wanted is None:
+        return tuple(names)
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SpectraError(
+                f"got the parameter name {pattern!r}, expected names or globs among "
+                f"{', '.join(names[:4])}, … ({len(names)} in all)"
+            )
+    return tuple(name for name in names if any(fnmatchcase(name, p) for p in patterns))
