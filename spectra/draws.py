@@ -98,11 +98,11 @@ def over_draws(
     """
     import torch
 
+    from spectra.gathering import gather, loss_of, start_of
     from spectra.hessian import HessianOperator, choose_product
     from spectra.krylov import lanczos
     from spectra.plan import Plan, choose_parts
     from spectra.readings import RitzVectors, ends_of
-    from spectra.study import gather, loss_of, start_of
 
     if draws < 2 or train.augmentation is None:
         raise SpectraError(

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
-from spectra.data.memory import free_memory
-from spectra.devices import find_device
 from spectra.doctor import (
     PRODUCTS_PER_CERTIFICATE,
     PRODUCTS_PER_EXAMINATION,
@@ -27,37 +25,32 @@ from spectra.doctor import (
     examine,
 )
 from spectra.errors import SpectraError
+from spectra.gathering import (
+    accuracy,
+    choose_products,
+    classify,
+    gather,
+    loss_of,
+    place_of_basis,
+    start_of,
+)
 from spectra.hessian import (
     HessianOperator,
     Objective,
     ProductChoice,
     Way,
-    Work,
-    choose_product,
-    choose_way,
 )
-from spectra.hessian.batching import free_bytes
-from spectra.hessian.network import (
-    exact_arithmetic,
-    forked_random_state,
-    logits_of,
-    require_outputs,
-)
-from spectra.hessian.products import PRODUCTS, ProductName
 from spectra.hessian.shares import assist, led
 from spectra.krylov import (
     TOLERANCE,
     Place,
     SpectralMeasure,
     Tridiagonal,
-    choose_place,
     known_forms,
     lanczos,
     quadratic_form_probes,
-    random_start,
     ritz_vectors,
 )
-from spectra.losses import LossSpec
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
 from spectra.readings import Form, RitzVectors, assemble, ends_of
@@ -131,11 +124,11 @@ class Study:
         decides = processes is None or processes.leads
         for split, held in (("train", train), ("test", test)):
             if held is not None and decides:
-                correct[split], targets[split] = _classify(objective, held), held.targets
+                correct[split], targets[split] = classify(objective, held), held.targets
         parts = tuple(choose_parts(plan, samples, train))
-        basis = _place(plan, objective) if decides else "none"
+        basis = place_of_basis(plan, objective) if decides else "none"
         todo = [part for part in parts if part.label not in finished]
-        choice, way = _products(objective, plan, todo, basis, processes)
+        choice, way = choose_products(objective, plan, todo, basis, processes)
         notes = [
             f"product: {choice}",
         ]
@@ -207,8 +200,8 @@ class Study:
 
     def outline(self, part: Part) -> ClassSpectrum:
         """Say what is known of a part before its first product."""
-        accuracy = {
-            split: _mean(self.correct[split], self.targets[split], part.classes)
+        shares = {
+            split: accuracy(self.correct[split], self.targets[split], part.classes)
             for split in self.correct
         }
         return ClassSpectrum(
@@ -217,8 +210,8 @@ class Study:
             classes=part.classes,
             count=len(part.index),
             share=part.share,
-            train_accuracy=accuracy.get("train"),
-            test_accuracy=accuracy.get("test"),
+            train_accuracy=shares.get("train"),
+            test_accuracy=shares.get("test"),
             protocol=self.plan.protocol,
             operator="resampled" if self._resampled else "fixed",
         )
@@ -341,124 +334,6 @@ class Study:
             return None
         start = partial(start_of, operator, self.plan.seed, probe)
         return lambda ends: ritz_vectors(operator, start(), run, ends=ends)
-
-
-def loss_of(checkpoint: Checkpoint, plan: Plan) -> LossSpec:
-    """Choose the loss that a plan asks for.
-
-    Raises:
-        SpectraError: the trained one of a checkpoint that does not name it.
-    """
-    if plan.loss == "ce":
-        return LossSpec.cross_entropy(scale=checkpoint.head_scale)
-    if checkpoint.loss is None:
-        raise SpectraError(
-            "got a checkpoint that does not say which loss it was trained with, expected one "
-            "that does: --loss trained would be a guess; use --loss ce"
-        )
-    return checkpoint.loss
-
-
-def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: LossSpec) -> Objective:
-    """Gather network, samples and loss, where and how precise a plan wants them."""
-    return Objective.of(
-        checkpoint.model,
-        samples,
-        loss,
-        dtype=getattr(torch, plan.dtype),
-        device=find_device(plan.device),
-        batch_size=plan.batch_size,
-        tf32=plan.tf32,
-    )
-
-
-def start_of(subject: HessianOperator | Objective, seed: int, probe: int) -> Tensor:
-    """Draw the random start of a probe, beside the operator and in its precision."""
-    return random_start(
-        subject.dim, seed=seed, probe=probe, dtype=subject.dtype, device=subject.device
-    )
-
-
-def _products(
-    objective: Objective,
-    plan: Plan,
-    todo: Sequence[Part],
-    basis: Place,
-    processes: Processes | None,
-) -> tuple[ProductChoice, Way]:
-    """Choose how the products of the parts are computed; the leader's choice is everyone's."""
-    if processes is not None and not processes.leads:
-        choice, name = processes.hear()
-        return choice, _way(objective, choice, plan, todo, basis, name, processes)
-    asked = None if plan.product == "auto" else plan.product
-    choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
-    way = _way(objective, choice, plan, todo, basis, asked, processes)
-    if processes is not None:
-        processes.tell((choice, way.name))
-    return choice, way
-
-
-def _way(
-    objective: Objective,
-    choice: ProductChoice,
-    plan: Plan,
-    todo: Sequence[Part],
-    basis: Place,
-    asked: ProductName | None,
-    processes: Processes | None,
-) -> Way:
-    if not todo:
-        return Way(asked or choice.path, None, {}, ())
-    if asked is None and plan.moves:  # nothing may be kept from one product to the next
-        asked = choice.path
-    size, here = (1, 1) if processes is None else (processes.size, processes.local_size)
-    samples = [-(-len(part.index) * plan.copies // size) for part in todo]
-    budget = plan.kept_bytes
-    if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
-        budget = free_bytes(objective.device) // (2 * here)
-    return choose_way(
-        objective,
-        choice,
-        Work(samples, plan.steps * plan.probes),
-        product=asked,
-        budget=budget,
-        reserve=_basis_bytes(plan, objective) if basis == "device" else 0,
-    )
-
-
-def _place(plan: Plan, objective: Objective) -> Place:
-    """Choose where a Krylov basis is kept, by what is free; refuse one that fits nowhere."""
-    if plan.basis != "auto":
-        return plan.basis
-    if plan.protocol == "released":
-        return "device"
-    needed, on = _basis_bytes(plan, objective), objective.device
-    beside = free_bytes(on) if on.type == "cuda" else None
-    return choose_place(needed, on_device=beside, on_host=free_memory())
-
-
-def _basis_bytes(plan: Plan, objective: Objective) -> int:
-    return min(plan.steps, objective.dim) * objective.dim * max(4, objective.dtype.itemsize)
-
-
-def _classify(objective: Objective, samples: Samples) -> Tensor:
-    """Tell for each sample whether the network's largest logit is its label's."""
-    device, hits = objective.device, []
-    # As in the products: plain kernels, and a random layer must not move the caller's state.
-    arithmetic = exact_arithmetic(device, tf32=objective.tf32)
-    with torch.no_grad(), arithmetic, forked_random_state(device):
-        for start in range(0, len(samples), 256):
-            part = samples.select(slice(start, start + 256))
-            logits = logits_of(objective.network(part.prepared(objective.dtype, device)))
-            require_outputs(logits, samples.num_classes)
-            hits.append(logits.argmax(1).cpu() == part.targets.cpu())
-    return torch.cat(hits)
-
-
-def _mean(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:
-    targets = targets.cpu()
-    chosen = torch.isin(targets, torch.tensor(classes)) if classes else targets >= 0
-    return float(correct[chosen].double().mean()) if bool(chosen.any()) else None
 
 
 def _seed(generator: torch.Generator, seed: int, *names: str) -> None:

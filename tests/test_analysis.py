@@ -684,7 +684,7 @@ def test_results_of_earlier_versions_say_nothing_of_their_basis_and_go_on(tmp_pa
 def test_a_basis_that_fits_nowhere_is_refused_before_any_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spectra.study.free_memory", lambda: 43 * 4 * 20 - 1)
+    monkeypatch.setattr("spectra.gathering.free_memory", lambda: 43 * 4 * 20 - 1)
     plan, meter = Plan(steps=20, device="cpu"), Meter()
     with pytest.raises(SpectraError, match="--basis none"):
         analyze(checkpoint(), plan, train=samples(), progress=meter)

@@ -36,14 +36,16 @@ MAY_IMPORT = {
     "hessian": {"errors", "devices", "krylov", "data", "losses"},
     "doctor": {"errors", "krylov", "hessian", "data"},
     "landscape": {"errors", "files", "devices", "krylov", "hessian", "losses", "doctor"}
-    | {"checkpoint", "data", "plan", "readings", "study"},
+    | {"checkpoint", "data", "plan", "readings", "study", "gathering"},
     "landscape.__main__": {"spectra", "command_line", "landscape", "figures"},
     "released": {"errors", "krylov"},
     "results": {"errors", "files", "krylov"},
     "plan": {"errors", "data", "hessian"},
     "readings": {"errors", "files", "krylov", "hessian", "doctor", "results"},
     "resuming": {"spectra", "errors", "devices", "checkpoint", "data", "plan", "results"},
-    "study": (HALLWAY - {"files"}) | {"processes", "resuming"},
+    "gathering": {"errors", "devices", "checkpoint", "data", "hessian", "krylov", "losses"}
+    | {"plan", "processes"},
+    "study": (HALLWAY - {"files", "models", "losses"}) | {"processes", "resuming", "gathering"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
     | {"results", "resuming", "study"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
@@ -58,8 +60,8 @@ MAY_IMPORT = {
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
-    "draws": {"spectra", "errors", "devices", "files", "command_line", "krylov", "plan", "study"}
-    | {"hessian", "readings", "resuming", "tables"},
+    "draws": {"spectra", "errors", "devices", "files", "command_line", "krylov", "plan"}
+    | {"hessian", "gathering", "readings", "resuming", "tables"},
     "compare": {"spectra", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},

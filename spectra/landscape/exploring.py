@@ -22,6 +22,7 @@ from spectra.data import Samples
 from spectra.doctor import certify
 from spectra.errors import SpectraError
 from spectra.files import require_writable
+from spectra.gathering import gather, start_of
 from spectra.hessian import HessianOperator, Objective
 from spectra.krylov import lanczos
 from spectra.landscape.amplification import RADII, amplification
@@ -31,7 +32,7 @@ from spectra.landscape.stored import Landscape, View
 from spectra.landscape.surfaces import Surface, filter_normalised, surface
 from spectra.plan import Part, Plan
 from spectra.readings import RitzVectors
-from spectra.study import Progress, Study, gather, start_of
+from spectra.study import Progress, Study
 
 _FAR = 1e-3, 16  # from this share of the farthest on, so many more distances: they are drawn
 _VALUE, _GRADIENT, _DOUBLE = 0.125, 0.375, 2.0  # cost in products; of float64 in float32

@@ -1,0 +1,157 @@
+"""What the spectra of a run are of, settled before the first product.
+
+The loss, the network and samples gathered for it, how its products are computed and where a Krylov
+basis lies; and which samples the network classifies right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectra.checkpoint import Checkpoint
+from spectra.data import Samples
+from spectra.data.memory import free_memory
+from spectra.devices import find_device
+from spectra.errors import SpectraError
+from spectra.hessian import (
+    HessianOperator,
+    Objective,
+    ProductChoice,
+    Way,
+    Work,
+    choose_product,
+    choose_way,
+)
+from spectra.hessian.batching import free_bytes
+from spectra.hessian.network import (
+    exact_arithmetic,
+    forked_random_state,
+    logits_of,
+    require_outputs,
+)
+from spectra.hessian.products import PRODUCTS, ProductName
+from spectra.krylov import Place, choose_place, random_start
+from spectra.losses import LossSpec
+from spectra.plan import Part, Plan
+from spectra.processes import Processes
+
+
+def loss_of(checkpoint: Checkpoint, plan: Plan) -> LossSpec:
+    """Choose the loss that a plan asks for.
+
+    Raises:
+        SpectraError: the trained one of a checkpoint that does not name it.
+    """
+    if plan.loss == "ce":
+        return LossSpec.cross_entropy(scale=checkpoint.head_scale)
+    if checkpoint.loss is None:
+        raise SpectraError(
+            "got a checkpoint that does not say which loss it was trained with, expected one "
+            "that does: --loss trained would be a guess; use --loss ce"
+        )
+    return checkpoint.loss
+
+
+def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: LossSpec) -> Objective:
+    """Gather network, samples and loss, where and how precise a plan wants them."""
+    return Objective.of(
+        checkpoint.model,
+        samples,
+        loss,
+        dtype=getattr(torch, plan.dtype),
+        device=find_device(plan.device),
+        batch_size=plan.batch_size,
+        tf32=plan.tf32,
+    )
+
+
+def start_of(subject: HessianOperator | Objective, seed: int, probe: int) -> Tensor:
+    """Draw the random start of a probe, beside the operator and in its precision."""
+    return random_start(
+        subject.dim, seed=seed, probe=probe, dtype=subject.dtype, device=subject.device
+    )
+
+
+def choose_products(
+    objective: Objective,
+    plan: Plan,
+    todo: Sequence[Part],
+    basis: Place,
+    processes: Processes | None,
+) -> tuple[ProductChoice, Way]:
+    """Choose how the products of the parts are computed; the leader's choice is everyone's."""
+    if processes is not None and not processes.leads:
+        choice, name = processes.hear()
+        return choice, _way(objective, choice, plan, todo, basis, name, processes)
+    asked = None if plan.product == "auto" else plan.product
+    choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
+    way = _way(objective, choice, plan, todo, basis, asked, processes)
+    if processes is not None:
+        processes.tell((choice, way.name))
+    return choice, way
+
+
+def _way(
+    objective: Objective,
+    choice: ProductChoice,
+    plan: Plan,
+    todo: Sequence[Part],
+    basis: Place,
+    asked: ProductName | None,
+    processes: Processes | None,
+) -> Way:
+    if not todo:
+        return Way(asked or choice.path, None, {}, ())
+    if asked is None and plan.moves:  # nothing may be kept from one product to the next
+        asked = choice.path
+    size, here = (1, 1) if processes is None else (processes.size, processes.local_size)
+    samples = [-(-len(part.index) * plan.copies // size) for part in todo]
+    budget = plan.kept_bytes
+    if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
+        budget = free_bytes(objective.device) // (2 * here)
+    return choose_way(
+        objective,
+        choice,
+        Work(samples, plan.steps * plan.probes),
+        product=asked,
+        budget=budget,
+        reserve=_basis_bytes(plan, objective) if basis == "device" else 0,
+    )
+
+
+def place_of_basis(plan: Plan, objective: Objective) -> Place:
+    """Choose where a Krylov basis is kept, by what is free; refuse one that fits nowhere."""
+    if plan.basis != "auto":
+        return plan.basis
+    if plan.protocol == "released":
+        return "device"
+    needed, on = _basis_bytes(plan, objective), objective.device
+    beside = free_bytes(on) if on.type == "cuda" else None
+    return choose_place(needed, on_device=beside, on_host=free_memory())
+
+
+def _basis_bytes(plan: Plan, objective: Objective) -> int:
+    return min(plan.steps, objective.dim) * objective.dim * max(4, objective.dtype.itemsize)
+
+
+def classify(objective: Objective, samples: Samples) -> Tensor:
+    """Tell for each sample whether the network's largest logit is its label's."""
+    device, hits = objective.device, []
+    # As in the products: plain kernels, and a random layer must not move the caller's state.
+    arithmetic = exact_arithmetic(device, tf32=objective.tf32)
+    with torch.no_grad(), arithmetic, forked_random_state(device):
+        for start in range(0, len(samples), 256):
+            part = samples.select(slice(start, start + 256))
+            logits = logits_of(objective.network(part.prepared(objective.dtype, device)))
+            require_outputs(logits, samples.num_classes)
+            hits.append(logits.argmax(1).cpu() == part.targets.cpu())
+    return torch.cat(hits)
+
+
+def accuracy(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:
+    targets = targets.cpu()
+    chosen = torch.isin(targets, torch.tensor(classes)) if classes else targets >= 0
+    return float(correct[chosen].double().mean()) if bool(chosen.any()) else None
