@@ -59,3 +59,10 @@ def test_an_epoch_is_compared_with_its_bare_passes(bench):
     for row in results.values():
         assert (row["of_bare"] == 1) == (row["path"] == "bare")
         assert row["images_per_second"] == pytest.approx(20 / row["seconds"])
+
+
+def test_processes_share_a_product_that_stays_the_same(bench):
+    sizes = ("--samples", "6", "--batch-size", "2", "--repetitions", "1")
+    run = bench("processes", *sizes, "--device", "cpu")["2"]
+    assert run["gain"] == run["alone"] / run["shared"]
+    assert run["relative_difference"] < 1e-5
