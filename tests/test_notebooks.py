@@ -88,6 +88,22 @@ def test_what_is_stored_is_shown_without_a_product(
     assert "class 8, class 9 stored in reports/anywhere" in capsys.readouterr().out
 
 
+def test_of_results_that_fit_the_one_with_most_probes_is_shown(
+    clone: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
+    train = open_data(checkpoint.data)
+    for name, probes in (("a", 1), ("b", 3), ("c", 2)):
+        plan = replace(TINY, classes=(9,), probes=probes)
+        analyze(checkpoint, plan, train=train, folder=clone / "reports" / name)
+    monkeypatch.setattr("spectra.budgets.budget.analyze", None)
+    study = Budget("quick")
+    assert [s.probes for s in study.analysis("sgd", classes=(9,)).spectra] == [3]
+    assert [s.probes for s in study.analysis("sgd", classes=(9,), probes=2).spectra] == [3]
+    with pytest.raises(TypeError):  # four are not stored, and nothing can be computed here
+        study.analysis("sgd", classes=(9,), probes=4)
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 2}, {"dtype": "float64"}])
 def test_results_of_other_settings_are_not_shown(
     change: dict, clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]

@@ -119,6 +119,7 @@ class Budget:
             for path in sorted((self.root / "reports").rglob("esd.json"))
             if fits(path, checkpoint, but_samples)
         ]
+        held.sort(key=lambda pair: -pair[1].settings.get("probes", 1))  # the best first
         found: dict[str, ClassSpectrum] = {}
         for folder, analysis in held:
             fresh = [s for s in analysis.spectra if same_samples(s, analysis, plan.max_samples)]

@@ -29,7 +29,10 @@ def deciding(plan: Plan, survey: Survey | None = None) -> dict[str, Any]:
 
 
 def fits(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> bool:
-    """Tell whether a result file is of these weights, this draw and these settings."""
+    """Tell whether a result file is of these weights, this draw and these settings.
+
+    More probes than asked for tell the same, better.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         held, data = document["settings"], document["data"]
@@ -41,7 +44,8 @@ def fits(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> boo
         same
         and checkpoint.draw_sha256 in (None, data.get("draw_sha256"))
         and network in (None, checkpoint.model_spec.to_dict())
-        and all(held.get(key) == value for key, value in settings.items())
+        and all(held.get(key) == value for key, value in settings.items() if key != "probes")
+        and held.get("probes", 1) >= settings["probes"]
     )
 
 
