@@ -187,6 +187,8 @@ def assemble(
         known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
     if outline.caveat is not None or not examination.fixed_operator:
         return known
+    # T is of the products' precision: what that does to λmin shows in the certificate's yᵀHy.
+    apart = abs(low - certificate.rayleigh_quotient)
     threshold = max(floor, 1e-6 * max(high, 0.0))
     mass = measure.mass_below(-threshold)
     return replace(
@@ -199,7 +201,7 @@ def assemble(
         negative_mass_threshold=threshold,
         certificate={
             **known.certificate,
-            "lower_bound_95": _lower_bound(runs, low, high, floor, steps),
+            "lower_bound_95": _lower_bound(runs, low, high, max(floor, apart), steps),
         },
     )
 
