@@ -164,7 +164,13 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--probes", type=int, default=1, help="random starts; bands need 3 (default 1)")
     add("--seed", type=int, default=0, help="of the probes and draws (default 0)")
-    add("--batch-size", type=_batch, default="auto", metavar="N|auto", help="samples at once")
+    add(
+        "--batch-size",
+        type=_batch,
+        default="auto",
+        metavar="N|auto",
+        help="samples at once; the draws of resample follow them: 128 there, as released",
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     add("--dtype", choices=CHOICES["dtype"], default="float32", help="of the products")
     add("--tf32", action=argparse.BooleanOptionalAction, default=False, help="allow TF32 on CUDA")

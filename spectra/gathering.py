@@ -63,7 +63,7 @@ def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: LossSpec)
         loss,
         dtype=getattr(torch, plan.dtype),
         device=find_device(plan.device),
-        batch_size=plan.batch_size,
+        batch_size=plan.batches,
         tf32=plan.tf32,
     )
 

@@ -22,6 +22,7 @@ CHOICES = {
     "product": ("auto", *PRODUCT_NAMES),
     "basis": ("auto", "device", "host", "none"),
 }
+RELEASED_BATCH = 128  # of the paper's loader
 BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 
 
@@ -104,6 +105,12 @@ class Plan:
     def moves(self) -> bool:
         """Tell whether this is the released protocol, or an operator that is no fixed matrix."""
         return self.protocol == "released" or self.augment == "resample"
+
+    @property
+    def batches(self) -> int | Literal["auto"]:
+        """Samples at once; draws follow the batches, so these are the paper's where they move."""
+        open_ = self.batch_size == "auto" and self.augment == "resample"
+        return RELEASED_BATCH if open_ else self.batch_size
 
     @property
     def kept_bytes(self) -> int | None:

@@ -10,7 +10,8 @@ Two budgets: ``quick`` takes the embedded digits, offline; ``full`` the paper's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from spectra import (
     Checkpoint,
     ClassSpectrum,
     Plan,
+    Samples,
     Trajectory,
     analyze,
     follow,
@@ -35,8 +37,17 @@ from spectra.landscape import Landscape, Survey, View, explore
 from spectra.training import find_recipe, train
 from spectra.trajectories import RunTrajectory
 
-from .shown import Picture
-from .stored import blank, deciding, digest, fits, has_images, no_landscape, same_samples
+from .shown import Picture, merged
+from .stored import (
+    blank,
+    deciding,
+    digest,
+    fits,
+    images_of,
+    no_landscape,
+    same_samples,
+    stored_run,
+)
 
 _KEPT = (5, 20, 32, 36)  # epochs of the short runs that `quick` follows
 _EMPTY = "not computed yet"
@@ -59,7 +70,7 @@ _RELEASED_QUICK = {**_RELEASED, "dtype": "float64", "steps": 60}
 _AROUND_QUICK = Plan(classes=(0, 8), steps=30, max_samples=64)
 _SURVEY_QUICK = Survey(points=10, surface=7, amplification=8, minibatch=64, controls=5)
 _AROUND = Plan(classes=(0, 8), max_samples=83)  # as many of the head class as the tail class has
-_SURVEY = Survey(points=19, surface=13, extent=0.5, amplification=24)
+_SURVEY = Survey(points=19, surface=13, extent=0.5, amplification=96)
 BUDGETS = {
     "quick": _Means("digits-lt-ce-drw", _QUICK, _RELEASED_QUICK, _AROUND_QUICK, _SURVEY_QUICK),
     "full": _Means("cifar10-lt-ce-drw", _FULL, _RELEASED, _AROUND, _SURVEY),
@@ -121,25 +132,27 @@ class Budget:
         ]
         held.sort(key=lambda pair: -pair[1].settings.get("probes", 1))  # the best first
         found: dict[str, ClassSpectrum] = {}
+        used: list[Analysis] = []
         for folder, analysis in held:
             fresh = [s for s in analysis.spectra if same_samples(s, analysis, plan.max_samples)]
             taken = [s for s in fresh if s.label in wanted and s.label not in found]
             found |= {s.label: s for s in taken}
             if taken:
+                used.append(analysis)
                 place = folder.relative_to(self.root).as_posix()
                 print(f"{what}: {', '.join(s.label for s in taken)} stored in {place}")
         missing = [label for label in wanted if label not in found]
         why = _EMPTY
-        if missing and has_images(checkpoint):
+        if missing and (images := images_of(checkpoint)):
             print(f"{what}: computing {', '.join(missing)}")
-            made = self._compute(checkpoint, plan, missing)
+            made = self._compute(checkpoint, plan, missing, images)
             found |= {s.label: s for s in made.spectra}
-            held.append((self.root, made))
+            used.append(made)
         elif missing:
             print(f"{what}: {', '.join(missing)} {why}; SPECTRA_DATA names no images for it")
-        base = held[0][1] if held else blank(plan, checkpoint.described(), (), why)
-        rest = blank(plan, base.checkpoint, missing, why, base.data.get("counts"))
-        found = {s.label: s for s in rest.spectra} | found
+        base = merged(used) if used else blank(plan, checkpoint.described(), (), why)
+        counts = base.data.get("counts") or self._counts
+        found |= {s.label: s for s in blank(plan, {}, missing, why, counts).spectra if missing}
         return replace(base, spectra=tuple(found[label] for label in wanted))
 
     def landscape(self, step: str = "sgd", **changes: Any) -> Landscape:
@@ -162,6 +175,11 @@ class Budget:
         checkpoint = self.checkpoint(step)
         wanted = [f"class {c}" for c in plan.classes]
         views: dict[str, View] = {}
+
+        def known(landscape: Landscape) -> int:  # of how many of the views it has the gradients
+            named = {name.rpartition(" ")[0] for name in landscape.directions}
+            return len(named.intersection(wanted))
+
         best = no_landscape(checkpoint.described(), settings)
         for path in sorted((self.root / "reports").rglob("landscape.json")):
             if not fits(path, checkpoint, settings):
@@ -170,21 +188,22 @@ class Budget:
             fresh = {v.label: v for v in found.views if v.label in wanted and v.label not in views}
             print(f"{what}: {', '.join(fresh) or 'no further class'} stored in {place}")
             views |= fresh
-            best = found if best.amplification is None else best
+            if best.amplification is None or known(found) > known(best):
+                best = found
         best = replace(best, views=tuple(views[label] for label in wanted if label in views))
         missing = [label for label in wanted if label not in views]
-        if survey.amplification and best.amplification is None:
+        if survey.amplification and known(best) < len(wanted):
             missing.append("amplification")
-        if missing and not has_images(checkpoint):
+        if not missing:
+            return best
+        if (images := images_of(checkpoint)) is None:
             print(f"{what}: {', '.join(missing)} {_EMPTY}; SPECTRA_DATA names no images for it")
-        if not missing or not has_images(checkpoint):
             return best
         print(f"{what}: computing")
         stem = f"{Path(checkpoint.file).stem}-landscape-{digest(settings)}"
         folder = self.root / "reports" / "notebooks" / f"{stem}-{checkpoint.sha256[:8]}"
-        train_set = open_data(checkpoint.data)
         with closing(Bar()) as bar:
-            return explore(checkpoint, plan, survey, train=train_set, folder=folder, progress=bar)
+            return explore(checkpoint, plan, survey, train=images[0], folder=folder, progress=bar)
 
     def trajectory(self, *steps: str, protocol: str = "exact", **changes: Any) -> Trajectory:
         """Give the spectra of runs from epoch to epoch: stored, or of short runs trained here.
@@ -192,22 +211,23 @@ class Budget:
         Args:
             steps: that the runs were trained with.
             protocol: ``exact`` or ``released``.
-            changes: other fields of the `Plan`, where they are computed.
+            changes: other fields of the `Plan`. At `full` any number of steps and samples fits
+                that is not among them, and of the runs that fit the one with most classes is shown.
 
         Returns:
             A run a step; one without results has no epochs, and its name says so.
         """
         means = BUDGETS[self.name]
+        changes = {**(means.released if protocol == "released" else {}), **changes}
+        plan = replace(means.plan, overall=False, classes=(8,), probes=1)
+        plan = replace(plan, **changes)
         if self.name == "quick":
-            plan = replace(means.plan, overall=False, classes=(8,), probes=1)
-            changes = {**(means.released if protocol == "released" else {}), **changes}
-            plan = replace(plan, **changes)
             folder = self.root / "reports" / "notebooks" / f"trajectory-{_tail(plan)}"
             runs = [self._short_run(step) for step in steps]
             print(f"following {', '.join(run.name for run in runs)}, {protocol}")
             with closing(Bar()) as bar:
                 return follow(runs, plan, folder=folder, resume=True, progress=bar)
-        return Trajectory(tuple(self._stored_run(step, protocol) for step in steps))
+        return Trajectory(tuple(self._stored_run(step, plan, changes) for step in steps))
 
     def show(self, figures: Sequence[Any], name: str) -> Picture:
         """Keep a figure as png and pdf in ``reports/figures/`` and show it.
@@ -233,7 +253,13 @@ class Budget:
                 return list(held.data["counts"])
         return None
 
-    def _compute(self, checkpoint: Checkpoint, plan: Plan, labels: Sequence[str]) -> Analysis:
+    def _compute(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        labels: Sequence[str],
+        images: tuple[Samples, Samples],
+    ) -> Analysis:
         asked = replace(
             plan,
             overall="overall" in labels,
@@ -241,13 +267,12 @@ class Budget:
         )
         stem = f"{Path(checkpoint.file).stem}-{_tail(plan)}-{checkpoint.sha256[:8]}"
         folder = self.root / "reports" / "notebooks" / stem
-        train_set, test_set = (open_data(checkpoint.data, split=s) for s in ("train", "test"))
         with closing(Bar()) as bar:
             return analyze(
                 checkpoint,
                 asked,
-                train=train_set,
-                test=test_set,
+                train=images[0],
+                test=images[1],
                 folder=folder,
                 resume=True,
                 progress=bar,
@@ -257,28 +282,26 @@ class Budget:
         recipe = find_recipe(f"{BUDGETS[self.name].runs}-{step}")
         recipe = replace(recipe, epochs=40)
         folder = self.root / "runs" / "notebooks" / f"digits-{step}"
-        if not (folder / "last.pt").exists():
+        held = folder / "run.json"
+        asked = json.loads(json.dumps(recipe.to_dict()))
+        if not held.exists() or json.loads(held.read_text(encoding="utf-8"))["recipe"] != asked:
             print(f"training {recipe.name} for {recipe.epochs} epochs")
             samples, test = (open_data(recipe.data_spec, split=s) for s in ("train", "test"))
             train(recipe, samples, test, folder=folder, save_at=_KEPT, overwrite=True, quiet=True)
         return folder
 
-    def _stored_run(self, step: str, protocol: str) -> RunTrajectory:
-        """Find the run that ended at a checkpoint, analysed by a protocol."""
-        name = f"{BUDGETS[self.name].runs}-{step}"
-        for path in sorted((self.root / "reports").rglob("trajectory.json")):
-            for run in Trajectory.load(path.parent).runs if self._file(step).exists() else ():
-                last = run.analyses[-1] if run.analyses else None
-                if (
-                    last is not None
-                    and last.checkpoint.get("sha256") == self.checkpoint(step).sha256
-                    and last.settings.get("protocol") == protocol
-                ):
-                    place = path.parent.relative_to(self.root).as_posix()
-                    print(f"{name}, {protocol}: stored in {place}")
-                    return run
-        print(f"{name}, {protocol}: {_EMPTY}")
-        return RunTrajectory(f"{name}: {_EMPTY}", ())
+    def _stored_run(self, step: str, plan: Plan, asked: Collection[str]) -> RunTrajectory:
+        """Find the run that ended at a checkpoint, analysed as a plan says."""
+        name, found = f"{BUDGETS[self.name].runs}-{step}", None
+        if self._file(step).exists():
+            loose = {"steps", "until_converged", "max_samples", "batch_size"}.difference(asked)
+            found = stored_run(self.root / "reports", self.checkpoint(step), plan, loose)
+        if found is None:
+            print(f"{name}, {plan.protocol}: {_EMPTY}")
+            return RunTrajectory(f"{name}: {_EMPTY}", ())
+        place, run = found
+        print(f"{name}, {plan.protocol}: stored in {place.relative_to(self.root).as_posix()}")
+        return run
 
 
 def _tail(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,28 +44,33 @@ def beside(**analyses: Analysis) -> Analysis:
     Returns:
         All spectra, one analysis after the other. Settings that differ hold all their values.
     """
-    parts = list(analyses.values())
     spectra = [
         replace(spectrum, label=f"{spectrum.label}, {name}")
         for name, analysis in analyses.items()
         for spectrum in analysis.spectra
     ]
+    together = merged(list(analyses.values()))
+    settings = {**together.settings, "kernel": "default"}
+    return replace(together, settings=settings, spectra=tuple(spectra))
+
+
+def merged(parts: Sequence[Analysis]) -> Analysis:
+    """Join what analyses say of themselves, without their spectra; all values where they differ."""
 
     def joined(section: str) -> dict[str, Any]:
-        keys = dict.fromkeys(key for part in parts for key in getattr(part, section))
-        together: dict[str, Any] = {}
-        for key in keys:
-            values = [getattr(p, section)[key] for p in parts if key in getattr(p, section)]
-            different = [v for i, v in enumerate(values) if v not in values[:i]]
-            together[key] = (
-                different[0] if len(different) == 1 else " and ".join(map(str, different))
-            )
-        return together
+        held = [getattr(part, section) for part in parts]
+        keys = dict.fromkeys(key for values in held for key in values)
+        return {key: one([values[key] for values in held if key in values]) for key in keys}
 
-    return replace(
-        parts[0],
+    def one(values: Sequence[Any]) -> Any:
+        different = [v for i, v in enumerate(values) if v not in values[:i]]
+        return different[0] if len(different) == 1 else " and ".join(map(str, different))
+
+    return Analysis(
         checkpoint=joined("checkpoint"),
-        settings=joined("settings") | {"kernel": "default"},
-        spectra=tuple(spectra),
+        data=joined("data"),
+        settings=joined("settings"),
+        device=one([part.device for part in parts if part.device] or [""]),
+        versions=joined("versions"),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )

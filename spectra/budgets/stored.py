@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spectra import Analysis, Checkpoint, ClassSpectrum, Plan
+from spectra import Analysis, Checkpoint, ClassSpectrum, Plan, Samples, Trajectory, open_data
+from spectra.errors import SpectraError
 from spectra.landscape import Landscape, Survey
+from spectra.trajectories import RunTrajectory
 
 _DECIDING = (  # settings that numbers depend on; speed and memory do not count
     *("split", "loss", "protocol", "augment", "steps", "until_converged", "probes", "seed"),
@@ -23,25 +24,61 @@ def deciding(plan: Plan, survey: Survey | None = None) -> dict[str, Any]:
     """List the settings that numbers depend on, as a result file holds them."""
     asked = asdict(plan)
     chosen = {key: asked[key] for key in _DECIDING}
+    if plan.augment == "resample":
+        chosen["batch_size"] = plan.batches  # the draws follow the batches
     if survey is not None:  # surfaces and minibatches are shown where they were looked at
         chosen |= {name: getattr(survey, name) for name in ("points", "nearest", "farthest")}
     return chosen
 
 
 def fits(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> bool:
-    """Tell whether a result file is of these weights, this draw and these settings.
-
-    More probes than asked for tell the same, better.
-    """
+    """Tell whether a result file is of these weights, this draw and these settings."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        held, data = document["settings"], document["data"]
-        same = document["checkpoint"]["sha256"] == checkpoint.sha256
+        about = {key: dict(document[key]) for key in ("checkpoint", "data", "settings")}
     except (OSError, ValueError, KeyError, TypeError):  # of something else, or half-written
         return False
+    return _agree(about["checkpoint"], about["data"], about["settings"], checkpoint, settings)
+
+
+def stored_run(
+    reports: Path, checkpoint: Checkpoint, plan: Plan, loose: Collection[str]
+) -> tuple[Path, RunTrajectory] | None:
+    """Find the trajectory of a run that ended at these weights, that with most classes.
+
+    Args:
+        reports: folder to look through.
+        checkpoint: the run's last one.
+        plan: whose classes and settings it must have.
+        loose: settings that may be others.
+
+    Returns:
+        Its folder, and the run.
+    """
+    settings = {key: value for key, value in deciding(plan).items() if key not in loose}
+    wanted = {f"class {c}" for c in plan.classes}
+    found = [
+        (path.parent, run)
+        for path in sorted(reports.rglob("trajectory.json"))
+        for run in Trajectory.load(path.parent).runs
+        if run.analyses and wanted <= set(run.labels)
+        for last in run.analyses[-1:]
+        if _agree(last.checkpoint, last.data, last.settings, checkpoint, settings)
+    ]
+    return max(found, key=lambda pair: len(pair[1].labels), default=None)
+
+
+def _agree(
+    weights: Mapping[str, Any],
+    data: Mapping[str, Any],
+    held: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    settings: Mapping[str, Any],
+) -> bool:
+    """Compare what is held with what is wanted; more probes tell the same, better."""
     network = held.get("network")
     return bool(
-        same
+        weights.get("sha256") == checkpoint.sha256
         and checkpoint.draw_sha256 in (None, data.get("draw_sha256"))
         and network in (None, checkpoint.model_spec.to_dict())
         and all(held.get(key) == value for key, value in settings.items() if key != "probes")
@@ -66,10 +103,17 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def has_images(checkpoint: Checkpoint) -> bool:
-    """Tell whether the data are at hand; nothing is downloaded because a notebook was opened."""
-    data = checkpoint.data
-    return data is not None and (data.name == "digits" or bool(os.environ.get("SPECTRA_DATA")))
+def images_of(checkpoint: Checkpoint) -> tuple[Samples, Samples] | None:
+    """Open training and test samples that are at hand; no notebook downloads any."""
+    if checkpoint.data is None:
+        return None
+    try:
+        train, test = (
+            open_data(checkpoint.data, split=split, download=False) for split in ("train", "test")
+        )
+    except SpectraError:
+        return None
+    return train, test
 
 
 def no_landscape(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> Landscape:
@@ -89,14 +133,14 @@ def blank(
     for label in labels:
         c = None if label == "overall" else int(label.removeprefix("class "))
         total = sum(counts) if counts else 0
-        count = 0 if not counts else total if c is None else counts[c]
+        whole = 0 if not counts else total if c is None else counts[c]
         spectra.append(
             ClassSpectrum(
                 label=label,
                 name="",
                 classes=() if c is None else (c,),
-                count=count,
-                share=count / total if total else 0.0,
+                count=min(whole, plan.max_samples or whole),
+                share=whole / total if total else 0.0,
                 error=why,
                 protocol=plan.protocol,
             )

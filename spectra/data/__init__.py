@@ -21,7 +21,11 @@ from .spec import DataSpec as DataSpec
 
 
 def open_data(
-    spec: DataSpec | None = None, *, path: str | Path | None = None, split: str = "train"
+    spec: DataSpec | None = None,
+    *,
+    path: str | Path | None = None,
+    split: str = "train",
+    download: bool = True,
 ) -> Samples:
     """Open one split of a data set; the training split is drawn as its description says.
 
@@ -32,6 +36,7 @@ def open_data(
         spec: Name and draw; None takes what an exported set at ``path`` says of itself.
         path: Folder of the data, or an exported file; None: the variable SPECTRA_DATA.
         split: "train", or "test", which is never long-tailed.
+        download: Fetch the CIFAR archives into the folder where it holds neither layout.
 
     Raises:
         SpectraError: If the data are missing, damaged, or other than described.
@@ -60,7 +65,7 @@ def open_data(
             f"no data set was named, and {folder or 'no folder was given that'} does not hold an "
             f"exported one ({split}.parquet); give --dataset NAME ({', '.join(KNOWN)})"
         )
-    source = open_source(spec, folder, split)
+    source = open_source(spec, folder, split, download=download)
     traits, num_classes = KNOWN[spec.name], len(source.class_names)
     if num_classes != (traits.num_classes or num_classes):
         raise SpectraError(

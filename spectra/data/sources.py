@@ -60,7 +60,9 @@ class Source:
             )
 
 
-def open_source(spec: DataSpec, folder: Path | None, split: str) -> Source:
+def open_source(
+    spec: DataSpec, folder: Path | None, split: str, *, download: bool = True
+) -> Source:
     """Find the files of a data set below a folder; raise SpectraError if no layout fits."""
     if spec.name == "digits":
         return digits(split)
@@ -75,7 +77,7 @@ def open_source(spec: DataSpec, folder: Path | None, split: str) -> Source:
             for root in roots:
                 if shards := sorted((root / part).glob(f"{split}-*.parquet")):
                     return hub_parquet(shards, KNOWN[spec.name].num_classes)
-        return cifar_binary(spec.name, folder, split)
+        return cifar_binary(spec.name, folder, split, download=download)
     if spec.name == "folder":  # and no other: a folder of all images is no long-tailed set
         for root in roots:
             if (root / "train").is_dir():
@@ -100,7 +102,7 @@ def digits(split: str) -> Source:
     return Source(labels, tuple("0123456789"), lambda index: images[rows[index]])
 
 
-def cifar_binary(name: str, folder: Path, split: str) -> Source:
+def cifar_binary(name: str, folder: Path, split: str, *, download: bool = True) -> Source:
     """Open the official binary archive; download, check and unpack it once where it is missing."""
     (archive, md5, inner), members, (names_file, label_byte) = CIFAR_ARCHIVES[name]
     files = [*members["train"], *members["test"], names_file]
@@ -108,6 +110,11 @@ def cifar_binary(name: str, folder: Path, split: str) -> Source:
     home = next((h for h in homes if all((h / file).is_file() for file in files)), None)
     if home is None:
         home = homes[0]
+        if not (download or (folder / archive).is_file()):
+            raise SpectraError(
+                f"{folder} holds neither the binary nor the parquet layout of {name}; put one of "
+                "them there"
+            )
         _unpack(_fetch(CIFAR_URL + archive, md5, folder), inner, files, home)
     size = label_byte + 1 + 3072
     raw = [np.fromfile(home / file, dtype=np.uint8) for file in members[split]]
