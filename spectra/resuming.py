@@ -20,6 +20,10 @@ from spectra.results import Analysis
 
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
+_SAMPLES = {  # what makes the inputs of the network
+    **{"draw_sha256": "draw", "pixels_sha256": "pixels"},
+    **{"mean": "mean", "std": "std", "augmentation": "augmentation"},
+}
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
 
 
@@ -65,6 +69,9 @@ def describe(
             "split": plan.split,
             "draw_sha256": samples.draw_sha256,
             "pixels_sha256": samples.pixels_sha256,
+            "mean": None if samples.mean is None else list(samples.mean),
+            "std": None if samples.std is None else list(samples.std),
+            "augmentation": samples.augmentation,
             "counts": list(samples.counts),
             "groups": None if train is None else {k: list(v) for k, v in train.groups().items()},
         },
@@ -92,7 +99,10 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
     """
     pairs = [
         ("checkpoint", mine.checkpoint["sha256"], held.checkpoint.get("sha256")),
-        ("draw", mine.data["draw_sha256"], held.data.get("draw_sha256")),
+        *(
+            (name, mine.data[key], held.data.get(key, mine.data[key]))  # older files name few
+            for key, name in _SAMPLES.items()
+        ),
         *(
             (key, value, held.settings.get(key, BEFORE.get(key)))
             for key, value in mine.settings.items()
@@ -106,9 +116,12 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
             "same, for one table must not mix two experiments; choose another --out, or leave "
             "out --resume to start anew"
         )
-    notes = mine.notes
-    if mine.data["pixels_sha256"] != held.data.get("pixels_sha256"):
-        notes += ("some results were computed on the same draw with other pixels",)
+    notes = mine.notes + held.notes
+    before, now = ({"device": a.device, **a.versions} for a in (held, mine))
+    others = {key: value for key, value in before.items() if value != now.get(key)}
+    if others and held.spectra:
+        told = ", ".join(f"{key} {value}" for key, value in others.items())
+        notes += (f"some results were computed with {told}",)
     if mine.settings["processes"] != (others := held.settings.get("processes", 1)):
         which = f"some results were computed by {others} process(es)"
         moves = mine.settings["augment"] == "resample"  # each process draws for itself

@@ -221,8 +221,27 @@ def test_resuming_with_another_checkpoint_or_draw_is_refused(tmp_path: Path) -> 
         analyze(other, few, train=samples(), folder=tmp_path, resume=True)
     with pytest.raises(SpectraError, match="draw"):
         analyze(checkpoint(), few, train=samples(counts=(9, 5, 3)), folder=tmp_path, resume=True)
-    moved = analyze(checkpoint(), few, train=samples(seed=1), folder=tmp_path, resume=True)
-    assert any("other pixels" in note for note in moved.notes)  # the draw agrees: reused, and told
+    for other, word in (
+        (samples(seed=1), "pixels"),
+        (replace(samples(), mean=(0.1,) * 4, std=(2.0,) * 4), "mean"),
+        (replace(samples(), augmentation="crop:2+flip"), "augmentation"),
+    ):
+        with pytest.raises(SpectraError, match=word):
+            analyze(checkpoint(), few, train=other, folder=tmp_path, resume=True)
+
+
+def test_results_of_other_versions_are_resumed_and_told(tmp_path: Path) -> None:
+    few = Plan(classes=(2,), steps=4, device="cpu")
+    held = analyze(checkpoint(), few, train=samples())
+    elsewhere = {**held.versions, "torch": "1.9.1"}
+    replace(held, versions=elsewhere, device="NVIDIA A100", notes=("a line",)).save(tmp_path)
+    more = replace(few, classes=(1, 2))
+    found = analyze(checkpoint(), more, train=samples(), folder=tmp_path, resume=True)
+    assert found.versions["torch"] == held.versions["torch"]
+    assert "some results were computed with device NVIDIA A100, torch 1.9.1" in found.notes
+    assert "a line" in found.notes
+    again = analyze(checkpoint(), more, train=samples(), folder=tmp_path, resume=True)
+    assert again.notes == found.notes
 
 
 class Squares(nn.Module):
