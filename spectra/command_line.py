@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spectra import Checkpoint, Plan, Samples
     from spectra.processes import Processes
 
-EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted (go on with --resume)"
+EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted"
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,10 +29,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             description=description,
-            epilog=f"{epilog}\n{EXIT_CODES}\n",
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    @property
+    def resumes(self) -> bool:
+        """Tell whether the command goes on where an interrupted one has stopped."""
+        return "--resume" in self._option_string_actions
+
+    def format_help(self) -> str:
+        """Add the exit codes, and what to do after the last of them."""
+        rest = " (go on with --resume)" if self.resumes else ""
+        return f"{super().format_help()}\n{EXIT_CODES}{rest}\n"
 
     def error(self, message: str) -> NoReturn:
         """Say it in one line: the usage of thirty flags would bury it."""
@@ -68,6 +78,10 @@ def exit_code(
     """
     try:
         command()
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # `| head` has read what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the end of Python
         return 0
     except (SpectraError, OSError) as error:  # a disk may be full wherever something is written
         if tells():
@@ -78,9 +92,8 @@ def exit_code(
             return 130
         rest = "nothing was finished yet"
         if (folder := held()) is not None:
-            rest = (
-                f"what is finished lies in {folder}; the same command with --resume goes on there"
-            )
+            rest = f"what is finished lies in {folder}"
+            rest += "; the same command with --resume goes on there" if parser.resumes else ""
         print(f"\ninterrupted: {rest}", file=sys.stderr)
         return 130
 

@@ -6,8 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectra.command_line import Parser, exit_code
+from spectra.errors import SpectraError
+
+if TYPE_CHECKING:
+    from spectra import Analysis
 
 _EPILOG = """\
 examples:
@@ -33,15 +38,36 @@ def _run(options: argparse.Namespace) -> None:
 
     held = []
     for folder in options.folders:
-        name, _, path = folder.rpartition("=")
+        name, path = _named(folder)
         analysis = Analysis.load(path)
         held.append((name or Path(str(analysis.checkpoint.get("file"))).stem, analysis))
-    print(text := compare(held))
+    _require_one_run_a_name(held)
+    text = compare(held)
     if options.out is not None:
         out = Path(options.out)
         with replacing(out / "comparison.md") as partial:
             partial.write_text(text + "\n", encoding="utf-8")
         save([recurrence_panels(held)], out, "recurrence")
+    print(text)
+
+
+def _named(folder: str) -> tuple[str, str]:
+    """Cut NAME=DIR; a folder that exists as it is given has no name."""
+    if Path(folder).exists():
+        return "", folder
+    name, mark, path = folder.partition("=")
+    return (name, path) if mark else ("", folder)
+
+
+def _require_one_run_a_name(held: Sequence[tuple[str, Analysis]]) -> None:
+    known: dict[str, object] = {}
+    for name, analysis in held:
+        weights = analysis.checkpoint.get("sha256")
+        if known.setdefault(name, weights) != weights:
+            raise SpectraError(
+                f"got two checkpoints by the name {name}, expected a name for each run: their rows "
+                "and lines could not be told apart; give NAME=DIR"
+            )
 
 
 def _parser() -> Parser:

@@ -1,5 +1,7 @@
 """Several analyses in one table and one figure; every analysis here is made up."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,27 @@ def test_the_command_reads_folders_and_writes_table_and_figure(
     }
     assert main([str(tmp_path / "nothing")]) == 2
     assert "no results can be read" in capsys.readouterr().err
+
+
+def test_two_checkpoints_of_one_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "ratio=10" / "exact", tmp_path / "ratio=50" / "exact"
+    for folder, weights in ((one, "ab" * 32), (two, "cd" * 32)):
+        held = analysis_of(spectrum_of(8, **runs_of(VALUES)))
+        replace(held, checkpoint={**held.checkpoint, "sha256": weights}).save(folder)
+    assert main([str(one), str(two)]) == 2
+    assert "a name for each run" in capsys.readouterr().err
+    assert main([f"ten={one}", f"fifty={two}"]) == 0
+    told = capsys.readouterr().out
+    assert "ten" in told
+    assert "fifty" in told
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    analysis_of(spectrum_of(8, **runs_of(VALUES))).save(tmp_path / "a")
+    command = [sys.executable, "-m", "spectra.compare", str(tmp_path / "a")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # as `| head -0` does
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
