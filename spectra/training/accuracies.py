@@ -20,7 +20,7 @@ from .recipes import Recipe
 from .table import ENTRIES, RECIPES, method_name
 
 _NO_CHANGE = ("name", "seed", "precision")  # fields that are no part of a protocol
-_SAID = {"epochs": "{} epochs", "rho": "ρ {}", "batch_size": "batch {}", "precision": "{}"}
+_SAID = {"epochs": "{} epochs", "rho": "ρ {}", "batch_size": "batch {}"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Group:
     @property
     def published(self) -> Row | None:
         """Look up what was published of this very protocol."""
-        recipe, fields = self.recipe, [field for field, _ in self.changes]
+        recipe = self.recipe
+        fields = [field for field, _ in self.changes if field != "bn_both_passes"]  # released: on
         data, method, base = recipe.dataset, method_name(recipe), _base(recipe)
         if base is None or base != named(data, method):
             goal = None if base is None or fields else ENTRIES[base].published

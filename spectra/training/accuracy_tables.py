@@ -139,8 +139,14 @@ def notes(found: Accuracies, dataset: str) -> list[str]:
     cells = [found.cell(dataset, method) for method in methods(dataset)]
     if other := sorted({c.recipe.precision for c in cells if c} - {"float32"}):
         told.append(
-            f"The protocol is float32; {' and '.join(other)} in the last column is the one "
-            "thing in which those runs of its protocol differ."
+            f"The protocol is float32; {' and '.join(other)} in the last column says where it was "
+            "another precision."
+        )
+    climbs = [c.recipe for c in cells if c and c.recipe.step == "sam"]
+    if climbs and not any(recipe.bn_both_passes for recipe in climbs):
+        told.append(
+            "SAM: batch norm's running statistics are taken at w alone; in the released code they "
+            "move in both passes (`--bn-both-passes`)."
         )
     for method in dict.fromkeys(method_name(group.recipe) for group in found.groups(dataset)):
         name = named(dataset, method)

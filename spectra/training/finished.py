@@ -76,7 +76,8 @@ def _from_checkpoint(path: Path) -> Accuracy | str:
     classes = tuple(100 * value for value in found)
     shares = {"overall": 100 * held.metrics["test_accuracy"]}
     for name, members in split(held.data, held.loss.class_counts).items():
-        shares[name] = sum(classes[c] for c in members) / len(members)
+        mean = sum(classes[c] for c in members) / len(members) if members else math.nan
+        shares[name] = mean
     return Accuracy(recipe, shares, classes)
 
 
