@@ -69,13 +69,24 @@ def write_pair(
     Raises:
         StorageError: If the disk is full or the folder cannot be written.
     """
-    text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+    text = _text(document)
     write = np.savez_compressed if compressed else np.savez
     # Both are whole before either gets its name, the arrays first: they cover an older json.
     with replacing(path) as readable, replacing(path.with_suffix(".npz")) as binary:
-        readable.write_text(text + "\n", encoding="utf-8")
+        readable.write_text(text, encoding="utf-8")
         with binary.open("wb") as file:
             write(file, allow_pickle=False, **arrays)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a json file alone, as `write_pair` does."""
+    text = _text(document)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

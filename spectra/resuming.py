@@ -21,8 +21,8 @@ from spectra.results import Analysis
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
 _SAMPLES = {  # what makes the inputs of the network
-    **{"draw_sha256": "draw", "pixels_sha256": "pixels"},
-    **{"mean": "mean", "std": "std", "augmentation": "augmentation"},
+    "draw_sha256": "draw", "pixels_sha256": "pixels",
+    "mean": "mean", "std": "std", "augmentation": "augmentation",
 }
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
 

@@ -18,7 +18,8 @@ from spectra import (
     open_data,
     random_start,
 )
-from spectra.draws import main, over_draws, table
+from spectra.draws import over_draws, table
+from spectra.draws.__main__ import main
 
 SGD = Path(__file__).resolve().parents[1] / "checkpoints" / "digits-lt-ce-drw-sgd.pt"
 PLAN = Plan(classes=(8,), steps=15, seed=3, device="cpu")

@@ -61,8 +61,9 @@ MAY_IMPORT = {
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
-    "draws": {"spectra", "errors", "devices", "files", "command_line", "krylov", "plan"}
-    | {"hessian", "gathering", "readings", "resuming", "tables"},
+    "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "plan", "gathering"}
+    | {"readings", "study", "tables"},
+    "draws.__main__": {"errors", "devices", "files", "command_line", "draws", "resuming"},
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},

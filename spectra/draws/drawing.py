@@ -1,4 +1,4 @@
-"""Command line: how far the Hessian of a class moves from one augmentation draw to the next.
+"""How far the Hessian of a class moves from one augmentation draw to the next.
 
 Each draw k is frozen and makes a matrix H_k, that of ``--augment frozen:1 --seed SEED+k``. Its ends
 say what a single draw looks like; the angles between the vectors y_k of the largest eigenvalues
@@ -8,32 +8,24 @@ an analysis that draws anew in every product sees nearly one matrix.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
 
-from spectra.command_line import (
-    Bar,
-    Parser,
-    checkpoint_parser,
-    exit_code,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-    shown_bar,
-)
+import torch
+
+from spectra.checkpoint import Checkpoint
+from spectra.data import Samples
 from spectra.errors import SpectraError
+from spectra.gathering import gather, loss_of, start_of
+from spectra.hessian import HessianOperator, choose_product
+from spectra.krylov import TOLERANCE, lanczos, nonconvexity
+from spectra.plan import Plan, choose_parts
+from spectra.readings import RitzVectors, ends_of
+from spectra.study import Progress
+from spectra.tables import markdown, number
 
-if TYPE_CHECKING:
-    from spectra import Checkpoint, Plan, Samples
-
-SCHEMA = 1
 _ENDS = 2  # products that measure the residuals
 _OBEYED = (  # fields of a plan that mean something here
     *("overall", "per_class", "classes", "groups", "loss", "steps", "seed", "batch_size"),
@@ -55,20 +47,18 @@ class Draws:
     residual_min: tuple[float, ...]  # ‖Hy − λmin y‖, by one more product: some eigenvalue is
     residual_max: tuple[float, ...]  # within it
     cosines_squared: tuple[float, ...]  # of every pair of λmax's vectors
+    product: str  # the way of computing them
+    batch_size: int
 
     @property
     def ratios(self) -> tuple[float, ...]:
         """Give max(0, −λmin)/λmax of each draw, infinite where λmax is not positive."""
-        from spectra.krylov import nonconvexity
-
         found = map(nonconvexity, self.lambda_min, self.lambda_max)
         return tuple(math.inf if ratio is None else ratio for ratio in found)
 
     @property
     def converged(self) -> bool:
         """Tell whether the residuals of all ends are small, as in an analysis."""
-        from spectra.krylov import TOLERANCE
-
         ends = zip(self.lambda_min, self.lambda_max, strict=True)
         sizes = [max(map(abs, pair)) for pair in ends]
         found = zip(self.residual_min, self.residual_max, strict=True)
@@ -81,7 +71,7 @@ def over_draws(
     train: Samples,
     *,
     draws: int = 8,
-    progress: Bar | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Draws]:
     """Freeze draws one by one, and run Lanczos on the Hessian of each.
 
@@ -96,14 +86,6 @@ def over_draws(
         SpectraError: fewer than two draws, samples that name no augmentation, a plan with fields
             that would be ignored.
     """
-    import torch
-
-    from spectra.gathering import gather, loss_of, start_of
-    from spectra.hessian import HessianOperator, choose_product
-    from spectra.krylov import lanczos
-    from spectra.plan import Plan, choose_parts
-    from spectra.readings import RitzVectors, ends_of
-
     if draws < 2 or train.augmentation is None:
         raise SpectraError(
             f"got {draws} draws of data with the augmentation {train.augmentation}, expected two "
@@ -144,6 +126,7 @@ def over_draws(
             losses.append(objective.value())
             assert ends.vector_max is not None
             tops.append(ends.vector_max.double().cpu())
+        assert choice is not None
         inner = torch.stack(tops) @ torch.stack(tops).T
         above = torch.triu_indices(draws, draws, offset=1)
         yield Draws(
@@ -156,12 +139,13 @@ def over_draws(
             residual_min=tuple(e.residual_min for e in found),
             residual_max=tuple(e.residual_max for e in found),
             cosines_squared=tuple((inner[above[0], above[1]] ** 2).tolist()),
+            product=choice.path,
+            batch_size=objective.batch_size,
         )
 
 
 def table(found: Sequence[Draws]) -> str:
     """Set smallest, median and largest value over the draws, as GitHub markdown."""
-    from spectra.tables import markdown, number
 
     def span(values: Sequence[float]) -> str:
         return " · ".join(map(number, (min(values), median(values), max(values))))
@@ -183,56 +167,3 @@ def table(found: Sequence[Draws]) -> str:
             + " ~: not converged, more steps are needed." * any(not one.converged for one in found),
         ]
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    return exit_code(parser, lambda: _run(options), lambda: None)
-
-
-def _run(options: argparse.Namespace) -> None:
-    from spectra.devices import find_device
-    from spectra.files import replacing, require_writable
-    from spectra.resuming import describe
-
-    plan = plan_of(options)
-    checkpoint = open_checkpoint(options.checkpoint, options)
-    train, _ = open_samples(checkpoint, options)
-    if train is None:
-        raise SpectraError(
-            "got no training samples, expected them: test images are not augmented; name the data "
-            "with --data and --dataset"
-        )
-    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "draws")
-    require_writable(folder)
-    with shown_bar(options) as bar:
-        found = list(over_draws(checkpoint, plan, train, draws=options.draws, progress=bar))
-    said = describe(checkpoint, plan, train, train, find_device(plan.device)).to_dict()
-    document: dict[str, Any] = {key: said[key] for key in said if key != "spectra"}
-    document["settings"]["augment"] = "frozen:1"  # one draw for each seed
-    document |= {"schema": SCHEMA, "draws": [asdict(one) for one in found]}
-    with replacing(folder / "draws.json") as partial:
-        partial.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-    if not options.quiet:
-        print(f"{table(found)}\n\n{folder / 'draws.json'}")
-
-
-def _parser() -> Parser:
-    parser = checkpoint_parser(
-        "python -m spectra.draws",
-        "Compare the Hessians of several draws of the augmentation, each of them frozen: their "
-        "ends, and whether they agree on the direction of the largest curvature.",
-        "examples:\n"
-        "  python -m spectra.draws ckpt.pt --data DIR --classes 8,9 --draws 8 --steps 40",
-    )
-    add = parser.add_argument_group("draws and results").add_argument
-    add("--draws", type=int, default=8, metavar="K", help="how many (default 8)")
-    add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>/draws)")
-    add("--quiet", action="store_true", help="no progress bar and no table")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Command line: the Hessians of several augmentation draws, see `spectra.draws.drawing`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spectra.command_line import (
+    Parser,
+    checkpoint_parser,
+    exit_code,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+    shown_bar,
+)
+from spectra.errors import SpectraError
+
+SCHEMA = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return exit_code(parser, lambda: _run(options), lambda: None)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from spectra.devices import find_device
+    from spectra.draws import over_draws, table
+    from spectra.files import require_writable, write_json
+    from spectra.resuming import describe
+
+    plan = plan_of(options)
+    checkpoint = open_checkpoint(options.checkpoint, options)
+    train, _ = open_samples(checkpoint, options)
+    if train is None:
+        raise SpectraError(
+            "got no training samples, expected them: test images are not augmented; name the data "
+            "with --data and --dataset"
+        )
+    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "draws")
+    require_writable(folder)
+    with shown_bar(options) as bar:
+        found = list(over_draws(checkpoint, plan, train, draws=options.draws, progress=bar))
+    shared = {"product": found[0].product, "batch_size": found[0].batch_size, "basis": "device"}
+    said = describe(checkpoint, plan, train, train, find_device(plan.device), chosen=shared)
+    document: dict[str, Any] = {k: v for k, v in said.to_dict().items() if k != "spectra"}
+    document["settings"]["augment"] = "frozen:1"  # one draw for each seed
+    document |= {"schema": SCHEMA, "draws": [asdict(one) for one in found]}
+    write_json(folder / "draws.json", document)
+    if not options.quiet:
+        print(f"{table(found)}\n\n{folder / 'draws.json'}")
+
+
+def _parser() -> Parser:
+    parser = checkpoint_parser(
+        "python -m spectra.draws",
+        "Compare the Hessians of several draws of the augmentation, each of them frozen: their "
+        "ends, and whether they agree on the direction of the largest curvature.",
+        "examples:\n"
+        "  python -m spectra.draws ckpt.pt --data DIR --classes 8,9 --draws 8 --steps 40",
+    )
+    add = parser.add_argument_group("draws and results").add_argument
+    add("--draws", type=int, default=8, metavar="K", help="how many (default 8)")
+    add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>/draws)")
+    add("--quiet", action="store_true", help="no progress bar and no table")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
