@@ -18,12 +18,15 @@ from spectra.errors import SpectraError
 from spectra.plan import BEFORE, Plan
 from spectra.results import Analysis
 
+_SAMPLES = {  # what makes the inputs of the network
+    "draw_sha256": "draw",
+    "pixels_sha256": "pixels",
+    "mean": "mean",
+    "std": "std",
+    "augmentation": "augmentation",
+}
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
-_SAMPLES = {  # what makes the inputs of the network
-    "draw_sha256": "draw", "pixels_sha256": "pixels",
-    "mean": "mean", "std": "std", "augmentation": "augmentation",
-}
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
 
 
