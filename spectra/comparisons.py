@@ -17,12 +17,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spectra.krylov import nonconvexity
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import MARKS, markdown, marks, number
+from spectra.trajectories.published import ENDS, Ends
 
 HEADER = (
     *("", "run", "class", "samples", "loss", "analysis", "λmin", "λmax", "ratio", "residual"),
@@ -84,6 +86,33 @@ def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
     notes += [f"{run}, {s.label}: {s.error}" for run, _, s in rows if s.error is not None]
     table = markdown(HEADER, [_cells(*row) for row in rows], _TEXT)
     return "\n".join([table, "", *(f"- {note}" for note in notes)])
+
+
+def beside_published(analyses: Mapping[str, Analysis]) -> str:
+    """Set our numbers beside those that the published densities print, as GitHub markdown.
+
+    Args:
+        analyses: by the step of the paper's run that each is of, ``sgd`` or ``sam``.
+    """
+    header = ("run", "spectrum", "samples", "", "λmin", "λmax", "ratio", "test acc. %", "loss")
+    rows = []
+    for step, analysis in analyses.items():
+        for s in analysis.spectra:
+            if (panel := ENDS[step].get(s.label)) is None:
+                continue
+            accuracy = None if s.test_accuracy is None else 100 * s.test_accuracy
+            ours = [s.lambda_min, s.lambda_max, s.nonconvexity, accuracy, s.loss]
+            about = step.upper(), s.label, str(s.count)
+            rows += [(*about, "ours", *map(number, ours)), ("", "", "", "published", *_told(panel))]
+    return markdown(header, rows, (0, 1, 3))
+
+
+def _told(panel: Ends) -> list[str]:
+    ratio = nonconvexity(panel.lambda_min, panel.lambda_max)
+    told = (panel.lambda_min, panel.lambda_max, ratio, panel.test_accuracy, panel.loss)
+    return [
+        number(value, 4 if i in (0, 1, 3) else 2 if i == 4 else 3) for i, value in enumerate(told)
+    ]
 
 
 def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:

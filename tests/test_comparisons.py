@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spectra.compare import main
-from spectra.comparisons import HEADER, compare, named, signatures
+from spectra.comparisons import HEADER, beside_published, compare, named, signatures
 from spectra.figures import recurrence_panels
 from spectra.krylov import SpectralMeasure, SymmetricOperator, lanczos, random_start
 from spectra.results import Analysis, ClassSpectrum
@@ -99,6 +99,22 @@ def test_rows_stand_by_run_then_class_then_analysis() -> None:
     assert rows[1][""] == "!✗"
     assert "not the spectrum of a matrix" in text
     assert "class 8: a | b" in text
+
+
+def test_published_ends_stand_below_ours_where_there_are_any() -> None:
+    made = {"lambda_min": -2.0, "lambda_max": 8.0, "nonconvexity": 0.25, "loss": 0.01}
+    ours = analysis_of(spectrum_of(8, test_accuracy=0.5, **made), spectrum_of(9, **made))
+    lines = beside_published({"sgd": ours, "sam": ours}).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    assert [row[:4] for row in cells] == [
+        ["SGD", "class 8", "9", "ours"],
+        ["", "", "", "published"],
+        ["SAM", "class 8", "9", "ours"],
+        ["", "", "", "published"],
+    ]
+    assert cells[0][4:] == ["−2.00", "8.00", "0.250", "50.0", "0.0100"]
+    assert cells[1][4:] == ["−22.95", "23.11", "0.993", "52.10", "0.0023"]
+    assert cells[3][4:] == ["−2.280", "14.58", "0.156", "72.80", "0.070"]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
     | {"study", "analysis", "processes"},
     "tables": {"files", "results", "trajectories"},
-    "comparisons": {"results", "tables"},
+    "comparisons": {"krylov", "results", "tables", "trajectories"},
     "figures": {"errors", "files", "krylov", "results", "trajectories", "tables", "comparisons"}
     | {"landscape"},
     "pages": {"errors", "files", "results", "trajectories", "tables", "figures"},
@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},
-    "budgets": {"spectra", "errors", "command_line", "tables", "figures", "training"}
+    "budgets": {"spectra", "errors", "command_line", "comparisons", "tables", "figures", "training"}
     | {"trajectories", "landscape"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
     "spectra": (HALLWAY - {"files", "devices", "readings", "released"})

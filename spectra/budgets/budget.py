@@ -31,13 +31,14 @@ from spectra import (
     open_data,
 )
 from spectra.command_line import Bar
+from spectra.comparisons import beside_published
 from spectra.errors import SpectraError
 from spectra.figures import save
 from spectra.landscape import Landscape, Survey, View, explore
 from spectra.training import find_recipe, train
 from spectra.trajectories import RunTrajectory
 
-from .shown import Picture, merged
+from .shown import Picture, Table, merged
 from .stored import (
     blank,
     deciding,
@@ -228,6 +229,16 @@ class Budget:
             with closing(Bar()) as bar:
                 return follow(runs, plan, folder=folder, resume=True, progress=bar)
         return Trajectory(tuple(self._stored_run(step, plan, changes) for step in steps))
+
+    def published(self, **analyses: Analysis) -> Table:
+        """Set analyses beside what the paper prints of the same ends, at `full`.
+
+        Args:
+            analyses: by step, ``sgd`` or ``sam``.
+        """
+        if self.name != "full":
+            return Table("Of the embedded digits nothing was published.")
+        return Table(beside_published(analyses))
 
     def show(self, figures: Sequence[Any], name: str) -> Picture:
         """Keep a figure as png and pdf in ``reports/figures/`` and show it.

@@ -15,14 +15,18 @@ eigenvalue λ (of one Hessian for all batches), or to second order for any v:
     second order   Σ (a + ρ vᵀH_B g_B/‖g_B‖)² / Σ a²         any v, each batch's own Hessian
 
 and likewise for S. All statistics are ratios of sums over the batches; their intervals are
-percentiles over batches drawn again with replacement, which holds for batches that were drawn
-independently of each other.
+percentiles over batches drawn again with replacement, which holds for many batches that were drawn
+independently of each other. Where one of them carries nearly all of Σ a², resampling knows nothing
+of the others that might have been drawn. Intervals are therefore given from ten *effective* batches
+on, (Σ x_B)² / Σ x_B² of the squares x_B that are summed above or below the line, whichever has
+fewer: about M/3 where components are Gaussian. Shares count as many as there are batches.
 
 References:
     Daneshmand et al., Escaping saddles with stochastic gradients (CNC), 2018,
     https://arxiv.org/abs/1803.05999;
     Efron, Tibshirani, An introduction to the bootstrap, 1993, chapter 13
-    (https://doi.org/10.1201/9780429246593)
+    (https://doi.org/10.1201/9780429246593);
+    Kish, Survey sampling, 1965 (the effective number)
 """
 
 from __future__ import annotations
@@ -34,12 +38,14 @@ import numpy as np
 from jaxtyping import Float64
 
 _STREAM = 2**32  # of the resampling: that of no batch
-_FEWEST = 3  # batches below which scatter says nothing
+# Effective batches below which an interval of 95 % is none: with Gaussian components it held the
+# truth in 77 % of the cases at 4 batches, 87 % at 8 and 92 % at 24, which 9 effective ones are.
+_FEWEST = 10
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Hold statistics with bootstrap intervals; NaN where three batches are wanting."""
+    """Hold statistics with bootstrap intervals; NaN where too few batches bear them."""
 
     value: Float64[np.ndarray, "*shape"]
     low: Float64[np.ndarray, "*shape"]
@@ -77,6 +83,11 @@ class Amplification:
     resamples: int = 2000  # of the batches, for the intervals
 
     @cached_property
+    def effective_batches(self) -> Float64[np.ndarray, " k"]:
+        """Give (Σ a²)² / Σ a⁴, from 1 to M: how many batches bear Σ a²; NaN where all a are 0."""
+        return _effective(self.components**2)
+
+    @cached_property
     def squared(self) -> Interval:
         """Give R, (k, r)."""
         return self._ratio(self.shifted**2, self.components[:, None] ** 2)
@@ -85,13 +96,13 @@ class Amplification:
     def slope(self) -> Interval:
         """Give S, (k, r)."""
         a = self.components[:, None]
-        return self._ratio(a * self.shifted, a**2)
+        return self._ratio(a * self.shifted, a**2, squares=False)
 
     @cached_property
     def sign_agreement(self) -> Interval:
         """Give the share of batches whose component keeps its sign, (k, r)."""
         kept = (self.components[:, None] * self.shifted > 0).astype(np.float64)
-        return self._ratio(kept, np.ones_like(kept))
+        return self._ratio(kept, np.ones_like(kept), squares=False)
 
     @cached_property
     def cnc(self) -> Interval:
@@ -122,21 +133,37 @@ class Amplification:
                 slope_second_order=(a * second).sum(-1) / total,
             )
 
-    def _ratio(self, above: np.ndarray, below: np.ndarray) -> Interval:
-        """Divide two sums over the batches, (..., M) each, and resample the batches."""
+    def _ratio(self, above: np.ndarray, below: np.ndarray, *, squares: bool = True) -> Interval:
+        """Divide two sums over the batches, (..., M) each, and resample the batches.
+
+        Args:
+            above: of squares, or of numbers that may cancel or be counts.
+            below: of squares, or of ones.
+            squares: whether one batch may carry the sum above, too.
+        """
         count = above.shape[-1]
         below = np.broadcast_to(below, above.shape)
+        borne = _effective(below)
+        if squares:
+            borne = np.minimum(borne, _effective(above))
         with np.errstate(invalid="ignore", divide="ignore"):
             value = above.sum(-1) / below.sum(-1)
-            if count < _FEWEST:
-                return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
             random = stream(self.seed, _STREAM)
             picked = random.multinomial(count, np.full(count, 1 / count), size=self.resamples)
             times = picked.T.astype(np.float64)
             ratios = (above @ times) / (below @ times)
         tail = (1 - self.confidence) / 2
-        low, high = np.quantile(ratios, [tail, 1 - tail], axis=-1)
+        low, high = np.where(
+            borne >= _FEWEST, np.quantile(ratios, [tail, 1 - tail], axis=-1), np.nan
+        )
         return Interval(value, low, high)
+
+
+def _effective(values: Float64[np.ndarray, "*shape M"]) -> Float64[np.ndarray, "*shape"]:
+    """Count the batches that bear a sum of numbers that are not negative; NaN where all are 0."""
+    with np.errstate(invalid="ignore"):
+        number: np.ndarray = values.sum(-1) ** 2 / (values**2).sum(-1)
+    return number
 
 
 def _inverse(values: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " M"]:

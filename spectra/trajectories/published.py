@@ -1,16 +1,19 @@
-"""What was published of curvature during training: |λmin|/λmax of a class's loss against the epoch.
+"""What was published of curvature: |λmin|/λmax of a class's loss over the epochs, ends at the end.
 
 CIFAR-10-LT (exponential, ratio 100), ResNet-32, CE+DRW, 200 epochs, with SGD and with SAM (radius
-0.5, of the released run script). Read off the figure to about ±0.003; the released code computes
-such values with augmentation re-drawn in every product. They belong to that run and to no other.
+0.5, of the released run script). Ratios are read off the figure to about ±0.003, ends are printed
+in another; the released code computes such values with augmentation re-drawn in every product. They
+belong to that run and to no other.
 
 References:
-    Rangwani et al., Escaping saddle points, the dynamics figure, https://arxiv.org/abs/2212.13827
+    Rangwani et al., Escaping saddle points, the dynamics figure and that of the densities,
+    https://arxiv.org/abs/2212.13827
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from spectra.data import DataSpec
@@ -33,6 +36,26 @@ NONCONVEXITY = {  # step -> class -> values at EPOCHS
         7: (0.119, 0.271, 0.152, 0.128, 0.140, 0.130, 0.135),
         8: (0.203, 0.366, 0.165, 0.134, 0.199, 0.184, 0.153),
     },
+}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What one panel of the densities prints."""
+
+    lambda_min: float
+    lambda_max: float
+    test_accuracy: float  # %
+    loss: float  # in training
+
+
+ENDS = {  # step -> label of a spectrum -> its panel
+    "sgd": {
+        "overall": Ends(-0.98, 13.42, 75.81, 2.9e-2),
+        "class 0": Ends(-1.72, 23.63, 95.8, 2.9e-2),
+        "class 8": Ends(-22.95, 23.11, 52.1, 2.3e-3),
+    },
+    "sam": {"class 8": Ends(-2.28, 14.58, 72.8, 7.0e-2)},
 }
 CHOICES = ("auto", "none", *NONCONVEXITY)
 _SAME = {"loss": "ce", "arch": "resnet32", "epochs": 200}  # of a recipe; so is the re-weighting
