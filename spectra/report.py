@@ -13,7 +13,7 @@ from spectra.errors import SpectraError
 _EPILOG = """\
 examples:
   python -m spectra.report reports/digits-lt-ce-drw-sgd
-  python -m spectra.report reports/cifar10-lt-ce-drw-sgd/* (each folder gets its own page)
+  python -m spectra.report reports/cifar10-lt-ce-drw-sgd/{exact,released}  (a page each)
   python -m spectra.report reports/digits --out appendix
 
 Each folder holds what `python -m spectra.esd` or `python -m spectra.trajectory` left there; the

@@ -451,10 +451,10 @@ def test_directions_share_the_gradients_of_a_batch(monkeypatch: pytest.MonkeyPat
     H = hessian_operator(objective.network, objective.samples, first_output, dtype=DOUBLE)
     count.update(gradient=0, product=0)
     v = torch.linalg.eigh(matrix).eigenvectors.T
-    options: dict[str, Any] = {"radii": (0.0, 0.1, 0.4), "batches": 5, "batch_size": 8}
+    options: dict[str, Any] = {"radii": (0.0, 0.1, 0.4), "batches": 40, "batch_size": 8}
     together = amplification(H, v, callback=steps.append, **options)
-    assert count == {"gradient": 15, "product": 5}
-    assert steps == [1, 2, 3, 4, 5]
+    assert count == {"gradient": 120, "product": 40}
+    assert steps == list(range(1, 41))
     alone = amplification(H, v[2], **options)
     assert np.array_equal(alone.shifted[0], together.shifted[2])
     again = amplification(H, v, **options)
@@ -553,7 +553,7 @@ def test_the_effective_batches_are_those_of_the_sum_that_has_fewer() -> None:
     even, lone = carried(1 / 40), carried(0.99)
     zero, one = np.zeros(40), np.ones(40)
     seen = replace(
-        synthetic(1, 40),
+        synthetic(4, 40),
         components=np.stack([even, lone, zero, even]),
         shifted=np.stack([even, lone, one, lone])[:, None],
     )
