@@ -152,10 +152,9 @@ class Amplification:
             picked = random.multinomial(count, np.full(count, 1 / count), size=self.resamples)
             times = picked.T.astype(np.float64)
             ratios = (above @ times) / (below @ times)
-        tail = (1 - self.confidence) / 2
-        low, high = np.where(
-            borne >= _FEWEST, np.quantile(ratios, [tail, 1 - tail], axis=-1), np.nan
-        )
+            tail = (1 - self.confidence) / 2
+            found = np.quantile(ratios, [tail, 1 - tail], axis=-1)
+        low, high = np.where(borne >= _FEWEST, found, np.nan)
         return Interval(value, low, high)
 
 
