@@ -183,6 +183,31 @@ def test_rounding_stays_within_its_bar(
         assert np.mean(naive) > 0.3, "else the measured noise was not needed"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+def test_rounding_stays_within_its_bar_where_nothing_rounds_at_rest(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    """At its minimum a quadratic has neither loss nor gradient to round: its walls have both."""
+    _, matrix = quadratic()
+    vectors = torch.linalg.eigh(matrix).eigenvectors
+    bowl = vectors @ torch.diag(torch.tensor([30, 1, 1.5, 2, 2.5, 100]).double()) @ vectors.T
+    bowl = (bowl + bowl.T) / 2
+    one = torch.eye(1, 7, dtype=DOUBLE), torch.zeros(1, dtype=torch.long)
+    model = Quadratic(bowl, torch.zeros(6, dtype=DOUBLE))
+    objective = Objective.of(model, one, first_output, dtype=DOUBLE, device=device)
+    by_losses, by_slopes = [], []
+    for seed in range(4):
+        v = random_start(6, seed=seed, probe=0)
+        cut = loss_slice(objective, v, np.logspace(-5, 0, 9), dtype=dtype, slopes=True)
+        truth = float(v.double() @ bowl @ v.double())
+        for used, seen in ((by_losses, cut.second_difference), (by_slopes, cut.slope_difference)):
+            assert seen is not None
+            used.append(np.abs(seen.values - truth) / seen.errors)
+            assert seen.agreement(resolution=1e-3)[1] == 1.0
+    assert 0.03 < np.max(by_losses) <= 1
+    assert 0.03 < np.max(by_slopes) <= 1
+
+
 def test_the_agreement_ends_where_the_line_has_a_kink(device: torch.device) -> None:
     one = torch.ones(1, 1, dtype=DOUBLE), torch.zeros(1, dtype=torch.long)
     objective = Objective.of(Kink(), one, first_output, dtype=DOUBLE, device=device)
@@ -254,7 +279,7 @@ def test_a_surface_holds_the_loss_at_every_point_of_its_grid(device: torch.devic
     seen = surface(
         objective, u, v, extents=(1.0, 0.5), points=(5, 3), callback=lambda: ticks.append(1)
     )
-    w, slope = objective.network.theta.detach().cpu(), objective.gradient().cpu()
+    slope = objective.gradient().cpu()
     assert seen.alphas.tolist() == [-1, -0.5, 0, 0.5, 1]
     assert seen.betas.tolist() == [-0.5, 0, 0.5]
     for i, alpha in enumerate(seen.alphas):
@@ -262,7 +287,6 @@ def test_a_surface_holds_the_loss_at_every_point_of_its_grid(device: torch.devic
             step = alpha * u + beta * v
             expected = objective.value() + float(slope @ step + 0.5 * step @ matrix @ step)
             assert seen.losses[i, j] == pytest.approx(expected, rel=1e-12)
-    assert len(w) == 6
     assert len(ticks) == 15
     assert seen.norms == pytest.approx((2, 1))
     assert seen.cosine == pytest.approx(float(u @ v) / 2, abs=1e-12)

@@ -255,7 +255,7 @@ class _Meter:
     def __init__(self, study: Study, survey: Survey, progress: Progress | None) -> None:
         self.progress = progress
         steps = min(study.plan.steps, study.objective.dim) * study.plan.probes
-        evaluations = 2 * len(survey.distances) + 24  # with those that measure the noise
+        evaluations = 2 * len(survey.distances) + 36  # with those that measure the noise
         self.slice_cost = _DOUBLE * evaluations * (_VALUE + _GRADIENT)
         self.batch_cost = 1 + _GRADIENT * len(survey.radii)
         each = steps + 2 * self.slice_cost + 2 * survey.surface**2 * _VALUE

@@ -8,16 +8,18 @@ Along w + tv, with a = ⟨v, ∇L(w)⟩,
 and at finite t both hold what the Hessian does not: the higher derivatives, and the kinks of ReLU.
 A kink of slope J at distance s adds J(t−s)/t² and J/2t once t > s, and H knows nothing of it.
 Small t is the rounding's: with u the unit roundoff, N samples of weights w_i, n parameters and σ
-the measured noise of one evaluation, the errors are at most
+the noise of one evaluation, the errors are taken to be
 
     second difference  4δ/t²,  δ = 3σ + (1 + log₂ N) u max(|L(w)|, |L(w±tv)|) + 2u √Σw_i² / Σw_i
-    slope difference    δ/t,   δ = 6σ + (1 + log₂ n) u ‖v‖ ‖∇L(w)‖
+    slope difference    δ/t,   δ = 6σ + (1 + log₂ n) u ‖v‖ max ‖∇L(w±tv)‖
 
-with σ the noise of the loss or of the slope. The terms with the logarithms are those of the sums,
-and never zero. A log-softmax rounds beside 1, however small the loss: the last term, for
-independent samples, where the loss is one of ours. The rest is σ: the third differences of
-evaluations so near together that a smooth L leaves nothing in them have the variance 20 σ². Their
-median is taken, for a kink among them is no rounding. What rounds alike from end to end, as the
+with σ the noise of the loss or of the slope. These are estimates, long ones, and no bounds. The
+terms with the logarithms are those of the sums. A log-softmax rounds beside 1, however small the
+loss: the last term, for independent samples, where the loss is one of ours. The rest is σ: the
+third differences of evaluations so near together that a smooth L leaves nothing in them have the
+variance 20 σ². Their median is taken, for a kink among them is no rounding. σ is measured at w and
+at the far end where the loss, or its gradient, is larger, and taken to grow evenly in between: at
+a minimum next to nothing rounds, and at its walls much. What rounds alike from end to end, as the
 probabilities of samples with 1 − p < u/t, is not seen by σ. The slope difference resolves t some
 thousand times smaller.
 
@@ -55,7 +57,7 @@ class Differences:
 
     distances: Float64[np.ndarray, " t"]  # ascending, positive, in units of ‖v‖
     values: Float64[np.ndarray, " t"]
-    errors: Float64[np.ndarray, " t"]  # bound of the rounding in each value
+    errors: Float64[np.ndarray, " t"]  # of the rounding in each value, estimated
     curvature: float  # vᵀHv
     curvature_error: float  # its noise floor
 
@@ -163,14 +165,14 @@ def loss_slice(
     # The differences from L(w) first: they are exact where the losses are close.
     second = ((ahead - loss) + (behind - loss)) / t**2
     largest = np.maximum(abs(loss), np.maximum(np.abs(ahead), np.abs(behind)))
-    rounding = 3 * line.noise(line.losses, t) + line.loss_rounding(largest)
+    rounding = 3 * line.noise(line.losses, t, ahead, behind) + line.loss_rounding(largest)
     by_slopes = None
     if slopes:
-        inner = (1 + math.log2(objective.dim)) * _UNIT * norm * float(gradient.norm())
-        by_slopes = beside_hessian(
-            (exact.slopes(t) - exact.slopes(-t)) / (2 * t),
-            (6 * exact.noise(exact.slopes, t) + inner) / t,
-        )
+        (up, steep), (down, steep_behind) = exact.slopes(t), exact.slopes(-t)
+        inner = norm * np.maximum(steep, steep_behind)
+        inner *= (1 + math.log2(objective.dim)) * _UNIT
+        noise = exact.noise(lambda at: exact.slopes(at)[0], t, steep, steep_behind)
+        by_slopes = beside_hessian((up - down) / (2 * t), (6 * noise + inner) / t)
     return Slice(
         distances=t,
         ahead=ahead,
@@ -193,9 +195,13 @@ class _Line:
     def losses(self, at: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
         return np.array([self.objective.value(shift=s * self.v) for s in at.tolist()])
 
-    def slopes(self, at: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
+    def slopes(
+        self, at: Float64[np.ndarray, " t"]
+    ) -> tuple[Float64[np.ndarray, " t"], Float64[np.ndarray, " t"]]:
+        """Give ⟨v, ∇L⟩ and ‖∇L‖."""
         gradients = (self.objective.gradient(shift=s * self.v) for s in at.tolist())
-        return np.array([float(torch.dot(self.v, g)) for g in gradients])
+        found = np.array([[float(torch.dot(self.v, g)), float(g.norm())] for g in gradients])
+        return found[:, 0], found[:, 1]
 
     def loss_rounding(self, size: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
         """Bound what the sums round, and a log-softmax, in losses of such a size."""
@@ -206,15 +212,43 @@ class _Line:
         return np.asarray(self._roundoff * (relative + beside_one))
 
     def noise(
-        self, f: Callable[[np.ndarray], np.ndarray], distances: Float64[np.ndarray, " t"]
+        self,
+        f: Callable[[np.ndarray], np.ndarray],
+        distances: Float64[np.ndarray, " t"],
+        ahead: Float64[np.ndarray, " t"],
+        behind: Float64[np.ndarray, " t"],
+    ) -> Float64[np.ndarray, " t"]:
+        """Estimate the standard deviation of the rounding in f at every distance.
+
+        Args:
+            f: what is rounded.
+            distances: ascending, from w.
+            ahead: what tells at which end f rounds more.
+            behind: the same on the other side.
+        """
+        near = self._noise_at(f, 0.0, distances)
+        held = np.nonzero(np.isfinite(ahead) & np.isfinite(behind))[0]
+        if len(held) == 0:
+            return np.full(len(distances), near)
+        last = held[-1]
+        end = float(distances[last]) * (1 if abs(ahead[last]) >= abs(behind[last]) else -1)
+        far = max(near, self._noise_at(f, end, distances))
+        return near + (far - near) * np.minimum(distances / abs(end), 1)
+
+    def _noise_at(
+        self,
+        f: Callable[[np.ndarray], np.ndarray],
+        place: float,
+        distances: Float64[np.ndarray, " t"],
     ) -> float:
-        """Estimate the standard deviation of the rounding in f near 0."""
+        """Estimate the standard deviation of the rounding in f near a place, on its inner side."""
         live = self.objective.rows.here().values()
-        size = max(1e-3, math.hypot(*(float(p.norm()) for p in live)))
-        apart = float(self._roundoff ** (2 / 3) * size / self.v.norm())
-        apart = min(apart, float(distances[0]))
+        norm, inwards = float(self.v.norm()), -1 if place > 0 else 1
+        size = max(1e-3, math.hypot(*(float(p.norm()) for p in live)) + abs(place) * norm)
+        apart = self._roundoff ** (2 / 3) * size / norm
+        apart = min(apart, float(distances[0])) if place == 0 else apart
         while True:
-            values = f(np.arange(_NEAR) * apart)
+            values = f(place + inwards * np.arange(_NEAR) * apart)
             if len(np.unique(values)) > _NEAR // 2 or apart >= distances[-1]:
                 break
             apart *= _WIDER  # so near together all round alike, farther apart they need not
