@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from spectra import Plan, figures
 from spectra.budgets import BUDGETS, Budget
 from spectra.errors import SpectraError
 from spectra.hessian import Objective
-from spectra.landscape import Landscape, Survey
+from spectra.landscape import Landscape, Survey, exploring
 from spectra.landscape.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +113,28 @@ def test_options_without_a_fixed_function_or_sense_are_refused(
     assert told.count("\n") == 1
     assert words in told
     assert not folder.exists()
+
+
+def test_an_interrupt_says_where_the_finished_classes_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [DIGITS, *TINY, "--classes", "8,9", "--points", "2", "--out", str(tmp_path)]
+    look, left = exploring._look, [1]
+
+    def stopped(*given: Any) -> Any:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return look(*given)
+
+    monkeypatch.setattr(exploring, "_look", stopped)
+    assert main(flags) == 130
+    told = capsys.readouterr().err
+    assert f"what is finished lies in {tmp_path}" in told
+    assert "--resume" not in told
+    assert Landscape.load(tmp_path).labels == ("class 8",)
+    assert main(flags) == 130
+    assert "nothing was finished yet" in capsys.readouterr().err, "those files are not of this run"
 
 
 def test_files_that_are_cut_or_of_another_checkpoint_are_refused(

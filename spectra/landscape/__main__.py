@@ -38,7 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "landscape")
-    return exit_code(parser, lambda: _run(options, folder), lambda: None)
+    before = _written(folder)
+    return exit_code(
+        parser,
+        lambda: _run(options, folder),
+        lambda: folder if _written(folder) != before else None,  # an earlier run's is not held
+    )
+
+
+def _written(folder: Path) -> tuple[int, int] | None:
+    """Tell one writing of the results from the next; None where there are none."""
+    try:
+        stat = (folder / "landscape.json").stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
