@@ -101,6 +101,8 @@ def test_what_is_missing_leaves_a_place_that_says_so(made: Path, tmp_path: Path)
         (["--augment", "frozen:2"], "expected exact, none"),
         (["--surface", "1"], "at least 2"),
         (["--farthest", "0"], "nearest < farthest"),
+        (["--farthest", "inf"], "all finite"),
+        (["--surface", "3", "--extent", "inf"], "all finite"),
         (["--amplification", "2", "--minibatch", "500"], "lower --minibatch"),
     ],
 )

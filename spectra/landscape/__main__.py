@@ -114,7 +114,14 @@ def _parser() -> Parser:
         _EPILOG,
     )
     add = parser.add_argument_group("what is looked at").add_argument
-    add("--points", type=int, default=28, metavar="T", help="distances of a slice (default 28)")
+    add(
+        "--points",
+        type=int,
+        default=28,
+        metavar="T",
+        help="distances of a slice, in equal ratios (default 28); up to 16 more lie in the last "
+        "three decades, which are drawn",
+    )
     add("--nearest", type=float, default=1e-9, metavar="t", help="the first one (default 1e-9)")
     add("--farthest", type=float, default=1.0, metavar="t", help="the last one (default 1)")
     add("--surface", type=int, default=0, metavar="P", help="P × P points of the plane, too")

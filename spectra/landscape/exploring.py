@@ -42,7 +42,7 @@ _VALUE, _GRADIENT, _DOUBLE = 0.125, 0.375, 2.0  # cost in products; of float64 i
 class Survey:
     """What is looked at; every field but the radii is a flag of `python -m spectra.landscape`."""
 
-    points: int = 28  # distances of a slice, logarithmic from the nearest to the farthest
+    points: int = 28  # of a slice, logarithmic from the nearest to the farthest; more are drawn
     nearest: float = 1e-9  # in units of a Ritz vector, which has norm 1
     farthest: float = 1.0
     surface: int = 0  # points along each side of a surface; 0: none
@@ -59,10 +59,12 @@ class Survey:
                 raise SpectraError(f"got {name} = {getattr(self, name)}, expected at least {low}")
         if self.surface != 0 and self.surface < 2:
             raise SpectraError(f"got surface = {self.surface}, expected 0 (none) or at least 2")
-        if not (0 < self.nearest < self.farthest < float("inf") and self.extent > 0):
+        inf = float("inf")
+        if not (0 < self.nearest < self.farthest < inf and 0 < self.extent < inf):
             raise SpectraError(
                 f"got distances from {self.nearest} to {self.farthest} and the extent "
-                f"{self.extent}, expected 0 < nearest < farthest, and an extent above 0"
+                f"{self.extent}, expected 0 < nearest < farthest, and an extent above 0, all finite: "
+                "the parameters there would be no numbers"
             )
 
     @property
