@@ -139,6 +139,18 @@ def test_an_interrupt_says_where_the_finished_classes_lie(
     assert "nothing was finished yet" in capsys.readouterr().err, "those files are not of this run"
 
 
+def test_figures_of_what_a_later_run_did_not_look_at_do_not_stay_beside_it(
+    made: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(made, folder)
+    (folder / "mine.png").touch()
+    assert main([DIGITS, *TINY, "--points", "2", "--out", str(folder)]) == 0
+    left = {path.name for path in folder.iterdir()}
+    drawn = {"slices.png", "slices.pdf"}
+    assert left == {"landscape.json", "landscape.npz", "mine.png", *drawn}
+
+
 def test_files_that_are_cut_or_of_another_checkpoint_are_refused(
     made: Path, tmp_path: Path
 ) -> None:

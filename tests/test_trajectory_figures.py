@@ -84,7 +84,7 @@ def test_every_class_is_a_line_over_the_kept_epochs_in_the_colour_of_its_group()
         line = lines[f"class {c}"]
         assert line.get_xdata().tolist() == list(EPOCHS)
         assert line.get_ydata().tolist() == [0.01 * (c + 1) + e / 1000 for e in EPOCHS]
-        assert to_rgb(line.get_color()) == tuple(0.8 * part for part in to_rgb(COLOURS[group]))
+        assert to_rgb(line.get_color()) == tuple(0.65 * part for part in to_rgb(COLOURS[group]))
     looks = {(line.get_marker(), line.get_linestyle()) for line in lines.values()}
     assert len({line.get_marker() for line in lines.values()} - {"None"}) == 4
     assert len(looks) == 5  # and the line of the re-weighting
@@ -176,13 +176,14 @@ def test_the_legend_names_what_is_drawn_and_of_many_classes_the_groups() -> None
     assert len(many.axes[0].lines) == 100
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_no_two_texts_overlap(count: int) -> None:
+@pytest.mark.parametrize(("count", "width"), [(1, None), (2, None), (3, None), (4, None), (2, 3.4)])
+def test_no_two_texts_overlap(count: int, width: float | None) -> None:
     changes = {"operator": "resampled", "name": "a long class name"}
     changes |= {"probes": 3, "published": "sgd"}
     runs = [run_of(f"run {k}", 0, 2, 5, 7, 8, **changes) for k in range(count)]
-    figure = trajectory_panels(Trajectory(tuple(runs)))
+    figure = trajectory_panels(Trajectory(tuple(runs)), width=width)
     figure.canvas.draw()
+    assert figure.get_figwidth() <= 7
     texts = [*figure.texts, *figure.legends[0].get_texts()]
     for ax in figure.axes:
         texts += [ax._left_title, *ax.texts]

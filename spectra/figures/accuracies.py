@@ -1,20 +1,21 @@
 """Draw test accuracies: class by class, and against SAM's radius.
 
-Hollow markers on broken lines are published values, filled ones ours; whiskers are a standard
-deviation over training seeds, where there are two or more. The background is head, mid and tail.
+Hollow markers on broken lines are published values, smaller filled ones ours; whiskers are a
+standard deviation over training seeds, where there are two or more. The background is head, mid and
+tail.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .pages import COLOURS, INK, PLAIN, STYLE
+from .pages import COLOURS, INK, PLAIN, STYLE, open_grid
 
 Value = tuple[float, float | None]  # mean and standard deviation, in %
 _COLOURS = (INK, PLAIN, "#B22222", "#8C8C8C")  # differ in grey, too, and so do the markers
@@ -34,16 +35,13 @@ def class_panels(
         groups: classes of head, mid and tail.
 
     Returns:
-        One figure, at most 10 inches wide.
+        One figure, two panels in a row.
     """
     with mpl.rc_context(fname=STYLE):
-        figure = Figure(figsize=(min(10.0, 1.2 + 4.2 * len(panels)), 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
-        for ax, (title, curves) in zip(axes, panels.items(), strict=False):
+        figure, places = _open(len(panels), 2.9)
+        for ax, (title, curves) in zip(places, panels.items(), strict=True):
             draw_classes(ax, curves, names, groups)
-            ax.set_title(title)
-            ax.label_outer()
+            ax.set_title(textwrap.fill(title, 38))
         return figure
 
 
@@ -94,19 +92,20 @@ def radius_panels(
     Args:
         ours: protocol -> radius -> part -> accuracy.
         published: radius -> part -> accuracy.
-        parts: title of a panel -> part.
+        parts: title of a panel -> part; a part that a radius was not evaluated for is left out.
 
     Returns:
-        One figure, at most 10 inches wide.
+        One figure, two panels in a row.
     """
     with mpl.rc_context(fname=STYLE):
-        figure = Figure(figsize=(min(10.0, 3.6 * len(parts)), 2.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, len(parts), squeeze=False)[0]
-        for ax, (title, part) in zip(axes, parts.items(), strict=True):
-            curves = {name: {r: v[part] for r, v in c.items()} for name, c in ours.items()}
-            paper = {radius: values[part] for radius, values in published.items()}
-            draw_radius(ax, {"published": paper} | curves if paper else curves)
+        figure, places = _open(len(parts), 2.5)
+        for ax, (title, part) in zip(places, parts.items(), strict=True):
+            paper = {radius: values[part] for radius, values in published.items() if part in values}
+            curves = {"published": paper} | {
+                name: {radius: values[part] for radius, values in curve.items() if part in values}
+                for name, curve in ours.items()
+            }
+            draw_radius(ax, {name: curve for name, curve in curves.items() if curve})
             ax.set_title(title)
         return figure
 
@@ -138,11 +137,25 @@ def draw_radius(ax: Axes, curves: Mapping[str, Mapping[float, Value]]) -> Axes:
     return ax
 
 
+def _open(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Open a figure with places for panels, two in a row of a height in inches."""
+    columns = min(2, max(1, count))
+    rows = max(1, -(-count // columns))
+    figure, grid = open_grid(columns, rows, height * rows, "")
+    places: list[Axes] = grid.ravel().tolist()
+    for ax in places[count:]:
+        ax.remove()
+    return figure, places[:count]
+
+
 def _draw_curve(
     ax: Axes, places: Sequence[float], values: Sequence[Value], label: str, k: int
 ) -> None:
     paper = "published" in label
-    style: dict[str, Any] = {"color": _COLOURS[k % len(_COLOURS)], "markersize": 4.5}
+    style: dict[str, Any] = {
+        "color": _COLOURS[k % len(_COLOURS)],
+        "markersize": 6.5 if paper else 4.0,
+    }
     style |= {"marker": _MARKERS[k % len(_MARKERS)], "linestyle": (0, (3, 2)) if paper else "-"}
     style["markerfacecolor"] = "white" if paper else style["color"]
     ax.plot(places, [mean for mean, _ in values], label=label, **style)

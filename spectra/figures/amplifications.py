@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Bool
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,26 +18,36 @@ from spectra.landscape import Amplification
 from .pages import INK, OUTSIDE, PLAIN, STYLE, add_legend, leave_empty, open_grid
 
 _MEASURED: dict[str, Any] = {"color": PLAIN, "marker": "o", "markersize": 2.6}
+_HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markersize": 3.6}
 _PREDICTED: dict[str, dict[str, Any]] = {  # by the end of the field's name in `Predictions`
-    "plain": {"label": "(1 + ρλ)² or 1 + ρλ", "linestyle": (0, (4, 2))},
+    "plain": {
+        "label": "(1 + ρλ)² or 1 + ρλ, λ of the class's own plain-CE Hessian",
+        "linestyle": (0, (4, 2)),
+    },
     "normalised": {"label": "with ρ/‖g‖ for ρ", "linestyle": (0, (1, 1.5))},
     "second_order": {"label": "second order, vᵀHg", "linestyle": (0, (6, 1.5, 1, 1.5))},
 }
+_GUIDE: dict[str, Any] = {"color": INK, "linewidth": 0.7}
 _BEYOND = 30.0  # a prediction leaves the panel where it is so many times the largest value
 _RADIUS = "SAM's radius ρ"
 
 
 def amplification_panels(
-    measured: Amplification | None, directions: Sequence[str], *, title: str = ""
+    measured: Amplification | None,
+    directions: Sequence[str],
+    *,
+    title: str = "",
+    shown: Sequence[int] | None = None,
 ) -> Figure:
     """Draw R(ρ) above and S(ρ) below, a column for each direction that has a name.
 
     Args:
         measured: what was measured; None leaves an empty place.
         directions: names of its rows; those called "random" are the controls.
-        title: of the figure.
+        title: of the figure: what was trained, and how.
+        shown: rows that get a column; by default all that have a name, for which four are room.
     """
-    named = [k for k, name in enumerate(directions) if name != "random"]
+    named = named_rows(directions) if shown is None else list(shown)
     controls = [k for k, name in enumerate(directions) if name == "random"]
     with mpl.rc_context(fname=STYLE):
         figure, panels = open_grid(max(1, len(named)), 2, 4.4, title)
@@ -46,18 +57,27 @@ def amplification_panels(
         for column, k in enumerate(named):
             above, below = panels[:, column]
             draw_amplification(above, measured, k, controls).set_title(directions[k])
+            number, of = measured.effective_batches[k], measured.components.shape[1]
+            above.set_xlabel(f"effective: {number:.3g} of {of} batches", fontsize=7)
             draw_amplification(below, measured, k, controls, kind="slope").set_xlabel(_RADIUS)
         panels[0, 0].set_ylabel("R = Σb² / Σa²")
         panels[1, 0].set_ylabel("S = Σab / Σa²")
         handles: list[Any] = [
             Line2D([], [], label="measured", **_MEASURED),
-            Patch(color=PLAIN, alpha=0.25, label="95 % over batches"),
+            Line2D([], [], label="measured, Taylor residual above 1", **_MEASURED | _HOLLOW),
+            *_band(measured, named),
+            Line2D([], [], label="1, as SGD", **_GUIDE),
             *(Line2D([], [], color=INK, **style) for style in _PREDICTED.values()),
         ]
         if controls:
             handles.append(Line2D([], [], color=OUTSIDE, label="random directions"))
         add_legend(figure, handles)
     return figure
+
+
+def named_rows(directions: Sequence[str]) -> list[int]:
+    """List the rows that are no controls."""
+    return [k for k, name in enumerate(directions) if name != "random"]
 
 
 def draw_amplification(
@@ -78,14 +98,15 @@ def draw_amplification(
         kind: the squared one, R, or the signed slope S: below zero the component is reversed.
 
     Returns:
-        The same axes.
+        The same axes. Markers are hollow where second order leaves more of the gradient's change
+        than it explains, in the median over the batches; without an interval there is no band.
     """
     if kind == "slope":
-        ax.axhline(0, color=INK, linewidth=0.7)
+        ax.axhline(0, color=INK, linewidth=1.4)
     found, radii = getattr(measured, kind), measured.radii
     for k in controls:
         ax.plot(radii, found.value[k], color=OUTSIDE, linewidth=0.5, alpha=0.6, label="control")
-    ax.axhline(1, color=INK, linewidth=0.7, linestyle=":")
+    ax.axhline(1, **_GUIDE)
     values = np.concatenate(
         [found.value[[row, *controls]].ravel(), found.low[row], found.high[row]]
     )
@@ -95,9 +116,29 @@ def draw_amplification(
         shown = np.abs(expected) <= _BEYOND * np.abs(values).max(initial=1.0)
         ax.plot(radii[shown], expected[shown], color=INK, linewidth=0.9, **style)
     ax.fill_between(radii, found.low[row], found.high[row], color=PLAIN, alpha=0.25, linewidth=0)
-    ax.plot(radii, found.value[row], **_MEASURED)
+    ax.plot(radii, found.value[row], label="measured", **_MEASURED)
+    lost = _unexplained(measured)
+    ax.plot(
+        radii[lost], found.value[row][lost], label="unexplained", **_MEASURED | _HOLLOW, ls="none"
+    )
     if kind == "squared":
         ax.set_yscale("log")
     elif np.abs(values).max(initial=0.0) > 10:
         ax.set_yscale("symlog", linthresh=1)
     return ax
+
+
+def _band(measured: Amplification, rows: Sequence[int]) -> list[Patch]:
+    """Name the band, if any of some rows has one."""
+    lows = [found.low[rows] for found in (measured.squared, measured.slope)]
+    if not np.isfinite(lows).any():
+        return []
+    return [Patch(color=PLAIN, alpha=0.25, label=f"{100 * measured.confidence:g} % over batches")]
+
+
+def _unexplained(measured: Amplification) -> Bool[np.ndarray, " r"]:
+    """Tell at which radii the median over the batches of the Taylor residual is above 1."""
+    known = np.isfinite(measured.taylor_residuals).any(axis=1)
+    lost = np.zeros(len(measured.radii), dtype=bool)
+    lost[known] = np.nanmedian(measured.taylor_residuals[known], axis=1) > 1
+    return lost

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from spectra.krylov.measure import Density, Kernel, SpectralMeasure
+from spectra.krylov.measure import Density, Kernel, SpectralMeasure, symlog_grid
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import number
 
@@ -33,14 +33,18 @@ from .pages import (
     OUTSIDE,
     PLAIN,
     STYLE,
+    TEXT,
+    Head,
     add_ribbon,
+    columns_on,
     facts_of,
     lay_out,
+    panel_width,
     size_of,
-    write_head,
+    width_of,
 )
 
-PANELS_PER_PAGE = 20
+PANELS_PER_PAGE = 15  # five rows: a page of print
 _DASHES: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2))}
 _TRIANGLE: dict[str, Any] = {"marker": "v", "color": INK, "markersize": 6.5, "linestyle": "none"}
 _TRIANGLE |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
@@ -93,7 +97,11 @@ class Scale:
 
 
 def density_grid(
-    analysis: Analysis, *, kernel: Kernel | None = None, page: int = PANELS_PER_PAGE
+    analysis: Analysis,
+    *,
+    kernel: Kernel | None = None,
+    page: int = PANELS_PER_PAGE,
+    width: float | None = None,
 ) -> list[Figure]:
     """Draw small multiples, one panel a spectrum, in the order of the analysis.
 
@@ -101,32 +109,37 @@ def density_grid(
         analysis: what was found; spectra without numbers get a panel that says why.
         kernel: smoothing of the densities; the analysis's own setting if None.
         page: most panels on one figure.
+        width: of the page in inches; below 7 the panels stand in one column, five at most. By
+            default 3.4 for a single panel, which is one column of print, else 7, which is two.
 
     Returns:
-        One figure a page, at most 10 inches wide; all panels of all pages share their axes.
+        One figure a page; all panels of all pages share their axes.
     """
     kernel = kernel or analysis.settings.get("kernel") or "default"
     spectra = analysis.spectra
     scale = Scale.of(spectra, kernel)
+    width = width or width_of(len(spectra))
+    page = page if width >= TEXT else min(page, 5)
     pages = max(1, math.ceil(len(spectra) / page))
     room = max(1, math.ceil(len(spectra) / pages))
-    columns = {1: 1, 2: 2, 4: 2}.get(room, 3 if room <= 6 or room == 9 else 4)
-    width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
-    facts = textwrap.wrap(facts_of(analysis, kernel=kernel), int(18.5 * width))
+    columns = columns_on(room, width)
     ribbon = any(s.caveat for s in spectra)
+    wide = panel_width(columns, width)
+    names = max((len(_heading(s, wide)) for s in spectra), default=1)
     groups = [analysis.group_of(s) for s in spectra]
     colours = [COLOURS.get(g or "", OUTSIDE if any(groups) else PLAIN) for g in groups]
     figures = []
     with mpl.rc_context(fname=STYLE):
         for i in range(pages):
             part = range(len(spectra))[i * room : (i + 1) * room]
+            number = {"page": f"{i + 1} of {pages}"} if pages > 1 else {}
+            facts = facts_of(analysis, kernel=kernel, **number)
             figure, panels = lay_out(
-                *(len(part), columns, width),
-                lines=len(facts), ribbon=ribbon, x="Eigenvalues", y="Density",
+                *(len(part), columns, Head(_name(analysis), facts, _handles(analysis), width)),
+                ribbon=ribbon, x="Eigenvalues", y="Density", names=names,
             )  # fmt: skip
             for ax, k in zip(panels, part, strict=True):
                 draw_density(ax, spectra[k], None, kernel, scale=scale, colour=colours[k])
-            _head(figure, analysis, facts, f"page {i + 1} of {pages}" if pages > 1 else "")
             figures.append(figure)
         _make_room([ax for figure in figures for ax in figure.axes], scale)
     return figures
@@ -141,7 +154,10 @@ def draw_density(
     scale: Scale | None = None,
     colour: str = PLAIN,
 ) -> Axes:
-    """Draw one density with its band, λmin and λmax marked, and its numbers in a box.
+    """Draw one density, λmin and λmax marked, and its numbers in a box.
+
+    Three probes or more are drawn as thin lines under their mean, with one standard error of its
+    logarithm as a band.
 
     Args:
         ax: empty axes.
@@ -166,9 +182,8 @@ def draw_density(
     grid, mean = density.grid, np.maximum(density.mean, scale.floor)
     line = tuple(0.62 * part for part in to_rgb(colour))
     ax.fill_between(grid, scale.floor, mean, color=colour, alpha=0.45, linewidth=0)
-    if density.low is not None and density.high is not None:
-        low, high = np.maximum(density.low, scale.floor), np.maximum(density.high, scale.floor)
-        ax.fill_between(grid, low, high, color=line, alpha=0.25, linewidth=0, label="band")
+    if len(measure.nodes) >= 3:
+        _draw_probes(ax, measure, density, kernel, scale.floor, line)
     ax.plot(grid, mean, color=line, label="density")
     for name, value in (("λmin", spectrum.lambda_min), ("λmax", spectrum.lambda_max)):
         if value is not None:
@@ -181,6 +196,37 @@ def draw_density(
     box.set(fontsize=7, family="DejaVu Sans Mono", linespacing=1.25, zorder=5, gid="numbers")
     box.set_bbox(_BOX)
     return ax
+
+
+def _draw_probes(
+    ax: Axes,
+    measure: SpectralMeasure,
+    mean: Density,
+    kernel: Kernel,
+    floor: float,
+    colour: tuple[float, ...],
+) -> None:
+    """Draw the probes, and mean · exp(± s.e. / mean).
+
+    An interval on the axis of the density itself ends below zero wherever the probes' nodes lie
+    apart, and hangs in stripes on a logarithmic one. s.e. / mean is 1 at most, so that this band is
+    0.43 decades wide to each side at most.
+    """
+    low, high = measure.support
+    lines = []
+    for nodes, weights in zip(measure.nodes, measure.weights, strict=True):
+        # The ends of all probes, without weight: a probe is smoothed as in the mean.
+        held = np.concatenate(([low], nodes, [high])), np.concatenate(([0.0], weights, [0.0]))
+        alone = SpectralMeasure((held[0],), (held[1],), measure.dim)
+        lines.append(alone.density(mean.grid, kernel).mean)
+        ax.plot(
+            mean.grid, np.maximum(lines[-1], floor),
+            color=colour, linewidth=0.4, alpha=0.6, label="probe",
+        )  # fmt: skip
+    error = np.std(lines, axis=0, ddof=1) / math.sqrt(len(lines))
+    spread = np.exp(np.divide(error, mean.mean, out=np.zeros_like(error), where=mean.mean > 0))
+    ends = (np.maximum(end, floor) for end in (mean.mean / spread, mean.mean * spread))
+    ax.fill_between(mean.grid, *ends, color=colour, alpha=0.3, linewidth=0, label="band")
 
 
 def _set_axes(ax: Axes, scale: Scale) -> None:
@@ -201,10 +247,22 @@ def _set_axes(ax: Axes, scale: Scale) -> None:
 
 def _title(ax: Axes, spectrum: ClassSpectrum) -> None:
     top = add_ribbon(ax, shown=spectrum.caveat is not None)
-    name = f" · {spectrum.name}" if spectrum.name not in ("", spectrum.label) else ""
-    room = int((size_of(ax)[0] - 0.62) / 0.066)  # inches a letter, beside the count
-    ax.set_title(textwrap.shorten(f"{spectrum.label}{name}", room, placeholder="…"), y=top)
+    ax.set_title("\n".join(_heading(spectrum, size_of(ax)[0])), y=top)
     ax.set_title(f"n = {spectrum.count}", loc="right", y=top, fontweight="normal", fontsize=7)
+
+
+def _heading(spectrum: ClassSpectrum, width: float) -> list[str]:
+    """Give the lines of a panel's title: the label whole, the name behind or below it."""
+    counted = 0.1 + 0.055 * len(f"n = {spectrum.count}")  # inches
+    room, beside = int(width / 0.075), int((width - counted) / 0.075)  # letters
+    name = spectrum.name if spectrum.name != spectrum.label else ""
+    together = f"{spectrum.label} · {name}" if name else spectrum.label
+    if len(together) <= beside:
+        return [together]
+    label = textwrap.wrap(spectrum.label, room)
+    if not name and len(label[-1]) <= beside:
+        return label
+    return [*label, textwrap.shorten(name, beside, placeholder="…")]
 
 
 def _numbers(s: ClassSpectrum) -> str:
@@ -216,10 +274,13 @@ def _numbers(s: ClassSpectrum) -> str:
     return "\n".join(lines + ["not converged"] * (not s.converged))
 
 
-def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -> None:
-    """Write above the panels whose they are and what their marks mean."""
+def _name(analysis: Analysis) -> str:
     epoch = analysis.checkpoint.get("epoch")
-    title = f"{analysis.checkpoint.get('file', '')}{'' if epoch is None else f'  epoch {epoch}'}"
+    return f"{analysis.checkpoint.get('file', '')}{'' if epoch is None else f', epoch {epoch}'}"
+
+
+def _handles(analysis: Analysis) -> list[Any]:
+    """List what the marks mean."""
     groups = {analysis.group_of(s) for s in analysis.spectra}
     handles: list[Any] = [
         Patch(color=colour, alpha=0.6, label=f"{name} classes")
@@ -228,10 +289,11 @@ def _head(figure: Figure, analysis: Analysis, facts: Sequence[str], page: str) -
     ]
     handles.append(Line2D([], [], label="λmin, λmax", **_DASHES))
     if any(s.measure is not None and len(s.measure.nodes) >= 3 for s in analysis.spectra):
-        handles.append(Patch(color=INK, alpha=0.3, label="95 % band over probes"))
+        handles.append(Line2D([], [], color=INK, alpha=0.6, linewidth=0.4, label="single probes"))
+        handles.append(Patch(color=INK, alpha=0.3, label="mean ± s.e., of the logarithm"))
     if any(s.proven for s in analysis.spectra):
         handles.append(Line2D([], [], label="negative curvature proven", **_TRIANGLE))
-    write_head(figure, title, facts, handles, page=page)
+    return handles
 
 
 def _make_room(panels: Sequence[Axes], scale: Scale) -> None:
@@ -257,7 +319,9 @@ def _curve(measure: SpectralMeasure, scale: Scale, kernel: Kernel) -> Density:
     around = np.geomspace(1e-5, 0.3, 20)
     near = nodes[:, None] + size[:, None] * np.concatenate((-around, [0.0], around))
     ends = np.array([scale.low, scale.high])
-    grid = np.unique(np.concatenate((ends, near.ravel(), measure.symlog_grid())))
+    # Of panels that share an axis, it may reach far beyond this spectrum.
+    axis = symlog_grid(*ends.tolist(), scale.linear, 600)
+    grid = np.unique(np.concatenate((ends, axis, near.ravel(), measure.symlog_grid())))
     density = measure.density(grid[(grid >= ends[0]) & (grid <= ends[1])], kernel)
     # Of all the points in one pixel only the highest shows: no kernel is lost.
     left, right = np.arcsinh(ends / scale.linear)

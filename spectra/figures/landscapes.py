@@ -1,38 +1,51 @@
-"""Draw everything that a stored landscape holds."""
+"""Draw everything that a stored landscape holds, four columns a page."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 from matplotlib.figure import Figure
 
 from spectra.landscape import Landscape
 
-from .amplifications import amplification_panels
+from .amplifications import amplification_panels, named_rows
+from .pages import COLUMNS
 from .slices import slice_panels
 from .surfaces import surface_panels
+
+Held = TypeVar("Held")
 
 
 def landscape_pages(landscape: Landscape) -> dict[str, list[Figure]]:
     """Draw everything that a landscape holds.
 
     Returns:
-        Figures by name: slices, and surfaces and amplification where they were looked at.
+        Pages by name: slices, and surfaces and amplification where they were looked at. The panels
+        of a page share their scales, those of two pages do not.
     """
     title = str(landscape.checkpoint.get("file", ""))
     ends: tuple[Literal["λmin", "λmax"], ...] = ("λmin", "λmax")
     planes: tuple[Literal["Ritz", "random"], ...] = ("Ritz", "random")
-    slices = {f"{x}, {end}": landscape.slice(x, end) for x in landscape.labels for end in ends}
-    surfaces = {
-        f"{x}, {plane} plane": seen
+    slices = [(f"{x}, {end}", landscape.slice(x, end)) for x in landscape.labels for end in ends]
+    surfaces = [
+        (f"{x}, {plane} plane", seen)
         for x in landscape.labels
         for plane in planes
         if (seen := landscape.surface(x, plane)) is not None
-    }
-    pages = {"slices": [slice_panels(slices, title=title)]}
+    ]
+    pages = {"slices": [slice_panels(dict(part), title=title) for part in _paged(slices)]}
     if surfaces:
-        pages["surfaces"] = [surface_panels(surfaces, title=title)]
-    if landscape.amplification is not None:
-        measured = landscape.amplification
-        pages["amplification"] = [amplification_panels(measured, landscape.directions, title=title)]
+        pages["surfaces"] = [surface_panels(dict(part), title=title) for part in _paged(surfaces)]
+    if (measured := landscape.amplification) is not None:
+        names = landscape.directions
+        pages["amplification"] = [
+            amplification_panels(measured, names, title=title, shown=part)
+            for part in _paged(named_rows(names))
+        ]
     return pages
+
+
+def _paged(columns: Sequence[Held]) -> list[Sequence[Held]]:
+    """Cut columns into pages; no column is one empty page."""
+    return [columns[i : i + COLUMNS] for i in range(0, max(1, len(columns)), COLUMNS)]

@@ -18,24 +18,24 @@ from matplotlib.figure import Figure
 
 from spectra.errors import SpectraError
 
-from .pages import COLOURS, INK, PLAIN, STYLE
+from .pages import COLOURS, INK, PLAIN, STYLE, width_of
 
 _GROUPS = ("head", "mid", "tail")
 _MARKERS = dict(zip(_GROUPS, "o^s", strict=True))
 
 
-def learning_curves(runs: Mapping[str, Path], *, width: float = 6.4) -> Figure:
+def learning_curves(runs: Mapping[str, Path], *, width: float | None = None) -> Figure:
     """Draw accuracy above and loss below, a column for each run.
 
     Args:
         runs: title of each run, and its metrics.csv.
-        width: of the figure in inches.
+        width: of the figure in inches; by default one column of print for a run, else both.
 
     Raises:
         SpectraError: for a file that is no metrics.csv of the trainer.
     """
     with mpl.rc_context(fname=STYLE):
-        figure = Figure(figsize=(width, 4.2), layout="constrained")
+        figure = Figure(figsize=(width or width_of(len(runs)), 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(
             2, len(runs), sharex=True, sharey="row", squeeze=False, height_ratios=(1.5, 1)

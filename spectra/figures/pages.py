@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +22,116 @@ from spectra.results import CAVEAT, Analysis
 COLOURS = {"head": "#F08080", "mid": "#6495ED", "tail": "#FFD700"}
 PLAIN, OUTSIDE, ALARM, INK = "#1f77b4", "#8C8C8C", "#B22222", "#262626"
 STYLE = Path(__file__).parents[1] / "spectra.mplstyle"
-RIBBON, LINE = 0.15, 0.14  # inches: heights of a ribbon and of a line of facts
-_WIDTHS = {1: 3.6, 2: 6.4, 3: 8.4}  # of grids, inches by columns; 10 for more
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.62, 0.08, 0.78, 0.42  # inches around the panels
+COLUMN, TEXT = 3.4, 7.0  # inches: widths of one column and of both; wider would print too small
+COLUMNS = 4  # most panels side by side
+RIBBON = 0.15  # inches: height of a ribbon
+_LEFT, _RIGHT, _BOTTOM, _GAP = 0.62, 0.1, 0.42, 0.14  # inches around the panels and between them
+_TITLE, _FACT, _KEY, _NAME = 0.19, 0.14, 0.165, 0.14  # inches: lines of the head and of a panel
+_LETTERS = {"title": 0.081, "fact": 0.054, "key": 0.06}  # inches: widths, a little generous
+
+
+@dataclass(frozen=True)
+class Head:
+    """Say above the panels whose they are and what their marks mean, in as many lines as it takes.
+
+    Args:
+        title: bold, at the left.
+        facts: below it, in one string.
+        handles: of the legend below them.
+        width: of the page in inches.
+    """
+
+    title: str
+    facts: str
+    handles: Sequence[Any]
+    width: float
+
+    @property
+    def height(self) -> float:
+        """Tell how many inches it takes from the top."""
+        lines = _TITLE * len(self._titles) + _FACT * len(self._facts)
+        return 0.18 + lines + _KEY * math.ceil(len(self.handles) / self._across)
+
+    def write(self, figure: Figure) -> None:
+        """Write it."""
+        width, height = figure.get_size_inches()
+        left, top = 0.12 / width, height - 0.1
+        figure.text(left, top / height, "\n".join(self._titles), va="top", fontweight="bold")
+        top -= 0.02 + _TITLE * len(self._titles)
+        facts = figure.text(left, top / height, "\n".join(self._facts), va="top", fontsize=7.5)
+        facts.set_linespacing(1.3)
+        anchor = (0.05 / width, (top - _FACT * len(self._facts)) / height)
+        if self.handles:
+            figure.legend(
+                handles=self.handles, loc="upper left", bbox_to_anchor=anchor, ncols=self._across
+            )
+
+    @property
+    def _titles(self) -> list[str]:
+        return textwrap.wrap(self.title, self._room("title"))
+
+    @property
+    def _facts(self) -> list[str]:
+        return textwrap.wrap(self.facts, self._room("fact"))
+
+    @property
+    def _across(self) -> int:
+        return columns_of(self.handles, self.width)
+
+    def _room(self, kind: str) -> int:
+        return int((self.width - 0.2) / _LETTERS[kind])
+
+
+def columns_of(handles: Sequence[Any], width: float) -> int:
+    """Count the columns of a legend that fit beside each other; it is filled down the columns."""
+    sizes = [0.45 + _LETTERS["key"] * len(handle.get_label()) for handle in handles]
+    for columns in range(len(sizes), 1, -1):
+        parts = np.array_split(sizes, columns)
+        if sum(float(part.max()) for part in parts) < width - 0.1:
+            return columns
+    return 1
+
+
+def width_of(count: int) -> float:
+    """Choose the width of a page: one column for a single panel, else both."""
+    return COLUMN if count < 2 else TEXT
+
+
+def columns_on(count: int, width: float) -> int:
+    """Choose how many panels stand side by side on a page."""
+    return 1 if width < TEXT else {1: 1, 2: 2, 4: 2}.get(count, 3)
+
+
+def panel_width(columns: int, width: float) -> float:
+    """Give the width of the panels of `lay_out` in inches."""
+    return (width - _LEFT - _RIGHT - _GAP * (columns - 1)) / columns
 
 
 def lay_out(
-    count: int,
-    columns: int,
-    width: float,
-    *,
-    lines: int,
-    ribbon: bool,
-    x: str,
-    y: str,
+    count: int, columns: int, head: Head, *, ribbon: bool, x: str, y: str, names: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """Lay panels out in inches, so that nothing depends on what is drawn in them.
 
     Args:
         count: panels.
         columns: of panels.
-        width: of the figure in inches.
-        lines: of facts above the panels.
+        head: what stands above them; it is written, too.
         ribbon: whether room for ribbons is needed.
         x: label of the common axis.
         y: label of the other.
+        names: lines of the panels' titles.
     """
-    top, gap = _TOP + LINE * lines + RIBBON * ribbon, 0.36 + RIBBON * ribbon
-    wide = (width - _LEFT - _RIGHT - 0.14 * (columns - 1)) / columns
-    high = wide * (0.62 if columns < 4 else 0.7)
+    width, room = head.width, _NAME * names + RIBBON * ribbon
+    top, gap = head.height + 0.1 + room, 0.22 + room
+    wide = panel_width(columns, width)
+    high = wide * 0.62
     rows = max(1, math.ceil(count / columns))
     height = top + rows * high + (rows - 1) * gap + _BOTTOM
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     panels = []
     for k in range(count):
-        left = _LEFT + k % columns * (wide + 0.14)
+        left = _LEFT + k % columns * (wide + _GAP)
         low = height - top - high - k // columns * (high + gap)
         ax = figure.add_axes((left / width, low / height, wide / width, high / height))
         ax.tick_params(labelleft=k % columns == 0, labelbottom=k + columns >= count)
@@ -63,6 +139,7 @@ def lay_out(
     middle = (height - top + _BOTTOM) / 2 / height
     figure.text(0.12 / width, middle, y, rotation=90, ha="left", va="center")
     figure.text((width + _LEFT - _RIGHT) / 2 / width, 0.08 / height, x, ha="center")
+    head.write(figure)
     return figure, panels
 
 
@@ -81,10 +158,10 @@ def open_grid(
     Returns:
         The figure, and its axes (rows, columns).
     """
-    figure = Figure(figsize=(_WIDTHS.get(columns, 10.0), height), layout="constrained")
+    figure = Figure(figsize=(width_of(columns), height), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9.5)
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     panels = np.empty((rows, columns), dtype=object)
     for k in range(rows * columns):
         kind = {"projection": "3d"} if solid_below and k >= columns else {}
@@ -103,7 +180,7 @@ def leave_empty(*panels: Axes) -> None:
 
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     """Write a legend below everything, as many in a row as there is room for."""
-    columns = max(1, int(figure.get_figwidth() / 2.4))
+    columns = columns_of(handles, figure.get_figwidth())
     figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
@@ -122,35 +199,6 @@ def facts_of(*analyses: Analysis, **more: object) -> str:
         for key, values in held.items()
         if values
     )
-
-
-def write_head(
-    figure: Figure,
-    title: str,
-    facts: Sequence[str],
-    handles: Sequence[Any],
-    *,
-    page: str = "",
-    columns: int | None = None,
-) -> None:
-    """Write above the panels whose they are and what their marks mean.
-
-    Args:
-        figure: the page.
-        title: bold, at the left.
-        facts: lines below it.
-        handles: of the legend below them.
-        page: at the right.
-        columns: of the legend; all in one row if None.
-    """
-    width, height = figure.get_size_inches()
-    left, top, below = 0.12 / width, 1 - 0.1 / height, 1 - 0.31 / height
-    figure.text(left, top, title, va="top", fontweight="bold", fontsize=9.5)
-    figure.text(1 - _RIGHT / width, top, page, va="top", ha="right")
-    figure.text(left, below, "\n".join(facts), va="top", fontsize=7.5, linespacing=1.3)
-    anchor = (0.05 / width, below - LINE * len(facts) / height)
-    columns = columns or len(handles)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=columns)
 
 
 def add_ribbon(ax: Axes, *, shown: bool) -> float:

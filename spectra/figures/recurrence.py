@@ -7,7 +7,6 @@ steps, from their scale to that of the bulk.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +19,14 @@ from matplotlib.lines import Line2D
 from spectra.comparisons import named
 from spectra.results import Analysis, ClassSpectrum
 
-from .pages import INK, OUTSIDE, STYLE, facts_of, lay_out, write_head
+from .pages import INK, OUTSIDE, STYLE, Head, columns_on, facts_of, lay_out, width_of
 
-# Dark to light and dash by dash: told apart in grey as well.
-_LOOKS: tuple[dict[str, Any], ...] = (
-    {"color": "#08306b", "linestyle": "-"},
-    {"color": "#2b7bba", "linestyle": (0, (5, 1))},
-    {"color": "#e08214", "linestyle": (0, (3, 1, 1, 1))},
-    {"color": "#b2182b", "linestyle": "-"},
-    {"color": "#7f7f7f", "linestyle": (0, (1, 1))},
+# Dark to light and dash by dash: told apart in grey as well. Seven dashes go round as often as four
+# colours do, and 28 looks are distinct, for neither number divides the other.
+_COLOURS = ("#08306b", "#2b7bba", "#b2182b", "#7f7f7f")
+_DASHES: tuple[Any, ...] = (
+    *("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))),
+    *((0, (9, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2))),
 )
 _HALF: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2))}
 
@@ -40,7 +38,7 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
         analyses: each with the name of the run that it is of.
 
     Returns:
-        One figure, at most 10 inches wide; all panels share their axes.
+        One figure; all panels share their axes.
     """
     panels: dict[str, list[tuple[str, ClassSpectrum]]] = {}
     for run, analysis in analyses:
@@ -48,16 +46,19 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
             if s.runs and s.lambda_max:
                 panels.setdefault(f"{run}, {s.label}", []).append((named(analysis, s), s))
     names = list(dict.fromkeys(name for held in panels.values() for name, _ in held))
-    looks = {name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(names)}
-    columns = min(3, max(1, len(panels))) if len(panels) != 4 else 2
-    width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
-    facts = textwrap.wrap(facts_of(*(analysis for _, analysis in analyses)), int(18.5 * width))
+    looks = {
+        name: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _DASHES[i % len(_DASHES)]}
+        for i, name in enumerate(names)
+    }
+    width = width_of(len(panels))
+    facts = facts_of(*(analysis for _, analysis in analyses))
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     handles.append(Line2D([], [], label="constant T: 1/2", **_HALF))
+    head = Head("What the recurrence sees", facts, handles, width)
     with mpl.rc_context(fname=STYLE):
         figure, axes = lay_out(
-            *(len(panels), columns, width),
-            lines=len(facts), ribbon=False, x="Lanczos step", y="β / λmax",
+            *(len(panels), columns_on(len(panels), width), head),
+            ribbon=False, x="Lanczos step", y="β / λmax",
         )  # fmt: skip
         for ax, (title, held) in zip(axes, panels.items(), strict=True):
             for name, s in held:
@@ -66,7 +67,6 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
         ends = np.array([ax.get_ylim() for ax in axes])
         for ax in axes:
             ax.set_ylim(ends[:, 0].min(), max(1.0, ends[:, 1].max()))
-        write_head(figure, "What the recurrence sees", facts, handles)
     return figure
 
 

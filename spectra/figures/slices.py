@@ -1,7 +1,8 @@
-"""Draw how the loss bends along w + tv, twice.
+"""Draw the loss along w + tv, three times.
 
-Without its tangent beside the parabola ½ t² vᵀHv, and as second and slope differences at every
-distance beside vᵀHv, with bars of rounding.
+Without its tangent beside the parabola ½ t² vᵀHv, a little farther than it bends to the same side;
+as second and slope differences at every distance beside vᵀHv, with bands of rounding; and as it is,
+over the same distances and heights for all lines.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, SymmetricalLogLocator
 
 from spectra.landscape import Differences, Slice
+from spectra.tables import number
 
 from .pages import ALARM, INK, PLAIN, STYLE, add_legend, leave_empty, open_grid
 
@@ -27,15 +29,22 @@ _SECOND: dict[str, Any] = {"color": PLAIN, "marker": "o", "markersize": 2.6}
 _SLOPES: dict[str, Any] = {"color": ALARM, "marker": "^", "markersize": 3.2, "linewidth": 0.8}
 
 
+_OUTSIDE: dict[str, Any] = {"color": INK, "marker": 6, "markersize": 5, "linestyle": "none"}
+_FAR = 3.0  # the panel ends at so many times the parabola or the usual loss
+_COMMON = 0.5  # how far the loss itself is drawn
+
+
 def slice_panels(slices: Mapping[str, Slice | None], *, title: str = "") -> Figure:
-    """Draw slices side by side: the loss above, its curvature by differences below.
+    """Draw slices side by side: the loss without tangent, its curvature below, then the loss.
 
     Args:
         slices: by what stands above each; None leaves its place empty.
         title: of the figure.
     """
+    seen = [cut for cut in slices.values() if cut is not None]
+    reach = min([_COMMON, *(float(cut.distances[-1]) for cut in seen)])
     with mpl.rc_context(fname=STYLE):
-        figure, panels = open_grid(len(slices), 2, 4.4, title)
+        figure, panels = open_grid(len(slices), 3, 6.0, title)
         for column, (name, cut) in enumerate(slices.items()):
             panels[0, column].set_title(name, y=1.0, pad=12)  # above a power of ten, or none
             if cut is None:
@@ -43,15 +52,21 @@ def slice_panels(slices: Mapping[str, Slice | None], *, title: str = "") -> Figu
                 continue
             draw_slice(panels[0, column], cut)
             draw_differences(panels[1, column], cut)
-            panels[0, column].set_xlabel("t")
-            panels[1, column].set_xlabel("t")
-        panels[0, 0].set_ylabel("L(w + tv) − L(w) − t·a")
-        panels[1, 0].set_ylabel("Curvature along v")
+            draw_loss(panels[2, column], cut, reach=reach)
+            panels[2, column].set_xlabel("t")
+        drawn = [ax for ax, cut in zip(panels[2], slices.values(), strict=True) if cut is not None]
+        ends = [ax.get_ylim() for ax in drawn]
+        for ax in drawn:
+            ax.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+        panels[0, 0].set_ylabel("L(w+tv) − L(w) − t·a,\nwhile bent to H's side")
+        panels[1, 0].set_ylabel("Curvature along v,\nat the distance t")
+        panels[2, 0].set_ylabel("L(w+tv),\nin all panels alike")
         handles = [
-            Line2D([], [], label="loss without tangent; second difference", **_SECOND),
+            Line2D([], [], label="loss; second difference", **_SECOND),
             Line2D([], [], label="slope difference", **_SLOPES),
             Line2D([], [], label="of the Hessian: ½ t² vᵀHv; vᵀHv", **_HESSIAN),
-            Patch(color=PLAIN, alpha=0.2, label="bound of the rounding"),
+            Patch(color=PLAIN, alpha=0.2, label="rounding, estimated"),
+            Line2D([], [], label="outside the panel", **_OUTSIDE),
         ]
         add_legend(figure, handles)
     return figure
@@ -63,28 +78,73 @@ def draw_slice(ax: Axes, cut: Slice, *, reach: float | None = None) -> Axes:
     Args:
         ax: empty axes.
         cut: what to draw.
-        reach: how far to both sides; by default where the loss still bends to the Hessian's side.
+        reach: how far to both sides; by default a little farther than the loss bends to the
+            Hessian's side.
 
     Returns:
-        The same axes.
+        The same axes. A value that would leave the parabola flat, and one that is no number, does
+        not set the scale; the former is marked at the edge.
     """
     reach = reach or _reach(cut)
-    near = np.abs(cut.positions) <= reach * (1 + 1e-9)
-    t, bends = cut.positions[near], cut.bends[near]
+    with np.errstate(invalid="ignore"):
+        left = cut.bends
+    near = (np.abs(cut.positions) <= reach * (1 + 1e-9)) & np.isfinite(left)
+    t, bends = cut.positions[near], left[near]
     fine = np.linspace(-reach, reach, 201)
+    parabola = 0.5 * fine**2 * _finite(cut.second_difference.curvature)
+    usual = float(np.quantile(np.abs(bends), 0.75)) if len(bends) else 0.0
+    most = _FAR * max(float(np.abs(parabola).max()), usual)
+    shown = np.abs(bends) <= most
     ax.plot(t, bends, linewidth=0.8, label="loss", **_SECOND)
-    ax.plot(fine, 0.5 * fine**2 * cut.second_difference.curvature, label="parabola", **_HESSIAN)
-    low, high = min(0.0, float(bends.min())), max(0.0, float(bends.max()))
-    room = 0.15 * (high - low) or 1.0
+    ax.plot(fine, parabola, label="parabola", **_HESSIAN)
+    low = min(0.0, float(bends[shown].min(initial=0.0)))
+    high = max(0.0, float(bends[shown].max(initial=0.0)))
     # Where the parabola goes astray it must not flatten what was measured.
-    parabola = 0.5 * reach**2 * cut.second_difference.curvature
-    ax.set_ylim(
-        low - room + max(min(0.0, parabola - low), low - high),
-        high + room + min(max(0.0, parabola - high), high - low),
+    low, high = (
+        low + max(min(0.0, float(parabola.min()) - low), low - high),
+        high + min(max(0.0, float(parabola.max()) - high), high - low),
     )
+    room = 0.15 * (high - low) or 1.0
+    ax.set_ylim(low - room, high + room)
+    for above in (False, True):
+        edge = {**_OUTSIDE, "marker": 6 if above else 7}
+        there = t[~shown & (bends > 0 if above else bends < 0)]
+        height = 0.94 if above else 0.06
+        ax.plot(
+            there, np.full(len(there), height),
+            transform=ax.get_xaxis_transform(), label="outside", **edge,
+        )  # fmt: skip
     ax.set_xlim(-1.05 * reach, 1.05 * reach)
     ax.ticklabel_format(scilimits=(-2, 3))
-    ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+    ax.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))
+    ax.xaxis.get_offset_text().set_visible(False)  # it is said in the label
+    ax.set_xlabel(f"|t| ≤ {number(reach)}")
+    ax.tick_params(labelbottom=False)
+    return ax
+
+
+def draw_loss(ax: Axes, cut: Slice, *, reach: float = _COMMON) -> Axes:
+    """Draw the loss along a line as it is, logarithmic.
+
+    Args:
+        ax: empty axes.
+        cut: what to draw; of losses that are not positive or no number nothing is seen.
+        reach: how far to both sides.
+
+    Returns:
+        The same axes; they end two decades below L(w).
+    """
+    near = (np.abs(cut.positions) <= reach * (1 + 1e-9)) & np.isfinite(cut.losses)
+    t, losses = cut.positions[near], cut.losses[near]
+    ax.set_yscale("log", nonpositive="mask")
+    ax.plot(t, losses, linewidth=0.8, label="loss", **_SECOND)
+    middle = cut.loss if math.isfinite(cut.loss) and cut.loss > 0 else 1.0
+    positive = losses[losses > 0]
+    low = max(float(positive.min(initial=middle)), middle / 100)
+    ax.set_ylim(low / 2, 2 * float(positive.max(initial=middle)))
+    ax.set_xlim(-1.05 * reach, 1.05 * reach)
+    ax.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))
+    ax.yaxis.set_major_locator(LogLocator(numticks=5))
     return ax
 
 
@@ -98,7 +158,7 @@ def draw_differences(ax: Axes, cut: Slice) -> Axes:
     Returns:
         The same axes.
     """
-    curvature = cut.second_difference.curvature
+    curvature = _finite(cut.second_difference.curvature)
     unit = 10.0 ** math.floor(math.log10(abs(curvature) or 1.0))
     pairs: list[tuple[Differences | None, dict[str, Any]]] = [
         (cut.second_difference, _SECOND),
@@ -108,7 +168,8 @@ def draw_differences(ax: Axes, cut: Slice) -> Axes:
     for found, style in pairs:
         if found is None:
             continue
-        told = found.errors < 10 * abs(curvature)  # elsewhere it is all rounding
+        # Elsewhere it is all rounding, or no number.
+        told = (found.errors < 10 * abs(curvature)) & np.isfinite(found.values)
         t, values, errors = found.distances[told], found.values[told], found.errors[told]
         ax.fill_between(
             t, values - errors, values + errors, color=style["color"], alpha=0.2, linewidth=0
@@ -122,11 +183,15 @@ def draw_differences(ax: Axes, cut: Slice) -> Axes:
     low, high = unit * np.sinh(ends + (0.1 * np.ptp(ends) + 0.2) * np.array([-1, 1]))
     ax.set_ylim(low, high)
     ticks = SymmetricalLogLocator(base=10, linthresh=unit)
-    ticks.set_params(numticks=6)
+    ticks.set_params(numticks=5)
     ax.yaxis.set_major_locator(ticks)
     ax.set_xlim(cut.distances[0] / 1.5, cut.distances[-1] * 1.5)
-    ax.xaxis.set_major_locator(LogLocator(numticks=5))
+    ax.xaxis.set_major_locator(LogLocator(numticks=4))
     return ax
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
 
 
 def _reach(cut: Slice) -> float:

@@ -21,7 +21,19 @@ from matplotlib.ticker import MaxNLocator
 from spectra.trajectories import RunTrajectory, Trajectory, nonconvexity_of_probes
 from spectra.trajectories.published import EPOCHS
 
-from .pages import COLOURS, INK, PLAIN, STYLE, add_ribbon, facts_of, lay_out, size_of, write_head
+from .pages import (
+    COLOURS,
+    INK,
+    PLAIN,
+    STYLE,
+    Head,
+    add_ribbon,
+    columns_on,
+    facts_of,
+    lay_out,
+    size_of,
+    width_of,
+)
 
 _MARKERS = "os^Dv<>p*h"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1, 1, 1)))
@@ -30,35 +42,29 @@ _HOLLOW: dict[str, Any] = {"linestyle": "none", "fillstyle": "none", "markersize
 _MOST = 14  # entries of the legend; of more classes only the groups are named
 
 
-def trajectory_panels(trajectory: Trajectory) -> Figure:
+def trajectory_panels(trajectory: Trajectory, *, width: float | None = None) -> Figure:
     """Draw all runs side by side, over the same axes.
 
     Args:
         trajectory: what was found.
-
-    Returns:
-        One figure, at most 10 inches wide.
+        width: of the page in inches; below 7 the runs stand below each other. By default 3.4 for
+            a single run, which is one column of print, else 7, which is two.
     """
     runs = trajectory.runs
-    columns = min(3, max(1, len(runs)))
-    width = {1: 6.4, 2: 8.0}.get(columns, 10.0)
+    width = width or width_of(len(runs))
     analyses = [analysis for run in runs for analysis in run.analyses]
-    facts = textwrap.wrap(facts_of(*analyses), int(18.5 * width))
-    handles = _handles(runs)
-    across = min(len(handles), int(width / 1.6)) or 1
-    lines = len(facts) + math.ceil(len(handles) / across) - 1
+    head = Head("Non-convexity during training", facts_of(*analyses), _handles(runs), width)
     ribbon = any(spectrum.caveat for a in analyses for spectrum in a.spectra)
     with mpl.rc_context(fname=STYLE):
         figure, panels = lay_out(
-            *(len(runs), columns, width),
-            lines=lines, ribbon=ribbon, x="Epoch", y="|λmin| / λmax",
+            *(len(runs), columns_on(len(runs), width), head),
+            ribbon=ribbon, x="Epoch", y="|λmin| / λmax",
         )  # fmt: skip
         for ax, run in zip(panels, runs, strict=True):
             draw_trajectory(ax, run)
         ends = [(ax.get_xlim()[1], ax.get_ylim()[1]) for ax in panels]
         for ax in panels:
             _set_limits(ax, *map(max, zip(*ends, strict=True)))
-        write_head(figure, "Non-convexity during training", facts, handles, columns=across)
     return figure
 
 
@@ -112,7 +118,7 @@ def _styles(run: RunTrajectory) -> dict[str, dict[str, Any]]:
         assert spectrum is not None
         group = analysis.group_of(spectrum)
         k = used[group] = used.get(group, -1) + 1
-        colour = tuple(0.8 * part for part in to_rgb(COLOURS.get(group or "", PLAIN)))
+        colour = tuple(0.65 * part for part in to_rgb(COLOURS.get(group or "", PLAIN)))
         styles[label] = {
             "color": INK if not spectrum.classes else colour,
             "marker": _MARKERS[len(styles) % len(_MARKERS)],

@@ -32,6 +32,8 @@ examples:
 --protocol, --augment and --basis none have no fixed function, or no vectors, and are refused.
 The files are described at the head of spectra/landscape/stored.py."""
 
+_FIGURES = ("slices", "surfaces", "amplification")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
@@ -69,6 +71,9 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     drawn = []
     for name, pages in figures.landscape_pages(found).items():
         drawn += figures.save(pages, folder, name)
+    for old in {folder / f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")}:
+        if old not in drawn:  # of an earlier run, which looked at more
+            old.unlink(missing_ok=True)
     if not options.quiet:
         print("\n".join(_lines(found)))
         files = ["landscape.json", "landscape.npz", *(path.name for path in drawn)]
