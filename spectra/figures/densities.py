@@ -320,7 +320,7 @@ def _curve(measure: SpectralMeasure, scale: Scale, kernel: Kernel) -> Density:
     near = nodes[:, None] + size[:, None] * np.concatenate((-around, [0.0], around))
     ends = np.array([scale.low, scale.high])
     # Of panels that share an axis, it may reach far beyond this spectrum.
-    axis = symlog_grid(*ends.tolist(), scale.linear, 600)
+    axis = symlog_grid(scale.low, scale.high, scale.linear, 600)
     grid = np.unique(np.concatenate((ends, axis, near.ravel(), measure.symlog_grid())))
     density = measure.density(grid[(grid >= ends[0]) & (grid <= ends[1])], kernel)
     # Of all the points in one pixel only the highest shows: no kernel is lost.
