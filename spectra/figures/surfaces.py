@@ -19,8 +19,8 @@ from spectra.landscape import Surface
 from .pages import ALARM, INK, OUTSIDE, STYLE, leave_empty, open_grid
 
 # Without its darkest fifth, so that black, which is below the scale, is darker in grey as well.
-_COLOURS = ListedColormap(mpl.colormaps["cividis"](np.linspace(0.2, 1, 256)))
-_COLOURS = _COLOURS.with_extremes(under="black", bad=OUTSIDE)
+_CIVIDIS = mpl.colormaps["cividis"](np.linspace(0.2, 1, 256))
+_COLOURS = ListedColormap(_CIVIDIS).with_extremes(under="black", bad=OUTSIDE)
 _LEVELS = 15
 
 
