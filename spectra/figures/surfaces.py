@@ -36,7 +36,7 @@ def surface_panels(surfaces: Mapping[str, Surface | None], *, title: str = "") -
     """
     scale = _common(*(seen for seen in surfaces.values() if seen is not None))
     with mpl.rc_context(fname=STYLE):
-        figure, panels = open_grid(len(surfaces), 2, 4.0, title, solid_below=True)
+        figure, panels = open_grid(len(surfaces), 2, 4.2, title, solid_below=True)
         for column, (name, seen) in enumerate(surfaces.items()):
             panels[0, column].set_title(name)
             if seen is None:
@@ -113,7 +113,7 @@ def draw_solid(ax: Any, seen: Surface, *, scale: Normalize | None = None) -> Any
     ax.set_yticks([0, seen.betas[-1]])
     ax.tick_params(labelsize=7, pad=-4)
     ax.set_facecolor("white")
-    ax.set_box_aspect((4, 4, 3), zoom=1.2)
+    ax.set_box_aspect((4, 4, 3), zoom=1.05)
     ax.view_init(elev=28, azim=-55)
     return ax
 
