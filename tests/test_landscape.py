@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,6 +27,7 @@ from spectra.landscape import (
     surface,
 )
 from spectra.landscape.amplification import minibatch
+from spectra.landscape.subject import direction_in
 from spectra.losses import LossSpec
 
 DOUBLE = torch.float64
@@ -485,6 +488,22 @@ def test_directions_share_the_gradients_of_a_batch(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(again.squared.high, together.squared.high)
     other = amplification(H, v, seed=1, **options)
     assert not np.allclose(other.components, together.components)
+
+
+def test_directions_are_normalised_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in float64 may be more than the device holds."""
+    objective, _ = quadratic()
+    alive: list[weakref.ref[Tensor]] = []
+
+    def counted(*given: Any) -> Tensor:
+        assert sum(held() is not None for held in alive) == 0, "the one before is still held"
+        found = direction_in(*given)
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(sys.modules[amplification.__module__], "direction_in", counted)
+    amplification(objective, torch.ones(5, 6), batches=1, batch_size=4)
+    assert len(alive) == 5
 
 
 def test_gradients_without_a_direction_have_the_cnc_constant_one() -> None:

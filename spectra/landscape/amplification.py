@@ -76,8 +76,9 @@ def amplification(
     objective, choice = objective_of(subject), choice_of(subject)
     path = choice.path
     rows = directions if directions.dim() == 2 else directions[None]
-    units = [direction_in(objective, row, f"direction {i}") for i, row in enumerate(rows)]
-    v = torch.stack([(u / u.norm()).to(objective.dtype) for u in units])
+    v = torch.empty(len(rows), objective.dim, dtype=objective.dtype, device=objective.device)
+    for i, row in enumerate(rows):  # one at a time in float64: all of them may be too large
+        v[i] = _unit(direction_in(objective, row, f"direction {i}"))
     known = np.full(len(v), np.nan) if eigenvalues is None else np.array(eigenvalues, dtype=float)
     pool = torch.nonzero(objective.weights)[:, 0].cpu().numpy()
     rho = np.array(radii, dtype=np.float64)
@@ -136,6 +137,10 @@ def amplification(
         seed=seed,
         batch_norm=batch_norm,
     )
+
+
+def _unit(direction: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return direction / direction.norm()
 
 
 def minibatch(count: int, size: int, seed: int, number: int) -> Int64[np.ndarray, " size"]:

@@ -63,7 +63,7 @@ class Survey:
         if not (0 < self.nearest < self.farthest < inf and 0 < self.extent < inf):
             raise SpectraError(
                 f"got distances from {self.nearest} to {self.farthest} and the extent "
-                f"{self.extent}, expected 0 < nearest < farthest, and an extent above 0, all finite: "
+                f"{self.extent}, expected 0 < nearest < farthest, extent above 0, all finite: "
                 "the parameters there would be no numbers"
             )
 
@@ -121,7 +121,7 @@ def explore(
     for part in study.parts:
         view, ends = _look(study, part, survey, meter)
         vectors += ends
-        found = replace(found, views=(*found.views, view))
+        found = replace(found, views=(*found.views, view), notes=study.noted(about).notes)
         if folder is not None:
             found.save(folder)
     if trained is not None:
@@ -238,7 +238,7 @@ def _amplify(
 ) -> Amplification:
     further = range(plan.probes, plan.probes + survey.controls)
     controls = (start_of(trained, plan.seed, probe) for probe in further)
-    rows = [*(y.to(trained.device, trained.dtype) for y in vectors), *controls]
+    rows = [*vectors, *(control.cpu() for control in controls)]  # the device holds its own copy
     return amplification(
         trained,
         torch.stack(rows),
