@@ -14,7 +14,8 @@ from spectra.budgets import BUDGETS, Budget
 from spectra.errors import SpectraError
 from spectra.hessian import Objective
 from spectra.landscape import Landscape, Survey, exploring
-from spectra.landscape.__main__ import main
+from spectra.landscape.__main__ import _lines, main
+from spectra.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "checkpoints/digits-lt-ce-drw-sgd.pt")
@@ -117,6 +118,20 @@ def test_options_without_a_fixed_function_or_sense_are_refused(
     assert not folder.exists()
 
 
+def test_the_summary_says_how_far_a_number_bears(made: Path) -> None:
+    found = Landscape.load(made)
+    measured = found.amplification
+    assert measured is not None
+    lines = "\n".join(_lines(found))
+    for name, number in zip(found.directions[:2], measured.effective_batches, strict=False):
+        assert f"  {name}: {number:.1f} effective batches of 3" in lines
+    assert "  2 random directions: " in lines
+    told = lines.split("median: ")[1].split(";")[0].split(", ")
+    assert len(told) == np.sum(measured.radii > 0)
+    assert told[-1] == f"{np.median(measured.taylor_residuals[-1]):.2g} at ρ = 0.8"
+    assert np.isnan(measured.squared.low).all(), "three batches bear no interval"
+
+
 def test_an_interrupt_says_where_the_finished_classes_lie(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +164,24 @@ def test_figures_of_what_a_later_run_did_not_look_at_do_not_stay_beside_it(
     left = {path.name for path in folder.iterdir()}
     drawn = {"slices.png", "slices.pdf"}
     assert left == {"landscape.json", "landscape.npz", "mine.png", *drawn}
+
+
+def test_what_products_did_otherwise_than_planned_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = exploring._look
+
+    def eventful(study: Study, *rest: Any) -> Any:
+        assert study.way.kept is not None
+        study.way.kept.note = "memory ran out"
+        return look(study, *rest)
+
+    monkeypatch.setattr(exploring, "_look", eventful)
+    flags = ["--points", "2", "--product", "kept-graph", "--out", str(tmp_path)]
+    assert main([DIGITS, *TINY, *flags]) == 0
+    notes = Landscape.load(tmp_path).notes
+    assert notes[-1] == "memory ran out"
+    assert len(notes) > 1
 
 
 def test_files_that_are_cut_or_of_another_checkpoint_are_refused(

@@ -21,7 +21,7 @@ from spectra.command_line import (
 )
 
 if TYPE_CHECKING:
-    from spectra.landscape import Landscape, Survey
+    from spectra.landscape import Amplification, Landscape, Survey
 
 _EPILOG = """\
 examples:
@@ -33,6 +33,7 @@ examples:
 The files are described at the head of spectra/landscape/stored.py."""
 
 _FIGURES = ("slices", "surfaces", "amplification")
+_WITHIN = 0.05  # of |vᵀHv|: what agreement is, and what an error may be for it to count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,11 +96,39 @@ def _lines(found: Landscape) -> list[str]:
                 ("second differences", cut.second_difference),
                 ("slopes", cut.slope_difference),
             ):
-                reach = None if seen is None else seen.agreement(tolerance=0.05)
                 if seen is not None:
+                    reach = seen.agreement(tolerance=_WITHIN, resolution=_WITHIN)
                     span = "nowhere" if reach is None else f"{reach[0]:.1e} to {reach[1]:.1e}"
-                    line += f"; {name} agree to 5 %: {span}"
+                    line += f"; {name} agree to {100 * _WITHIN:g} %: {span}"
             lines.append(line)
+    if found.amplification is not None:
+        lines += _amplified(found.amplification, found.directions)
+    return lines
+
+
+def _amplified(measured: Amplification, directions: Sequence[str]) -> list[str]:
+    """Say how many batches bear each direction, and how far second order reaches."""
+    import numpy as np
+
+    count = measured.components.shape[1]
+    lines = [f"SAM's step: {count} batches of {measured.batch_size}"]
+    known = {
+        rho: r for rho, r in zip(measured.radii, measured.taylor_residuals, strict=True) if rho
+    }
+    middles = [
+        f"{np.median(held):.2g} at ρ = {rho:g}"
+        for rho, r in known.items()
+        if len(held := r[np.isfinite(r)])
+    ]
+    lines.append(f"  Taylor residual, median: {', '.join(middles) or 'none'}; near 1: no expansion")
+    borne = measured.effective_batches
+    for name, number in zip(directions, borne, strict=True):
+        if name != "random":
+            lines.append(f"  {name}: {number:.1f} effective batches of {count}")
+    controls = [x for name, x in zip(directions, borne, strict=True) if name == "random"]
+    if controls:
+        span = f"{min(controls):.1f} to {max(controls):.1f}"
+        lines.append(f"  {len(controls)} random directions: {span} effective batches of {count}")
     return lines
 
 
