@@ -17,6 +17,7 @@ from .landscapes import landscape_pages as landscape_pages
 from .pages import COLOURS as COLOURS
 from .pages import OUTSIDE as OUTSIDE
 from .pages import PLAIN as PLAIN
+from .pages import STYLE as STYLE
 from .pages import save as save
 from .recurrence import draw_recurrence as draw_recurrence
 from .recurrence import recurrence_panels as recurrence_panels
