@@ -23,8 +23,9 @@ import numpy as np
 
 from spectra.krylov import nonconvexity
 from spectra.results import Analysis, ClassSpectrum
-from spectra.tables import MARKS, markdown, marks, number
+from spectra.tables import MARKS, marks
 from spectra.trajectories.published import ENDS, Ends
+from spectra.writing import markdown, number
 
 HEADER = (
     *("", "run", "class", "samples", "loss", "analysis", "λmin", "λmax", "ratio", "residual"),

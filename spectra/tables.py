@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from spectra.files import replacing
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.trajectories import RunTrajectory, Trajectory
+from spectra.writing import markdown, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,19 +31,6 @@ _HEADER = (
 _TEXT = (0, 1, 2)  # columns aligned to the left
 _CELL = 12  # columns of an epoch: a number and three marks
 _DROPPED_FIRST = (2, 4, 10, 6, 3)  # what a narrow screen goes without, in this order
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many significant digits and a true minus; unknown is a dash."""
-    if value is None:
-        return "–"
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else str(value)
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    power = int(exponent)
-    plain = -3 <= power < 4
-    text = f"{value:.{max(0, digits - 1 - power)}f}" if plain else f"{mantissa}e{power}"
-    return text.replace("-", "−")
 
 
 def marks(spectrum: ClassSpectrum) -> str:
@@ -127,21 +114,6 @@ def to_markdown(analysis: Analysis) -> str:
     header = [" ".join(parts).strip() for parts in _HEADER]
     table = markdown(header, [_cells(s) for s in analysis.spectra], _TEXT)
     return "\n".join([table, "", *(f"{line}  " for line in _footer(analysis))])
-
-
-def markdown(
-    header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,)
-) -> str:
-    """Set a table of GitHub markdown.
-
-    Args:
-        header: of the columns.
-        rows: of as many cells each; a bar in one is escaped.
-        text: columns that are aligned to the left.
-    """
-    rule = [":--" if i in text else "--:" for i in range(len(header))]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def frame(results: Analysis | Trajectory) -> pd.DataFrame:

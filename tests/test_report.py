@@ -12,7 +12,7 @@ import pytest
 
 from spectra import Analysis, ClassSpectrum, Trajectory, esd, pages, report, trajectory
 from spectra.results import CAVEAT
-from spectra.tables import number
+from spectra.writing import number
 from tests.made_up import train_digits
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"

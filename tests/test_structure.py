@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "devices": {"errors"},
     "files": {"errors"},
     "processes": {"errors"},
+    "writing": set(),
     "krylov": {"errors"},
     "models": {"errors"},
     "losses": {"errors", "devices"},
@@ -51,24 +52,25 @@ MAY_IMPORT = {
     | {"results", "resuming", "study"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
     | {"study", "analysis", "processes"},
-    "tables": {"files", "results", "trajectories"},
-    "comparisons": {"krylov", "results", "tables", "trajectories"},
-    "figures": {"errors", "files", "krylov", "results", "trajectories", "tables", "comparisons"}
-    | {"landscape"},
-    "pages": {"errors", "files", "results", "trajectories", "tables", "figures"},
-    "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"},
+    "tables": {"files", "results", "trajectories", "writing"},
+    "comparisons": {"krylov", "results", "tables", "trajectories", "writing"},
+    "figures": {"errors", "files", "krylov", "results", "trajectories", "comparisons"}
+    | {"landscape", "writing"},
+    "pages": {"errors", "files", "results", "trajectories", "tables", "figures", "writing"},
+    "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"}
+    | {"writing"},
     "command_line": {"spectra", "errors", "plan", "processes"},
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
     "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "plan", "gathering"}
-    | {"readings", "study", "tables"},
+    | {"readings", "study", "writing"},
     "draws.__main__": {"errors", "devices", "files", "command_line", "draws", "resuming"},
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},
     "budgets": {"spectra", "errors", "command_line", "comparisons", "tables", "figures", "training"}
-    | {"trajectories", "landscape"},
+    | {"trajectories", "landscape", "writing"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
     "spectra": (HALLWAY - {"files", "devices", "readings", "released"})
     | {"analysis", "trajectories", "landscape"},

@@ -3,6 +3,5 @@
 from .budget import BUDGETS as BUDGETS
 from .budget import Budget as Budget
 from .shown import Picture as Picture
-from .shown import Table as Table
 from .shown import beside as beside
 from .shown import table as table

@@ -37,8 +37,9 @@ from spectra.figures import save
 from spectra.landscape import Landscape, Survey, View, explore
 from spectra.training import find_recipe, train
 from spectra.trajectories import RunTrajectory
+from spectra.writing import Markdown
 
-from .shown import Picture, Table, merged
+from .shown import Picture, merged
 from .stored import (
     blank,
     deciding,
@@ -230,15 +231,15 @@ class Budget:
                 return follow(runs, plan, folder=folder, resume=True, progress=bar)
         return Trajectory(tuple(self._stored_run(step, plan, changes) for step in steps))
 
-    def published(self, **analyses: Analysis) -> Table:
+    def published(self, **analyses: Analysis) -> Markdown:
         """Set analyses beside what the paper prints of the same ends, at `full`.
 
         Args:
             analyses: by step, ``sgd`` or ``sam``.
         """
         if self.name != "full":
-            return Table("Of the embedded digits nothing was published.")
-        return Table(beside_published(analyses))
+            return Markdown("Of the embedded digits nothing was published.")
+        return Markdown(beside_published(analyses))
 
     def show(self, figures: Sequence[Any], name: str) -> Picture:
         """Keep a figure as png and pdf in ``reports/figures/`` and show it.

@@ -8,6 +8,7 @@ from typing import Any
 
 from spectra import Analysis
 from spectra.tables import to_markdown
+from spectra.writing import Markdown
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,9 @@ class Picture:
         return self.png
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table as a notebook shows it."""
-
-    text: str = field(repr=False)
-
-    def _repr_markdown_(self) -> str:
-        return self.text
-
-
-def table(analysis: Analysis) -> Table:
+def table(analysis: Analysis) -> Markdown:
     """Set the table of an analysis, with the footer that explains its marks."""
-    return Table(to_markdown(analysis))
+    return Markdown(to_markdown(analysis))
 
 
 def beside(**analyses: Analysis) -> Analysis:

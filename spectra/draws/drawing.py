@@ -24,7 +24,7 @@ from spectra.krylov import TOLERANCE, lanczos, nonconvexity
 from spectra.plan import Plan, choose_parts
 from spectra.readings import RitzVectors, ends_of
 from spectra.study import Progress
-from spectra.tables import markdown, number
+from spectra.writing import markdown, number
 
 _ENDS = 2  # products that measure the residuals
 _OBEYED = (  # fields of a plan that mean something here

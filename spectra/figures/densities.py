@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from spectra.krylov.measure import Density, Kernel, SpectralMeasure, symlog_grid
 from spectra.results import Analysis, ClassSpectrum
-from spectra.tables import number
+from spectra.writing import number
 
 from .pages import (
     ALARM,

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, SymmetricalLogLocator
 
 from spectra.landscape import Differences, Slice
-from spectra.tables import number
+from spectra.writing import number
 
 from .pages import ALARM, INK, PLAIN, STYLE, add_legend, leave_empty, open_grid
 

@@ -140,7 +140,8 @@ def amplification(
 
 
 def _unit(direction: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    return direction / direction.norm()
+    unit: Tensor = direction / direction.norm()
+    return unit
 
 
 def minibatch(count: int, size: int, seed: int, number: int) -> Int64[np.ndarray, " size"]:

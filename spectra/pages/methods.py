@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spectra.results import Analysis, ClassSpectrum
-from spectra.tables import number
+from spectra.writing import number
 
 from .words import some
 

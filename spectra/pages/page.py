@@ -15,8 +15,9 @@ from spectra.errors import SpectraError
 from spectra.figures import density_grid, save, trajectory_panels
 from spectra.files import replacing
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
-from spectra.tables import MARKS, marks, number, to_markdown
+from spectra.tables import MARKS, marks, to_markdown
 from spectra.trajectories import RunTrajectory, Trajectory
+from spectra.writing import number
 
 from .methods import distinct, methods, references
 from .words import escaped, findings, over_epochs, some, unescaped

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spectra.results import ClassSpectrum
-from spectra.tables import number
 from spectra.trajectories import RunTrajectory
+from spectra.writing import number
 
 # What markdown takes for more than a letter; an underscore between letters is one.
 _MARKUP = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]")

@@ -1,7 +1,6 @@
 """Set accuracies beside the published ones, as markdown; what has not been run is an empty cell."""
 
-from dataclasses import dataclass
-
+from ..writing import Table
 from . import published
 from .accuracies import Accuracies, Group, named, published_of
 from .published import PARTS, Row, Score
@@ -16,24 +15,7 @@ TITLES = {
 }
 _OURS = ("ours, %", "head", "mid", "tail")
 _PUBLISHED = ("published, %", "head", "mid", "tail")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text, shown as such in a notebook."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 1  # columns at the left that are words
-
-    def __str__(self) -> str:
-        rule = [":--" if i < self.words else "--:" for i in range(len(self.header) - 1)]
-        ends = ":--" if self.header[-1] == "runs" else "--:"
-        lines = [self.header, (*rule, ends), *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in lines)
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
+_HEADER = ("run", *_OURS, *_PUBLISHED, "difference", "runs")
 
 
 def main_table(found: Accuracies, dataset: str) -> Table:
@@ -42,7 +24,7 @@ def main_table(found: Accuracies, dataset: str) -> Table:
         _row(method, found.cell(dataset, method), published_of(dataset, method))
         for method in methods(dataset)
     )
-    return Table(("run", *_OURS, *_PUBLISHED, "difference", "runs"), tuple(rows))
+    return Table(_HEADER, tuple(rows), (0, len(_HEADER) - 1))
 
 
 def other_table(found: Accuracies, dataset: str) -> Table:
@@ -54,9 +36,7 @@ def other_table(found: Accuracies, dataset: str) -> Table:
             twin = any(cell is not None and cell.label == group.label for cell in shown)
             label = f"{group.label}, {group.recipe.precision}" if twin else group.label
             rows.append(_row(label, group, group.published))
-    return Table(
-        ("run", *_OURS, *_PUBLISHED, "difference", "runs"), tuple(sorted(rows, key=_order))
-    )
+    return Table(_HEADER, tuple(sorted(rows, key=_order)), (0, len(_HEADER) - 1))
 
 
 def optimiser_table(found: Accuracies, dataset: str) -> Table:
@@ -68,7 +48,7 @@ def optimiser_table(found: Accuracies, dataset: str) -> Table:
         )
         rows.append((method, ours, tail, paper, goal, *rest))
     header = ("run", "ours, %", "tail", "published, %", "tail", "difference", "runs")
-    return Table(header, tuple(rows))
+    return Table(header, tuple(rows), (0, len(header) - 1))
 
 
 def radius_table(found: Accuracies) -> Table:
@@ -79,7 +59,7 @@ def radius_table(found: Accuracies) -> Table:
         _, ours, _, _, tail, paper, _, _, goal, *rest = _row(f"{rho:g}", group, row)
         rows.append((f"{rho:g}", ours, tail, paper, goal, *rest))
     header = ("ρ", "ours, %", "tail", "published, %", "tail", "difference", "runs")
-    return Table(header, tuple(rows))
+    return Table(header, tuple(rows), (0, len(header) - 1))
 
 
 def large_table(found: Accuracies) -> Table:
@@ -94,7 +74,7 @@ def large_table(found: Accuracies) -> Table:
         rows.append(tuple(row))
     heads = (f"{TITLES[data]}: {name}" for data in sets for name in ("ours, %", *_PUBLISHED))
     header = (name if "%" in name else name.split(": ")[1] for name in heads)
-    return Table(("run", "two-stage", *header), tuple(rows), words=2)
+    return Table(("run", "two-stage", *header), tuple(rows), (0, 1))
 
 
 def further_table(found: Accuracies) -> Table:
@@ -106,7 +86,7 @@ def further_table(found: Accuracies) -> Table:
         goal = f"{row.overall.mean:g}"  # some are printed to two decimals
         rows.append((TITLES[data], f"{ratio:g}", method, ours, goal, *cells[-2:]))
     header = ("data", "ratio", "run", "ours, %", "published, %", "difference", "runs")
-    return Table(header, tuple(rows), words=3)
+    return Table(header, tuple(rows), (0, 1, 2, len(header) - 1))
 
 
 def page(found: Accuracies, dataset: str, command: str) -> str:

@@ -1,0 +1,63 @@
+"""Write numbers and tables as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Markdown:
+    """A text in markdown, which a notebook shows as such."""
+
+    text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is still cells, shown as markdown."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: tuple[int, ...] = (0,)  # columns that are aligned to the left
+
+    def __str__(self) -> str:
+        return markdown(self.header, self.rows, self.text)
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits and a true minus; unknown is a dash."""
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    plain = -3 <= power < 4
+    text = f"{value:.{max(0, digits - 1 - power)}f}" if plain else f"{mantissa}e{power}"
+    return text.replace("-", "−")
+
+
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,)
+) -> str:
+    """Set a table of GitHub markdown.
+
+    Args:
+        header: of the columns.
+        rows: of as many cells each; a bar in one is escaped.
+        text: columns that are aligned to the left.
+    """
+    rule = [":--" if i in text else "--:" for i in range(len(header))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
