@@ -120,7 +120,8 @@ def _amplified(measured: Amplification, directions: Sequence[str]) -> list[str]:
         for rho, r in known.items()
         if len(held := r[np.isfinite(r)])
     ]
-    lines.append(f"  Taylor residual, median: {', '.join(middles) or 'none'}; near 1: no expansion")
+    told = f"  Taylor residual, median: {', '.join(middles) or 'none'}"
+    lines.append(f"{told}; near 1 or above, second order says nothing")
     borne = measured.effective_batches
     for name, number in zip(directions, borne, strict=True):
         if name != "random":
