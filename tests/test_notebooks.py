@@ -184,7 +184,8 @@ def test_the_committed_results_are_the_ones_of_the_committed_checkpoint(
         found = Budget("full").analysis("sgd", protocol=protocol)
         stored = Analysis.load(ROOT / "reports/cifar10-lt-ce-drw-sgd" / protocol)
         for label in ("class 8", "class 9"):
-            assert found.get(label).lambda_min == stored.get(label).lambda_min
+            expected = pytest.approx(stored.get(label).lambda_min, rel=1e-4)  # other starts
+            assert found.get(label).lambda_min == expected
 
 
 def test_analyses_side_by_side_keep_their_numbers_and_name_both_settings(

@@ -70,7 +70,7 @@ _RELEASED = {"protocol": "released", "augment": "resample", "probes": 1}
 # The digits' small spectra need float64 under the released recurrence (README).
 _RELEASED_QUICK = {**_RELEASED, "dtype": "float64", "steps": 60}
 _AROUND_QUICK = Plan(classes=(0, 8), steps=30, max_samples=64)
-_SURVEY_QUICK = Survey(points=10, surface=7, amplification=8, minibatch=64, controls=5)
+_SURVEY_QUICK = Survey(points=10, surface=7, amplification=24, minibatch=64, controls=5)
 _AROUND = Plan(classes=(0, 8), max_samples=83)  # as many of the head class as the tail class has
 _SURVEY = Survey(points=19, surface=13, extent=0.5, amplification=96)
 BUDGETS = {
