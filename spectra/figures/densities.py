@@ -123,7 +123,7 @@ def density_grid(
     pages = max(1, math.ceil(len(spectra) / page))
     room = max(1, math.ceil(len(spectra) / pages))
     columns = columns_on(room, width)
-    ribbon = any(s.caveat for s in spectra)
+    ribbon = any(s.caveat and s.lambda_min is not None for s in spectra)
     wide = panel_width(columns, width)
     names = max((len(_heading(s, wide)) for s in spectra), default=1)
     groups = [analysis.group_of(s) for s in spectra]
@@ -246,7 +246,8 @@ def _set_axes(ax: Axes, scale: Scale) -> None:
 
 
 def _title(ax: Axes, spectrum: ClassSpectrum) -> None:
-    top = add_ribbon(ax, shown=spectrum.caveat is not None)
+    numbers = spectrum.lambda_min is not None
+    top = add_ribbon(ax, shown=numbers and spectrum.caveat is not None)
     ax.set_title("\n".join(_heading(spectrum, size_of(ax)[0])), y=top)
     ax.set_title(f"n = {spectrum.count}", loc="right", y=top, fontweight="normal", fontsize=7)
 
