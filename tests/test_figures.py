@@ -557,3 +557,16 @@ def test_many_analyses_of_one_class_have_looks_of_their_own() -> None:
     lines = [line for line in ax.lines if line.get_xdata()[-1] == 3]
     assert len(lines) == len(settings) == 16
     assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}) == 16
+
+
+def test_a_png_is_small_and_looks_the_same(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (figure,) = density_grid(analysis_of(spectrum_of(8)))
+    png, _ = save([figure], tmp_path)
+    figure.savefig(tmp_path / "full.png")
+    with Image.open(png) as few, Image.open(tmp_path / "full.png") as full:
+        assert few.size == full.size
+        apart = np.asarray(few.convert("RGB"), float) - np.asarray(full.convert("RGB"), float)
+    assert png.stat().st_size < 0.6 * (tmp_path / "full.png").stat().st_size
+    assert np.sqrt((apart**2).mean()) < 2  # of 255

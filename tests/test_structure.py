@@ -148,7 +148,7 @@ def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
         ("markdown_it", {"pages"}),
         ("pooch", {"data"}),
         ("pyarrow", {"data"}),
-        ("PIL", {"data"}),
+        ("PIL", {"data", "figures"}),
         ("sklearn", {"data"}),
         ("tqdm", {"command_line", "training"}),
     ],
