@@ -21,12 +21,12 @@ from spectra.results import Analysis, ClassSpectrum
 
 from .pages import INK, OUTSIDE, STYLE, Head, columns_on, facts_of, lay_out, width_of
 
-# Dark to light and dash by dash: told apart in grey as well. Seven dashes go round as often as four
-# colours do, and 28 looks are distinct, for neither number divides the other.
-_COLOURS = ("#08306b", "#2b7bba", "#b2182b", "#7f7f7f")
+# Dark to light and dash by dash: told apart in grey as well. Seven dashes go round beside five
+# colours, and 35 looks are distinct, for neither number divides the other.
+_COLOURS = ("#08306b", "#2b7bba", "#b2182b", "#7f7f7f", "#d99a00")
 _DASHES: tuple[Any, ...] = (
     *("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))),
-    *((0, (9, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2))),
+    *((0, (7, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2))),
 )
 _HALF: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2))}
 
