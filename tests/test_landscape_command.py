@@ -13,9 +13,10 @@ from spectra import Plan, figures
 from spectra.budgets import BUDGETS, Budget
 from spectra.errors import SpectraError
 from spectra.hessian import Objective
-from spectra.landscape import Landscape, Survey, exploring
-from spectra.landscape.__main__ import _lines, main
+from spectra.landscape import Landscape, Survey, amplified, exploring, told
+from spectra.landscape.__main__ import main
 from spectra.study import Study
+from spectra.writing import number
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "checkpoints/digits-lt-ce-drw-sgd.pt")
@@ -122,14 +123,32 @@ def test_the_summary_says_how_far_a_number_bears(made: Path) -> None:
     found = Landscape.load(made)
     measured = found.amplification
     assert measured is not None
-    lines = "\n".join(_lines(found))
-    for name, number in zip(found.directions[:2], measured.effective_batches, strict=False):
-        assert f"  {name}: {number:.1f} effective batches of 3" in lines
+    lines = "\n".join(told(found))
+    for name, batches in zip(found.directions[:2], measured.effective_batches, strict=False):
+        assert f"  {name}: {batches:.1f} effective batches of 3" in lines
     assert "  2 random directions: " in lines
-    told = lines.split("median: ")[1].split(";")[0].split(", ")
-    assert len(told) == np.sum(measured.radii > 0)
-    assert told[-1] == f"{np.median(measured.taylor_residuals[-1]):.2g} at ρ = 0.8"
+    residuals = lines.split("median: ")[1].split(";")[0].split(", ")
+    assert len(residuals) == np.sum(measured.radii > 0)
+    assert residuals[-1] == f"{np.median(measured.taylor_residuals[-1]):.2g} at ρ = 0.8"
     assert np.isnan(measured.squared.low).all(), "three batches bear no interval"
+
+
+def test_the_table_has_what_was_measured_and_expected_at_every_radius(made: Path) -> None:
+    found = Landscape.load(made)
+    measured = found.amplification
+    table = amplified(found)
+    assert table.header[2:] == tuple(f"ρ = {rho:g}" for rho in measured.radii if rho)
+    rows = {row[1]: row[2:] for row in table.rows[:6]}  # of the first direction
+    assert table.rows[0][0].startswith(f"{found.directions[0]}, λ = ")
+    assert rows["S"][-1] == number(measured.slope.value[0, -1])  # three batches: no interval
+    assert rows["R"][0] == number(measured.squared.value[0, 1])
+    assert rows["S expected, ρ/‖g‖"][2] == number(measured.predictions.slope_normalised[0, 3])
+    controls = measured.slope.value[[k for k, d in enumerate(found.directions) if d == "random"]]
+    assert table.rows[-3][:2] == ("2 random directions", "S")
+    low, high = table.rows[-3][-1].split(" to ")
+    assert (low, high) == (number(controls[:, -1].min()), number(controls[:, -1].max()))
+    assert table.rows[-1][-1] == number(np.median(measured.taylor_residuals[-1]))
+    assert amplified(replace(found, amplification=None)).rows == ()
 
 
 def test_an_interrupt_says_where_the_finished_classes_lie(

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "hessian": {"errors", "devices", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}
-    | {"checkpoint", "data", "plan", "readings", "study", "gathering"},
+    | {"checkpoint", "data", "plan", "readings", "study", "gathering", "writing"},
     "landscape.__main__": {"spectra", "command_line", "landscape", "figures"},
     "released": {"krylov"},
     "results": {"errors", "files", "krylov"},

@@ -14,3 +14,5 @@ from .stored import View as View
 from .surfaces import Surface as Surface
 from .surfaces import filter_normalised as filter_normalised
 from .surfaces import surface as surface
+from .telling import amplified as amplified
+from .telling import told as told

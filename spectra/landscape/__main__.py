@@ -21,7 +21,7 @@ from spectra.command_line import (
 )
 
 if TYPE_CHECKING:
-    from spectra.landscape import Amplification, Landscape, Survey
+    from spectra.landscape import Survey
 
 _EPILOG = """\
 examples:
@@ -33,7 +33,6 @@ examples:
 The files are described at the head of spectra/landscape/stored.py."""
 
 _FIGURES = ("slices", "surfaces", "amplification")
-_WITHIN = 0.05  # of |vᵀHv|: what agreement is, and what an error may be for it to count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +59,7 @@ def _written(folder: Path) -> tuple[int, int] | None:
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
     from spectra import figures
-    from spectra.landscape import explore
+    from spectra.landscape import explore, told
 
     plan, survey = plan_of(options), _survey_of(options)
     checkpoint = open_checkpoint(options.checkpoint, options)
@@ -76,61 +75,9 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         if old not in drawn:  # of an earlier run, which looked at more
             old.unlink(missing_ok=True)
     if not options.quiet:
-        print("\n".join(_lines(found)))
+        print("\n".join(told(found)))
         files = ["landscape.json", "landscape.npz", *(path.name for path in drawn)]
         print(f"\n{folder}{os.sep}: {', '.join(files)}")
-
-
-def _lines(found: Landscape) -> list[str]:
-    """Say of each slice how far the line bends as the Hessian says."""
-    lines = []
-    for view in found.views:
-        lines.append(f"{view.label} {view.name}: {view.count} samples, loss {view.loss:.3g}")
-        for end, certificate, cut in (
-            ("λmin", view.low, view.along_low),
-            ("λmax", view.high, view.along_high),
-        ):
-            line = f"  {end}: yᵀHy = {certificate.rayleigh_quotient:.6g}"
-            line += f" ± {certificate.noise_floor:.1e}, residual {certificate.residual:.1e}"
-            for name, seen in (
-                ("second differences", cut.second_difference),
-                ("slopes", cut.slope_difference),
-            ):
-                if seen is not None:
-                    reach = seen.agreement(tolerance=_WITHIN, resolution=_WITHIN)
-                    span = "nowhere" if reach is None else f"{reach[0]:.1e} to {reach[1]:.1e}"
-                    line += f"; {name} agree to {100 * _WITHIN:g} %: {span}"
-            lines.append(line)
-    if found.amplification is not None:
-        lines += _amplified(found.amplification, found.directions)
-    return lines
-
-
-def _amplified(measured: Amplification, directions: Sequence[str]) -> list[str]:
-    """Say how many batches bear each direction, and how far second order reaches."""
-    import numpy as np
-
-    count = measured.components.shape[1]
-    lines = [f"SAM's step: {count} batches of {measured.batch_size}"]
-    known = {
-        rho: r for rho, r in zip(measured.radii, measured.taylor_residuals, strict=True) if rho
-    }
-    middles = [
-        f"{np.median(held):.2g} at ρ = {rho:g}"
-        for rho, r in known.items()
-        if len(held := r[np.isfinite(r)])
-    ]
-    told = f"  Taylor residual, median: {', '.join(middles) or 'none'}"
-    lines.append(f"{told}; near 1 or above, second order says nothing")
-    borne = measured.effective_batches
-    for name, number in zip(directions, borne, strict=True):
-        if name != "random":
-            lines.append(f"  {name}: {number:.1f} effective batches of {count}")
-    controls = [x for name, x in zip(directions, borne, strict=True) if name == "random"]
-    if controls:
-        span = f"{min(controls):.1f} to {max(controls):.1f}"
-        lines.append(f"  {len(controls)} random directions: {span} effective batches of {count}")
-    return lines
 
 
 def _survey_of(options: argparse.Namespace) -> Survey:

@@ -1,0 +1,113 @@
+"""What a landscape holds, in words and in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from spectra.landscape.statistics import Amplification, Interval
+from spectra.landscape.stored import Landscape
+from spectra.writing import Table, number
+
+_WITHIN = 0.05  # of |vᵀHv|: what agreement is, and what an error may be for it to count
+_RANDOM = "random"
+
+
+def told(found: Landscape) -> list[str]:
+    """Say of each slice how far the line bends as the Hessian says, and what bears SAM's step."""
+    lines = []
+    for view in found.views:
+        lines.append(f"{view.label} {view.name}: {view.count} samples, loss {view.loss:.3g}")
+        for end, certificate, cut in (
+            ("λmin", view.low, view.along_low),
+            ("λmax", view.high, view.along_high),
+        ):
+            line = f"  {end}: yᵀHy = {certificate.rayleigh_quotient:.6g}"
+            line += f" ± {certificate.noise_floor:.1e}, residual {certificate.residual:.1e}"
+            for name, seen in (
+                ("second differences", cut.second_difference),
+                ("slopes", cut.slope_difference),
+            ):
+                if seen is not None:
+                    reach = seen.agreement(tolerance=_WITHIN, resolution=_WITHIN)
+                    span = "nowhere" if reach is None else f"{reach[0]:.1e} to {reach[1]:.1e}"
+                    line += f"; {name} agree to {100 * _WITHIN:g} %: {span}"
+            lines.append(line)
+    if found.amplification is not None:
+        lines += _amplified(found.amplification, found.directions)
+    return lines
+
+
+def _amplified(measured: Amplification, directions: Sequence[str]) -> list[str]:
+    """Say how many batches bear each direction, and how far second order reaches."""
+    count = measured.components.shape[1]
+    radii = zip(measured.radii, measured.taylor_residuals, strict=True)
+    known = {rho: held for rho, r in radii if rho and len(held := r[np.isfinite(r)])}
+    middles = ", ".join(f"{np.median(held):.2g} at ρ = {rho:g}" for rho, held in known.items())
+    lines = [
+        f"SAM's step: {count} batches of {measured.batch_size}",
+        f"  Taylor residual, median: {middles or 'none'}; near 1 or above, second order says "
+        "nothing",
+    ]
+    borne = dict(enumerate(measured.effective_batches))
+    controls = [borne.pop(k) for k, name in enumerate(directions) if name == _RANDOM]
+    for k, batches in borne.items():
+        lines.append(f"  {directions[k]}: {batches:.1f} effective batches of {count}")
+    if controls:
+        span = f"{min(controls):.1f} to {max(controls):.1f}"
+        lines.append(f"  {len(controls)} random directions: {span} effective batches of {count}")
+    return lines
+
+
+def amplified(found: Landscape) -> Table:
+    """Set what SAM's step does to the gradient along each direction, a column for each radius.
+
+    S is Σab/Σa² and R is Σb²/Σa² (`statistics`), with their intervals where enough batches bear
+    them; "expected" is S by (1 + ρλ/‖g‖), and by each batch's own vᵀH_B g.
+    """
+    measured = found.amplification
+    if measured is None:
+        return Table(("direction", ""), ())
+    columns = [i for i, rho in enumerate(measured.radii) if rho]  # at 0 all is 1
+    steps = measured.radii / np.median(measured.gradient_norms)
+    expected = measured.predictions
+    rows: list[tuple[str, ...]] = []
+    for k, name in enumerate(found.directions):
+        if name == _RANDOM:
+            continue
+        value, borne = float(measured.eigenvalues[k]), measured.effective_batches[k]
+        rows += [
+            (
+                f"{name}, λ = {number(value)}: {borne:.1f} effective batches",
+                *("ρλ/‖g‖", *_cells((steps * value)[columns])),
+            ),
+            ("", "S", *_spans(measured.slope, k, columns)),
+            ("", "S expected, ρ/‖g‖", *_cells(expected.slope_normalised[k, columns])),
+            ("", "S expected, vᵀH_B g", *_cells(expected.slope_second_order[k, columns])),
+            ("", "R", *_spans(measured.squared, k, columns)),
+            ("", "sign kept", *_spans(measured.sign_agreement, k, columns)),
+        ]
+    controls = [k for k, name in enumerate(found.directions) if name == _RANDOM]
+    if controls:
+        for name, held in (("S", measured.slope), ("R", measured.squared)):
+            values = held.value[np.ix_(controls, columns)]
+            ends = zip(_cells(values.min(0)), _cells(values.max(0)), strict=True)
+            rows.append(("", name, *(" to ".join(pair) for pair in ends)))
+        rows[-2] = (f"{len(controls)} random directions", *rows[-2][1:])
+    middles = np.nanmedian(measured.taylor_residuals[columns], axis=1)
+    rows.append(("Taylor residual", "median", *_cells(middles)))
+    header = ("direction", "", *(f"ρ = {measured.radii[i]:g}" for i in columns))
+    return Table(header, tuple(rows), (0, 1))
+
+
+def _cells(values: Float64[np.ndarray, " r"]) -> list[str]:
+    return [number(float(value)) for value in values]
+
+
+def _spans(interval: Interval, k: int, columns: Sequence[int]) -> list[str]:
+    """Write values with their intervals, where there are any."""
+    held = (interval.value, interval.low, interval.high)
+    texts = (_cells(values[k, columns]) for values in held)
+    return [v if a == "nan" else f"{v} ({a} to {b})" for v, a, b in zip(*texts, strict=True)]
