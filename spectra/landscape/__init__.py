@@ -15,4 +15,5 @@ from .surfaces import Surface as Surface
 from .surfaces import filter_normalised as filter_normalised
 from .surfaces import surface as surface
 from .telling import amplified as amplified
+from .telling import bends as bends
 from .telling import told as told

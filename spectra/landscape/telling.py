@@ -16,7 +16,13 @@ _RANDOM = "random"
 
 
 def told(found: Landscape) -> list[str]:
-    """Say of each slice how far the line bends as the Hessian says, and what bears SAM's step."""
+    """Say how far lines bend as the Hessian says, and how many batches bear what SAM's step did."""
+    measured = found.amplification
+    return bends(found) + ([] if measured is None else _borne(measured, found.directions))
+
+
+def bends(found: Landscape) -> list[str]:
+    """Say of each slice how far the line bends as the Hessian says."""
     lines = []
     for view in found.views:
         lines.append(f"{view.label} {view.name}: {view.count} samples, loss {view.loss:.3g}")
@@ -35,12 +41,10 @@ def told(found: Landscape) -> list[str]:
                     span = "nowhere" if reach is None else f"{reach[0]:.1e} to {reach[1]:.1e}"
                     line += f"; {name} agree to {100 * _WITHIN:g} %: {span}"
             lines.append(line)
-    if found.amplification is not None:
-        lines += _amplified(found.amplification, found.directions)
     return lines
 
 
-def _amplified(measured: Amplification, directions: Sequence[str]) -> list[str]:
+def _borne(measured: Amplification, directions: Sequence[str]) -> list[str]:
     """Say how many batches bear each direction, and how far second order reaches."""
     count = measured.components.shape[1]
     radii = zip(measured.radii, measured.taylor_residuals, strict=True)
