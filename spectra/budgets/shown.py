@@ -55,7 +55,10 @@ def merged(parts: Sequence[Analysis]) -> Analysis:
 
     def one(values: Sequence[Any]) -> Any:
         different = [v for i, v in enumerate(values) if v not in values[:i]]
-        return different[0] if len(different) == 1 else " and ".join(map(str, different))
+        if len(different) == 1:
+            return different[0]
+        told = (part for value in different for part in str(value).split(" and "))
+        return " and ".join(dict.fromkeys(told))  # parts may have been joined themselves
 
     return Analysis(
         checkpoint=joined("checkpoint"),
