@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def lay_out(
 
 
 def open_grid(
-    columns: int, rows: int, height: float, title: str, *, solid_below: bool = False
+    columns: int, rows: int, height: float, title: str, *, solid: Collection[int] = ()
 ) -> tuple[Figure, np.ndarray]:
     """Open a figure with a grid of axes that lays itself out.
 
@@ -154,7 +154,7 @@ def open_grid(
         rows: of the grid.
         height: of the figure in inches.
         title: bold, at the left; none where it is empty.
-        solid_below: the rows below the first have three dimensions.
+        solid: rows that have three dimensions.
 
     Returns:
         The figure, and its axes (rows, columns).
@@ -165,16 +165,18 @@ def open_grid(
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     panels = np.empty((rows, columns), dtype=object)
     for k in range(rows * columns):
-        kind = {"projection": "3d"} if solid_below and k >= columns else {}
+        kind = {"projection": "3d"} if k // columns in solid else {}
         panels[k // columns, k % columns] = figure.add_subplot(rows, columns, k + 1, **kind)
     return figure, panels
 
 
-def leave_empty(*panels: Axes) -> None:
-    """Say in the first of some axes that what belongs there is not computed yet."""
+def leave_empty(*panels: Axes, said: bool = True) -> None:
+    """Hide axes; say in the first of them that what belongs there is not computed yet."""
     for ax in panels:  # not invisible: a layout with a colour bar counts on every place
         ax.set_axis_off()
         ax.patch.set_visible(False)
+    if not said:
+        return
     words = panels[0].text(0.5, 0.5, "not computed yet", transform=panels[0].transAxes)
     words.set(ha="center", color=ALARM)
 

@@ -22,6 +22,7 @@ from .pages import ALARM, INK, OUTSIDE, STYLE, leave_empty, open_grid
 _CIVIDIS = mpl.colormaps["cividis"](np.linspace(0.2, 1, 256))
 _COLOURS = ListedColormap(_CIVIDIS).with_extremes(under="black", bad=OUTSIDE)
 _LEVELS = 15
+_ACROSS = 2  # surfaces side by side: more would be too small
 
 
 def surface_panels(surfaces: Mapping[str, Surface | None], *, title: str = "") -> Figure:
@@ -36,14 +37,19 @@ def surface_panels(surfaces: Mapping[str, Surface | None], *, title: str = "") -
     """
     scale = _common(*(seen for seen in surfaces.values() if seen is not None))
     with mpl.rc_context(fname=STYLE):
-        figure, panels = open_grid(len(surfaces), 2, 4.2, title, solid_below=True)
-        for column, (name, seen) in enumerate(surfaces.items()):
-            panels[0, column].set_title(name)
+        columns = min(_ACROSS, len(surfaces))
+        pairs = math.ceil(len(surfaces) / columns)  # of rows: contours, and solids below them
+        solids = range(1, 2 * pairs, 2)
+        figure, panels = open_grid(columns, 2 * pairs, 4.2 * pairs, title, solid=solids)
+        for k in range(pairs * columns):
+            above, below = panels[k // columns * 2 : k // columns * 2 + 2, k % columns]
+            name, seen = (*surfaces.items(), *[("", None)] * columns)[k]
+            above.set_title(name)
             if seen is None:
-                leave_empty(*panels[:, column])
+                leave_empty(above, below, said=k < len(surfaces))
                 continue
-            draw_contours(panels[0, column], seen, scale=scale)
-            solid = draw_solid(panels[1, column], seen, scale=scale)
+            draw_contours(above, seen, scale=scale)
+            solid = draw_solid(below, seen, scale=scale)
             solid.zaxis.set_major_formatter(NullFormatter())  # the colour bar has the numbers
         if not any(surfaces.values()):
             return figure
