@@ -133,7 +133,7 @@ def draw_radius(ax: Axes, curves: Mapping[str, Mapping[float, Value]]) -> Axes:
     ax.set_xlabel("Radius ρ")
     ax.set_ylabel("Test accuracy, %")
     if curves:
-        ax.legend(loc="upper left", frameon=True, framealpha=0.9)
+        ax.legend(loc="best", frameon=True, framealpha=0.9)
     return ax
 
 
