@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Bool
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from spectra.landscape import Amplification
+from spectra.landscape import Amplification, rows_of
 
 from .pages import INK, OUTSIDE, PLAIN, STYLE, add_legend, leave_empty, open_grid
 
@@ -47,8 +46,8 @@ def amplification_panels(
         title: of the figure: what was trained, and how.
         shown: rows that get a column; by default all that have a name, for which four are room.
     """
-    named = named_rows(directions) if shown is None else list(shown)
-    controls = [k for k, name in enumerate(directions) if name == "random"]
+    named, controls = rows_of(directions)
+    named = named if shown is None else list(shown)
     with mpl.rc_context(fname=STYLE):
         figure, panels = open_grid(max(1, len(named)), 2, 4.4, title)
         if measured is None:
@@ -73,11 +72,6 @@ def amplification_panels(
             handles.append(Line2D([], [], color=OUTSIDE, label="random directions"))
         add_legend(figure, handles)
     return figure
-
-
-def named_rows(directions: Sequence[str]) -> list[int]:
-    """List the rows that are no controls."""
-    return [k for k, name in enumerate(directions) if name != "random"]
 
 
 def draw_amplification(
@@ -117,7 +111,7 @@ def draw_amplification(
         ax.plot(radii[shown], expected[shown], color=INK, linewidth=0.9, **style)
     ax.fill_between(radii, found.low[row], found.high[row], color=PLAIN, alpha=0.25, linewidth=0)
     ax.plot(radii, found.value[row], label="measured", **_MEASURED)
-    lost = _unexplained(measured)
+    lost = measured.taylor_medians > 1
     ax.plot(
         radii[lost], found.value[row][lost], label="unexplained", **_MEASURED | _HOLLOW, ls="none"
     )
@@ -134,11 +128,3 @@ def _band(measured: Amplification, rows: Sequence[int]) -> list[Patch]:
     if not np.isfinite(lows).any():
         return []
     return [Patch(color=PLAIN, alpha=0.25, label=f"{100 * measured.confidence:g} % over batches")]
-
-
-def _unexplained(measured: Amplification) -> Bool[np.ndarray, " r"]:
-    """Tell at which radii the median over the batches of the Taylor residual is above 1."""
-    known = np.isfinite(measured.taylor_residuals).any(axis=1)
-    lost = np.zeros(len(measured.radii), dtype=bool)
-    lost[known] = np.nanmedian(measured.taylor_residuals[known], axis=1) > 1
-    return lost

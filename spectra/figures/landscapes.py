@@ -7,9 +7,9 @@ from typing import Literal, TypeVar
 
 from matplotlib.figure import Figure
 
-from spectra.landscape import Landscape
+from spectra.landscape import Landscape, rows_of
 
-from .amplifications import amplification_panels, named_rows
+from .amplifications import amplification_panels
 from .pages import COLUMNS
 from .slices import slice_panels
 from .surfaces import surface_panels
@@ -41,7 +41,7 @@ def landscape_pages(landscape: Landscape) -> dict[str, list[Figure]]:
         names = landscape.directions
         pages["amplification"] = [
             amplification_panels(measured, names, title=title, shown=part)
-            for part in _paged(named_rows(names))
+            for part in _paged(rows_of(names)[0])
         ]
     return pages
 

@@ -11,6 +11,7 @@ from .statistics import Interval as Interval
 from .statistics import Predictions as Predictions
 from .stored import Landscape as Landscape
 from .stored import View as View
+from .stored import rows_of as rows_of
 from .surfaces import Surface as Surface
 from .surfaces import filter_normalised as filter_normalised
 from .surfaces import surface as surface

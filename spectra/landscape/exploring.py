@@ -28,7 +28,7 @@ from spectra.krylov import lanczos
 from spectra.landscape.amplification import RADII, amplification
 from spectra.landscape.slices import Slice, loss_slice
 from spectra.landscape.statistics import Amplification
-from spectra.landscape.stored import Landscape, View
+from spectra.landscape.stored import CONTROL, Landscape, View
 from spectra.landscape.surfaces import Surface, filter_normalised, surface
 from spectra.plan import Part, Plan
 from spectra.readings import RitzVectors
@@ -130,7 +130,7 @@ def explore(
         found = replace(
             found,
             amplification=_amplify(trained, vectors, thetas, plan, survey, meter),
-            directions=(*names, *["random"] * survey.controls),
+            directions=(*names, *[CONTROL] * survey.controls),
         )
         if folder is not None:
             found.save(folder)

@@ -88,6 +88,14 @@ class Amplification:
         return _effective(self.components**2)
 
     @cached_property
+    def taylor_medians(self) -> Float64[np.ndarray, " r"]:
+        """Give the median Taylor residual at each radius, over the batches that have one."""
+        found = np.full(len(self.radii), np.nan)
+        known = np.isfinite(self.taylor_residuals).any(axis=1)
+        found[known] = np.nanmedian(self.taylor_residuals[known], axis=1)
+        return found
+
+    @cached_property
     def squared(self) -> Interval:
         """Give R, (k, r)."""
         return self._ratio(self.shifted**2, self.components[:, None] ** 2)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -36,7 +36,14 @@ STEM = "landscape"
 _NESTED = ("second_difference", "slope_difference")  # records within a Slice
 _ABOUT = ("checkpoint", "data", "settings", "device", "versions")
 _SEEN = {"along_low": Slice, "along_high": Slice, "plane": Surface, "random": Surface}
+CONTROL = "random"  # name of each direction that is no Ritz vector
 Record = TypeVar("Record")
+
+
+def rows_of(directions: Sequence[str]) -> tuple[list[int], list[int]]:
+    """List the rows of an amplification that have a name, and those of the controls."""
+    controls = [k for k, name in enumerate(directions) if name == CONTROL]
+    return [k for k in range(len(directions)) if k not in controls], controls
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from spectra.landscape.statistics import Amplification, Interval
-from spectra.landscape.stored import Landscape
+from spectra.landscape.stored import Landscape, rows_of
 from spectra.writing import Table, number
 
 _WITHIN = 0.05  # of |vᵀHv|: what agreement is, and what an error may be for it to count
-_RANDOM = "random"
 
 
 def told(found: Landscape) -> list[str]:
@@ -47,20 +46,20 @@ def bends(found: Landscape) -> list[str]:
 def _borne(measured: Amplification, directions: Sequence[str]) -> list[str]:
     """Say how many batches bear each direction, and how far second order reaches."""
     count = measured.components.shape[1]
-    radii = zip(measured.radii, measured.taylor_residuals, strict=True)
-    known = {rho: held for rho, r in radii if rho and len(held := r[np.isfinite(r)])}
-    middles = ", ".join(f"{np.median(held):.2g} at ρ = {rho:g}" for rho, held in known.items())
+    medians = zip(measured.radii, measured.taylor_medians, strict=True)
+    known = [(rho, median) for rho, median in medians if rho and np.isfinite(median)]
+    middles = ", ".join(f"{median:.2g} at ρ = {rho:g}" for rho, median in known)
     lines = [
         f"SAM's step: {count} batches of {measured.batch_size}",
         f"  Taylor residual, median: {middles or 'none'}; near 1 or above, second order says "
         "nothing",
     ]
-    borne = dict(enumerate(measured.effective_batches))
-    controls = [borne.pop(k) for k, name in enumerate(directions) if name == _RANDOM]
-    for k, batches in borne.items():
-        lines.append(f"  {directions[k]}: {batches:.1f} effective batches of {count}")
+    named, controls = rows_of(directions)
+    borne = measured.effective_batches
+    for k in named:
+        lines.append(f"  {directions[k]}: {borne[k]:.1f} effective batches of {count}")
     if controls:
-        span = f"{min(controls):.1f} to {max(controls):.1f}"
+        span = f"{min(borne[controls]):.1f} to {max(borne[controls]):.1f}"
         lines.append(f"  {len(controls)} random directions: {span} effective batches of {count}")
     return lines
 
@@ -77,14 +76,13 @@ def amplified(found: Landscape) -> Table:
     columns = [i for i, rho in enumerate(measured.radii) if rho]  # at 0 all is 1
     steps = measured.radii / np.median(measured.gradient_norms)
     expected = measured.predictions
+    named, controls = rows_of(found.directions)
     rows: list[tuple[str, ...]] = []
-    for k, name in enumerate(found.directions):
-        if name == _RANDOM:
-            continue
+    for k in named:
         value, borne = float(measured.eigenvalues[k]), measured.effective_batches[k]
         rows += [
             (
-                f"{name}, λ = {number(value)}: {borne:.1f} effective batches",
+                f"{found.directions[k]}, λ = {number(value)}: {borne:.1f} effective batches",
                 *("ρλ/‖g‖", *_cells((steps * value)[columns])),
             ),
             ("", "S", *_spans(measured.slope, k, columns)),
@@ -93,15 +91,13 @@ def amplified(found: Landscape) -> Table:
             ("", "R", *_spans(measured.squared, k, columns)),
             ("", "sign kept", *_spans(measured.sign_agreement, k, columns)),
         ]
-    controls = [k for k, name in enumerate(found.directions) if name == _RANDOM]
     if controls:
         for name, held in (("S", measured.slope), ("R", measured.squared)):
             values = held.value[np.ix_(controls, columns)]
             ends = zip(_cells(values.min(0)), _cells(values.max(0)), strict=True)
             rows.append(("", name, *(" to ".join(pair) for pair in ends)))
         rows[-2] = (f"{len(controls)} random directions", *rows[-2][1:])
-    middles = np.nanmedian(measured.taylor_residuals[columns], axis=1)
-    rows.append(("Taylor residual", "median", *_cells(middles)))
+    rows.append(("Taylor residual", "median", *_cells(measured.taylor_medians[columns])))
     header = ("direction", "", *(f"ρ = {measured.radii[i]:g}" for i in columns))
     return Table(header, tuple(rows), (0, 1))
 
