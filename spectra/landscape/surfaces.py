@@ -118,18 +118,16 @@ def filter_normalised(
     objective = objective_of(subject)
     if direction is None:
         direction = random_start(objective.dim, seed=seed, probe=probe)
-    names = objective.parameters
-    sizes = [objective.network.get_parameter(name).numel() for name in names]
-    rows = torch.split(direction_in(objective, direction, "a direction"), sizes)
-    pieces = []
-    for name, row in zip(names, rows, strict=True):
-        weight = objective.network.get_parameter(name).detach().to(torch.float64)
-        if weight.dim() < 2 or name in objective.frozen:
-            pieces.append(torch.zeros_like(row))
+    rows = objective.rows
+    pieces = rows.split(direction_in(objective, direction, "a direction"))
+    for name, weight in rows.here().items():
+        weight = weight.to(torch.float64)
+        if weight.dim() < 2:
+            pieces[name] = torch.zeros_like(weight)
             continue
-        filters = row.reshape(len(weight), -1)
+        filters = pieces[name].reshape(len(weight), -1)
         lengths = filters.norm(dim=1, keepdim=True)
         # A filter that the direction leaves out has no direction to be rescaled.
         scale = torch.where(lengths > 0, weight.flatten(1).norm(dim=1, keepdim=True) / lengths, 0)
-        pieces.append((filters * scale).reshape(-1))
-    return torch.cat(pieces)
+        pieces[name] = filters * scale
+    return rows.flatten(pieces)
