@@ -121,9 +121,9 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
         )
     notes = mine.notes + held.notes
     before, now = ({"device": a.device, **a.versions} for a in (held, mine))
-    others = {key: value for key, value in before.items() if value != now.get(key)}
-    if others and held.spectra:
-        told = ", ".join(f"{key} {value}" for key, value in others.items())
+    changes = {key: value for key, value in before.items() if value != now.get(key)}
+    if changes and held.spectra:
+        told = ", ".join(f"{key} {value}" for key, value in changes.items())
         notes += (f"some results were computed with {told}",)
     if mine.settings["processes"] != (others := held.settings.get("processes", 1)):
         which = f"some results were computed by {others} process(es)"

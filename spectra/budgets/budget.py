@@ -154,7 +154,8 @@ class Budget:
             print(f"{what}: {', '.join(missing)} {why}; SPECTRA_DATA names no images for it")
         base = merged(used) if used else blank(plan, checkpoint.described(), (), why)
         counts = base.data.get("counts") or self._counts
-        found |= {s.label: s for s in blank(plan, {}, missing, why, counts).spectra if missing}
+        empty = [label for label in wanted if label not in found]
+        found |= {s.label: s for s in blank(plan, {}, empty, why, counts).spectra}
         return replace(base, spectra=tuple(found[label] for label in wanted))
 
     def landscape(self, step: str = "sgd", **changes: Any) -> Landscape:
@@ -221,8 +222,8 @@ class Budget:
         """
         means = BUDGETS[self.name]
         changes = {**(means.released if protocol == "released" else {}), **changes}
-        plan = replace(means.plan, overall=False, classes=(8,), probes=1)
-        plan = replace(plan, **changes)
+        own = {"overall": False, "classes": (8,), "probes": 1}
+        plan = replace(means.plan, **{**own, **changes})
         if self.name == "quick":
             folder = self.root / "reports" / "notebooks" / f"trajectory-{_tail(plan)}"
             runs = [self._short_run(step) for step in steps]

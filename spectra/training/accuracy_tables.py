@@ -1,5 +1,7 @@
 """Set accuracies beside the published ones, as markdown; what has not been run is an empty cell."""
 
+from collections.abc import Iterable, Sequence
+
 from ..writing import Table
 from . import published
 from .accuracies import Accuracies, Group, named, published_of
@@ -24,7 +26,7 @@ def main_table(found: Accuracies, dataset: str) -> Table:
         _row(method, found.cell(dataset, method), published_of(dataset, method))
         for method in methods(dataset)
     )
-    return Table(_HEADER, tuple(rows), (0, len(_HEADER) - 1))
+    return _table(_HEADER, rows)
 
 
 def other_table(found: Accuracies, dataset: str) -> Table:
@@ -36,7 +38,7 @@ def other_table(found: Accuracies, dataset: str) -> Table:
             twin = any(cell is not None and cell.label == group.label for cell in shown)
             label = f"{group.label}, {group.recipe.precision}" if twin else group.label
             rows.append(_row(label, group, group.published))
-    return Table(_HEADER, tuple(sorted(rows, key=_order)), (0, len(_HEADER) - 1))
+    return _table(_HEADER, sorted(rows, key=_order))
 
 
 def optimiser_table(found: Accuracies, dataset: str) -> Table:
@@ -48,7 +50,7 @@ def optimiser_table(found: Accuracies, dataset: str) -> Table:
         )
         rows.append((method, ours, tail, paper, goal, *rest))
     header = ("run", "ours, %", "tail", "published, %", "tail", "difference", "runs")
-    return Table(header, tuple(rows), (0, len(header) - 1))
+    return _table(header, rows)
 
 
 def radius_table(found: Accuracies) -> Table:
@@ -59,7 +61,7 @@ def radius_table(found: Accuracies) -> Table:
         _, ours, _, _, tail, paper, _, _, goal, *rest = _row(f"{rho:g}", group, row)
         rows.append((f"{rho:g}", ours, tail, paper, goal, *rest))
     header = ("ρ", "ours, %", "tail", "published, %", "tail", "difference", "runs")
-    return Table(header, tuple(rows), (0, len(header) - 1))
+    return _table(header, rows)
 
 
 def large_table(found: Accuracies) -> Table:
@@ -86,7 +88,7 @@ def further_table(found: Accuracies) -> Table:
         goal = f"{row.overall.mean:g}"  # some are printed to two decimals
         rows.append((TITLES[data], f"{ratio:g}", method, ours, goal, *cells[-2:]))
     header = ("data", "ratio", "run", "ours, %", "published, %", "difference", "runs")
-    return Table(header, tuple(rows), (0, 1, 2, len(header) - 1))
+    return _table(header, rows, words=3)
 
 
 def page(found: Accuracies, dataset: str, command: str) -> str:
@@ -138,6 +140,11 @@ def notes(found: Accuracies, dataset: str) -> list[str]:
 def methods(dataset: str) -> tuple[str, ...]:
     """List the paper's runs of a data set in its order; the digits have those of CIFAR."""
     return tuple(published.MAIN.get(dataset, published.MAIN["cifar10"]))
+
+
+def _table(header: Sequence[str], rows: Iterable[tuple[str, ...]], words: int = 1) -> Table:
+    """Set a table whose first columns are words, and whose last says which runs it is of."""
+    return Table(tuple(header), tuple(rows), (*range(words), len(header) - 1))
 
 
 def _order(row: tuple[str, ...]) -> list[str]:
