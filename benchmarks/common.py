@@ -87,8 +87,10 @@ def status(key: str) -> int:
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
-def interleaved(tasks: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Time the tasks in turns, so that a busy minute hits all; give medians.
+def interleaved(
+    tasks: Mapping[str, Callable[[], Any]], repetitions: int, now: Callable[[], float] = clock
+) -> dict[str, float]:
+    """Time the tasks in turns, so that a busy minute hits all; give medians by the clock `now`.
 
     The first turn warms up and does not count.
     """
@@ -96,11 +98,11 @@ def interleaved(tasks: Mapping[str, Callable[[], Any]], repetitions: int) -> dic
     for turn in range(repetitions + 1):
         for name, task in tasks.items():
             wait()
-            start = clock()
+            start = now()
             task()
             wait()
             if turn > 0:
-                seconds[name].append(clock() - start)
+                seconds[name].append(now() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -112,7 +114,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-def save(name: str, folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> Path:
+def save(
+    name: str,
+    folder: Path,
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    *,
+    clock_name: str = CLOCK,
+) -> Path:
     """Write a result file that says where and with what it was made, without any path."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
@@ -129,7 +138,7 @@ def save(name: str, folder: Path, settings: dict[str, Any], results: dict[str, A
         "versions": {"python": platform.python_version()}
         | {d.name.lower(): d.version for d in distributions() if d.name.lower() in PACKAGES},
         "threads": torch.get_num_threads(),
-        "clock": CLOCK,
+        "clock": clock_name,
         "settings": settings,
         "results": results,
     }

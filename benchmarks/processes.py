@@ -13,10 +13,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
-from common import options, problem, save, table, wait
+from common import interleaved, options, problem, save, table
 
 from spectra.devices import device_name, find_device
 from spectra.hessian import HessianOperator, Objective, choose_product
@@ -41,19 +40,12 @@ def share(args: argparse.Namespace) -> None:
         "alone": partial(HessianOperator.of(objective, choice).matvec, vector),
         "shared": partial(HessianOperator.of(led(objective, processes), choice).matvec, vector),
     }
-    products = {name: task() for name, task in tasks.items()}  # warm, and to be compared
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(args.repetitions):
-        for name, task in tasks.items():
-            wait()
-            begin = time.perf_counter()  # of the wall: the others' work counts, too
-            task()
-            wait()
-            seconds[name].append(time.perf_counter() - begin)
+    products = {name: task() for name, task in tasks.items()}
+    # By the wall: the others' work counts, too.
+    seconds = interleaved(tasks, args.repetitions, time.perf_counter)
     apart = float((products["shared"] - products["alone"]).norm() / products["alone"].norm())
-    found = {name: median(times) for name, times in seconds.items()}
-    found |= {"relative_difference": apart, "device": device_name(device)}
-    print(json.dumps(found))
+    found = {"relative_difference": apart, "device": device_name(device)}
+    print(json.dumps(seconds | found))
     processes.tell(None)
     processes.close(0)
 
@@ -79,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = ["alone", "shared", "gain", "relative_difference"]
     table(["processes", *columns], [[n, *(r[c] for c in columns)] for n, r in runs.items()])
     settings = {"arch": args.arch, "samples": args.samples, "batch_size": args.batch_size}
-    settings |= {"repetitions": args.repetitions, "clock": "perf_counter"}
+    settings["repetitions"] = args.repetitions
     settings["device"] = next(iter(runs.values()))["device"]
-    print(f"written: {save('processes', args.out, settings, runs).name}")
+    path = save("processes", args.out, settings, runs, clock_name="perf_counter")
+    print(f"written: {path.name}")
 
 
 if __name__ == "__main__":
