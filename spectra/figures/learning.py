@@ -69,8 +69,9 @@ def draw_accuracies(ax: Axes, rows: Sequence[Mapping[str, float]]) -> Axes:
     _mark_schedule(ax, rows)
     ax.set_ylim(0, 100)
     ax.set_ylabel("Test accuracy, %")
+    # Below the panel: in it there is no place that no curve comes through.
     ax.legend(
-        loc="lower right", ncols=2, title="in the last epoch, %", frameon=True, framealpha=0.9
+        loc="upper center", bbox_to_anchor=(0.5, -0.03), ncols=2, title="in the last epoch, %"
     )
     return ax
 
