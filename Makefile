@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: esd test lint types pytest train-digits notebooks reports bench clean
 # The digits and the tests are small: a second thread gains nothing, and on a busy machine it waits
-# for the first at every turn.
+# for the first at every turn. The tests share the cores as processes instead.
 esd pytest train-digits notebooks reports: export OMP_NUM_THREADS ?= 1
 
 esd: $(VENV)/.installed
@@ -21,7 +21,7 @@ types: $(VENV)/.tested
 	$(BIN)/mypy
 
 pytest: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spectra needs Python 3.11 or newer; name one with `make PYTHON=python3.12 ...`")'

@@ -83,6 +83,7 @@ def command(
 ) -> Command:
     """Call the command line in this process, on the committed digits unless told otherwise."""
     monkeypatch.setattr(figures, "save", name_pages)
+    monkeypatch.setenv("COLUMNS", "120")  # a narrow terminal gets fewer columns
 
     def call(*flags: str, checkpoint: str | Path | None = None, steps: int = 6) -> Result:
         folder = tmp_path / "out"
