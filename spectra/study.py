@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -86,8 +86,7 @@ class Study:
     choice: ProductChoice  # the plain paths, compared
     way: Way  # how products are computed
     parts: tuple[Part, ...]
-    correct: dict[str, Tensor]  # split -> (N,) whether each sample is classified right
-    targets: dict[str, Tensor]
+    splits: dict[str, Samples]  # those at hand, whose accuracies go beside the spectra
     notes: tuple[str, ...]
     basis: Place  # where each Krylov basis is kept
     processes: Processes | None  # that share the samples out; None: this one alone
@@ -120,12 +119,9 @@ class Study:
             samples.frozen(copies, plan.seed) if copies else samples,
             loss,
         )
-        correct, targets = {}, {}
-        decides = processes is None or processes.leads
-        for split, held in (("train", train), ("test", test)):
-            if held is not None and decides:
-                correct[split], targets[split] = classify(objective, held), held.targets
+        splits = {"train": train, "test": test}
         parts = tuple(choose_parts(plan, samples, train))
+        decides = processes is None or processes.leads
         basis = place_of_basis(plan, objective) if decides else "none"
         todo = [part for part in parts if part.label not in finished]
         choice, way = choose_products(objective, plan, todo, basis, processes)
@@ -152,8 +148,7 @@ class Study:
             choice,
             way,
             parts,
-            correct,
-            targets,
+            {name: held for name, held in splits.items() if held is not None},
             tuple(notes),
             basis,
             processes,
@@ -198,11 +193,16 @@ class Study:
         known = not note or note in analysis.notes
         return analysis if known else replace(analysis, notes=(*analysis.notes, note))
 
+    @cached_property
+    def _correct(self) -> dict[str, Tensor]:
+        """Whether each sample of a split is classified right, (N,); asked for by who shows it."""
+        return {name: classify(self.objective, held) for name, held in self.splits.items()}
+
     def outline(self, part: Part) -> ClassSpectrum:
         """Say what is known of a part before its first product."""
         shares = {
-            split: accuracy(self.correct[split], self.targets[split], part.classes)
-            for split in self.correct
+            split: accuracy(correct, self.splits[split].targets, part.classes)
+            for split, correct in self._correct.items()
         }
         return ClassSpectrum(
             label=part.label,
