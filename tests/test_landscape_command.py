@@ -119,6 +119,12 @@ def test_options_without_a_fixed_function_or_sense_are_refused(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("radii", [(), (0.1, float("nan"))])
+def test_radii_that_make_no_step_are_refused_before_any_product(radii: tuple[float, ...]) -> None:
+    with pytest.raises(SpectraError, match="no step to measure"):
+        Survey(radii=radii)
+
+
 def test_the_summary_says_how_far_a_number_bears(made: Path) -> None:
     found = Landscape.load(made)
     measured = found.amplification

@@ -81,12 +81,7 @@ def amplification(
         v[i] = _unit(direction_in(objective, row, f"direction {i}"))
     known = np.full(len(v), np.nan) if eigenvalues is None else np.array(eigenvalues, dtype=float)
     pool = torch.nonzero(objective.weights)[:, 0].cpu().numpy()
-    rho = np.array(radii, dtype=np.float64)
-    if len(rho) == 0 or not np.isfinite(rho).all():
-        raise SpectraError(
-            f"got the radii {rho.tolist()}, expected one finite number or more: there would be no "
-            "step to measure"
-        )
+    rho = checked_radii(radii)
     if known.shape != (len(v),) or not 1 <= batch_size <= len(pool) or batches < 1:
         raise SpectraError(
             f"got {known.size} eigenvalues for {len(v)} directions, and {batches} batches of "
@@ -137,6 +132,19 @@ def amplification(
         seed=seed,
         batch_norm=batch_norm,
     )
+
+
+def checked_radii(
+    radii: Sequence[float] | Float[np.ndarray, " r"],
+) -> Float64[np.ndarray, " r"]:
+    """Give SAM's radii ρ as an array, or refuse them."""
+    rho = np.array(radii, dtype=np.float64)
+    if len(rho) == 0 or not np.isfinite(rho).all():
+        raise SpectraError(
+            f"got the radii {rho.tolist()}, expected one finite number or more: there would be no "
+            "step to measure"
+        )
+    return rho
 
 
 def _unit(direction: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

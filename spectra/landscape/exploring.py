@@ -25,7 +25,7 @@ from spectra.files import require_writable
 from spectra.gathering import gather, start_of
 from spectra.hessian import HessianOperator, Objective
 from spectra.krylov import lanczos
-from spectra.landscape.amplification import RADII, amplification
+from spectra.landscape.amplification import RADII, amplification, checked_radii
 from spectra.landscape.slices import Slice, loss_slice
 from spectra.landscape.statistics import Amplification
 from spectra.landscape.stored import CONTROL, Landscape, View
@@ -59,6 +59,7 @@ class Survey:
                 raise SpectraError(f"got {name} = {getattr(self, name)}, expected at least {low}")
         if self.surface != 0 and self.surface < 2:
             raise SpectraError(f"got surface = {self.surface}, expected 0 (none) or at least 2")
+        checked_radii(self.radii)
         inf = float("inf")
         if not (0 < self.nearest < self.farthest < inf and 0 < self.extent < inf):
             raise SpectraError(
