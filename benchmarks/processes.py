@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for count in args.processes:
         run = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         command = [sys.executable, "-m", *run, str(Path(__file__)), *given]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         runs[str(count)] = json.loads(done.stdout.splitlines()[-1])
         runs[str(count)]["gain"] = runs[str(count)]["alone"] / runs[str(count)]["shared"]
     columns = ["alone", "shared", "gain", "relative_difference"]

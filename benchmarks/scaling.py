@@ -95,11 +95,13 @@ def over_samples(counts: Sequence[int], device: torch.device, repetitions: int) 
     return {"parameters": objective.dim, "seconds": seconds, "slope": slope(seconds)}
 
 
-def over_steps(counts: Sequence[int], dim: int, repetitions: int) -> dict[str, Any]:
+def over_steps(
+    counts: Sequence[int], dim: int, device: torch.device, repetitions: int
+) -> dict[str, Any]:
     """Time Lanczos alone, with a diagonal matrix, over more and more steps."""
-    diagonal = torch.linspace(-1, 10, dim)
-    A = SymmetricOperator(lambda v: diagonal * v, dim, torch.float32)
-    start = random_start(dim, seed=0, probe=0, dtype=torch.float32)
+    diagonal = torch.linspace(-1, 10, dim, device=device)
+    A = SymmetricOperator(lambda v: diagonal * v, dim, torch.float32, device)
+    start = random_start(dim, seed=0, probe=0, dtype=torch.float32, device=device)
     tasks = {str(m): partial(lanczos, A, start, steps=m) for m in counts}
     seconds = interleaved(tasks, repetitions)
     return {"dim": dim, "seconds": seconds, "slope": slope(seconds)}
@@ -125,13 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = [5, 10] if args.quick else [25, 50, 100, 200]
     results: dict[str, Any] = {
         "samples": over_samples(samples, device, args.repetitions),
-        "steps": over_steps(steps, 10_000 if args.quick else 464_154, args.repetitions),
+        "steps": over_steps(steps, 10_000 if args.quick else 464_154, device, args.repetitions),
         "parameters": {},
     }
     for size in sizes:
         name = size if size == "resnet50" else str(int(float(size)))
         command = [sys.executable, str(Path(__file__)), "--device", args.device, "--run", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results["parameters"][name] = json.loads(done.stdout.splitlines()[-1])
     perceptrons = {
         str(row["parameters"]): row["seconds_per_step"]

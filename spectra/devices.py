@@ -46,6 +46,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def at_once(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor of the CPU; to a GPU without waiting for what that is doing."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @contextlib.contextmanager
 def arithmetic(
     device: torch.device, *, precision: str = "ieee", deterministic: bool = True

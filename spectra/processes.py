@@ -187,7 +187,7 @@ class Processes:
         """
         # A group that has lost a process may wait for it for ever; and gloo's threads may abort a
         # process whose peers leave first, after all its work is done and its results are written.
-        if code != 0 or (not self.leads and dist.get_backend() == "gloo"):
+        if code != 0 or (not self.leads and "gloo" in dist.get_backend()):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

@@ -1,6 +1,7 @@
 """What every test shares: the device, shape checks at run time, and the real data where it lies."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device that the operators run on: cpu, cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that --device auto means the same everywhere
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
+from ..devices import at_once
+
 TRIES = 10
 SMALLEST_AREA = 0.08
 WIDEST = 4 / 3  # aspect; the narrowest is its inverse
@@ -44,13 +46,15 @@ def padded_crops(
         generator: On the CPU.
     """
     n, device = len(images), images.device
-    i, j = torch.randint(0, 2 * padding + 1, (2, n), generator=generator).to(device)
-    flip = torch.randint(0, 2, (n, 1, 1, 1), generator=generator).bool().to(device)
+    corners = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+    mirrors = torch.randint(0, 2, (1, n), generator=generator)
+    i, j, flip = at_once(torch.cat([corners, mirrors]), device)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     # A view of every crop that there is; indexing copies only the one drawn for each image.
     crops = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
     drawn = crops[torch.arange(n, device=device), :, i, j]
-    return torch.where(flip, drawn.flip(3), drawn) if mirrored else drawn
+    flipped = flip.bool()[:, None, None, None]
+    return torch.where(flipped, drawn.flip(3), drawn) if mirrored else drawn
 
 
 def draw_boxes(n: int, height: int, width: int, generator: torch.Generator) -> Int64[Tensor, "n 4"]:

@@ -46,6 +46,8 @@ def test_the_fastest_right_path_is_chosen_and_gives_the_true_product(
 ) -> None:
     """P28, law 6: LayerNorm and InstanceNorm make reverse-over-forward silently wrong."""
     make, shape, path = MODELS[name]
+    if name == "tokens-lstm" and device.type == "cuda":
+        path = "double-backward"  # an LSTM's fused cell has no forward mode there
     model, data = build(make, *shape)
     if name == "grid-sample" and torch.__version__ < "2.12":
         with pytest.raises(SpectraError, match="grid_sampler_2d_backward is not implemented"):

@@ -97,6 +97,10 @@ def test_every_kept_way_agrees_with_double_backward_in_float64(
 ) -> None:
     if name == "linearized" and network not in TRACEABLE:
         pytest.skip("no forward mode")
+    if network == "grid-sample" and torch.__version__ < "2.12":
+        pytest.skip("torch differentiates its backward from 2.12 on")
+    if network == "tokens-lstm" and name == "linearized" and device.type == "cuda":
+        pytest.skip("no forward mode of an LSTM on a GPU")
     model, (x, _) = build(MODELS[network][0], *MODELS[network][1], n=7)
     objective, v = problem(model, x, device)
     kept = KeptProducts(name, objective, "double-backward", sizes=(4,))
@@ -308,8 +312,9 @@ def test_written_out_norms_are_the_same_function_with_the_same_names() -> None:
 
 
 def test_a_linearized_product_convolves_twice_as_often_as_a_gradient_at_most(
-    device: torch.device,
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(KeptProducts, "_record", lambda *_: None)  # nobody counts in a recording
     objective, v = problem(residual_net(), images(4), device)
     kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
     kept.product(objective, v)

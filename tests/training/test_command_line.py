@@ -86,7 +86,7 @@ def test_seeds_give_the_runs_that_each_gives_alone(
     """One after another or side by side; the mean is of the last epochs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    flags = ["digits-lt-ce-sgd", "--epochs", "2", "--quiet"]
+    flags = ["digits-lt-ce-sgd", "--epochs", "2", "--quiet", "--device", "cpu"]
     assert main([*flags, "--seeds", "1,2", "--jobs", jobs]) == 0
     last = capfd.readouterr().out.splitlines()[-1]
     assert main([*flags, "--seed", "2", "--out", "alone"]) == 0
