@@ -326,7 +326,8 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) ->
     if found := [f"{kind} {_shorten(names)}" for kind, names in kinds if names]:
         raise SpectraError(
             f"{file} does not fit the network {type(network).__name__} ({'; '.join(found)}); "
-            f"random weights would have been analysed: {_WAY_OUT}"
+            "random weights would have been analysed: rename the file's tensors, or "
+            f"{_WAY_OUT}"
         )
     if broken := [k for k, v in state.items() if not bool(torch.isfinite(v).all())]:
         raise SpectraError(

@@ -54,6 +54,9 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
 
     checkpoint = open_checkpoint(options.checkpoint, options)
     train, test = open_samples(checkpoint, options)
+    leads = processes is None or processes.leads
+    if leads and not (options.resume or options.quiet) and (folder / "esd.json").exists():
+        print(f"{folder}{os.sep} holds results, which these replace", file=sys.stderr)
     with shown_bar(options, processes) as bar:
         analysis = analyze(
             checkpoint,
@@ -65,7 +68,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             progress=bar,
             processes=processes,
         )
-    if processes is None or processes.leads:
+    if leads:
         _show(analysis, checkpoint, folder, options)
 
 

@@ -189,9 +189,18 @@ class CallableLoss:
         """Evaluate the function.
 
         Raises:
-            SpectraError: if it does not give one loss a sample.
+            SpectraError: if it does not give one loss a sample, or takes no logits of this dtype.
         """
-        losses = self.function(logits, targets)
+        try:
+            losses = self.function(logits, targets)
+        except RuntimeError as error:
+            if "dtype" not in (told := str(error)) and "scalar type" not in told:
+                raise  # memory may have run out
+            raise SpectraError(
+                f"got logits of {logits.dtype}, which the loss cannot take "
+                f"({told.splitlines()[0][:120]}), expected a loss for any floating dtype: products "
+                "are checked in float64; cast what it holds, weight.to(logits.dtype)"
+            ) from error
         if losses.shape != targets.shape:
             raise SpectraError(
                 f"the loss returned the shape {tuple(losses.shape)}, expected one value a sample, "
@@ -215,11 +224,15 @@ def as_loss(loss: LossSpec | CallableLoss | Callable[..., Any]) -> LossSpec | Ca
     if isinstance(loss, LossSpec | CallableLoss):
         return loss
     reduction = getattr(loss, "reduction", "none")
-    if reduction != "none" or getattr(loss, "weight", None) is not None:
+    if reduction != "none":
         raise SpectraError(
-            f"the loss has reduction={reduction!r} or class weights inside, expected one plain "
-            "value a sample, since means and weights are taken outside: use reduction='none', and "
-            "LossSpec(weights=...) for class weights"
+            f"the loss has reduction={reduction!r}, expected one value a sample, since means are "
+            "taken outside: use reduction='none'"
+        )
+    if getattr(loss, "weight", None) is not None:
+        raise SpectraError(
+            "the loss holds class weights, expected plain values, since weights are taken outside "
+            "(Σ w ℓ / Σ w, and none within a class): use LossSpec(weights=...)"
         )
     return CallableLoss(loss)
 

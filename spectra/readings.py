@@ -22,11 +22,12 @@ from spectra.krylov import (
     SpectralMeasure,
     Tridiagonal,
     lower_bound,
+    measured_ends,
     nonconvexity,
     posterior_lower_bound,
     trace_estimate,
 )
-from spectra.results import ClassSpectrum
+from spectra.results import OPEN_MASS, ClassSpectrum
 
 Form = Callable[[Sequence[Literal[0, -1]]], Iterable[Tensor]]  # ends -> unit Ritz vectors
 
@@ -65,6 +66,21 @@ class RitzVectors:
             else:
                 self.high, self.values = vector, (self.values[0], high)
 
+    def measured(
+        self, operator: HessianOperator, steps: int, tolerance: float = TOLERANCE
+    ) -> Extremes:
+        """Measure both ends anew, see `measured_ends`.
+
+        Args:
+            operator: what Lanczos ran on.
+            steps: Krylov steps of the longest run.
+            tolerance: largest residual that counts as converged, relative to the larger modulus.
+        """
+        assert self.low is not None
+        assert self.high is not None
+        vectors = self.low, self.high
+        return measured_ends(operator, self.values, vectors, steps=steps, tolerance=tolerance)
+
     def save(self, probes: int) -> None:
         """Leave the vectors for a resumed run, which has the T of so many probes."""
         if self.path is not None:
@@ -94,38 +110,6 @@ class RitzVectors:
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
-
-
-def ends_of(
-    operator: HessianOperator, vectors: RitzVectors, steps: int, tolerance: float = TOLERANCE
-) -> Extremes:
-    """Measure the residuals of both ends with one product each.
-
-    T alone would call them zero once Lanczos has converged, where the rounding of the products
-    still stands, and tells nothing about an operator that moves.
-
-    Args:
-        operator: what Lanczos ran on.
-        vectors: of the outermost Ritz values.
-        steps: Krylov steps of the longest run.
-        tolerance: largest residual that counts as converged, relative to the larger modulus.
-    """
-    assert vectors.low is not None
-    assert vectors.high is not None
-    low, high = (
-        float(((operator @ y).double() - value * y.to(operator.device).double()).norm())
-        for value, y in zip(vectors.values, (vectors.low, vectors.high), strict=True)
-    )
-    return Extremes(
-        lambda_min=vectors.values[0],
-        lambda_max=vectors.values[1],
-        residual_min=low,
-        residual_max=high,
-        vector_min=vectors.low,
-        vector_max=vectors.high,
-        converged=max(low, high) <= tolerance * max(map(abs, vectors.values)),
-        steps=steps,
-    )
 
 
 def assemble(
@@ -191,13 +175,15 @@ def assemble(
     apart = abs(low - certificate.rayleigh_quotient)
     threshold = max(floor, 1e-6 * max(high, 0.0))
     mass = measure.mass_below(-threshold)
+    bounds = measure.mass_bounds(-threshold)
+    if all(run.exhausted for run in runs):  # T is exact, and so is the sum of its weights
+        bounds = mass.value, mass.value
+    told = bounds[1] - bounds[0] <= OPEN_MASS  # else one number would claim what nobody knows
     return replace(
         known,
-        negative_mass=mass.value,
-        negative_mass_stderr=mass.stderr,
-        negative_mass_bounds=(mass.value, mass.value)
-        if all(run.exhausted for run in runs)  # T is exact, and so is the sum of its weights
-        else measure.mass_bounds(-threshold),
+        negative_mass=mass.value if told else None,
+        negative_mass_stderr=mass.stderr if told else None,
+        negative_mass_bounds=bounds,
         negative_mass_threshold=threshold,
         certificate={
             **known.certificate,

@@ -47,6 +47,7 @@ from spectra.krylov import SpectralMeasure, Tridiagonal, nonconvexity
 
 SCHEMA = 1
 CAVEAT = "not the spectrum of a matrix"
+OPEN_MASS = 0.01  # where the bounds of the share below zero lie farther apart, no number is told
 DOCTOR_KEYS = ("fixed_operator", "repeatability", "asymmetry", "noise_floor")
 CERTIFICATE_KEYS = (
     *("operator", "dtype", "rayleigh_quotient", "residual"),
@@ -136,8 +137,17 @@ class ClassSpectrum:
         return told
 
     def to_row(self) -> dict[str, Any]:
-        """Give the same as a row of a table: nested keys as ``doctor_asymmetry``, lists joined."""
-        entry = self.to_dict()
+        """Give the same as a row of a table: nested keys as ``doctor_asymmetry``, lists joined.
+
+        The two bounds are columns of their own, ``negative_mass_low`` and ``negative_mass_high``.
+        """
+        entry: dict[str, Any] = {}
+        for name, value in self.to_dict().items():
+            if name == "negative_mass_bounds":
+                low, high = value or (None, None)
+                entry |= {"negative_mass_low": low, "negative_mass_high": high}
+            else:
+                entry[name] = value
         nested = {name: entry.pop(name) for name in ("doctor", "certificate")}
         entry |= {name: " ".join(map(str, entry[name])) for name in ("classes", "notes")}
         return entry | {f"{a}_{b}": v for a, d in nested.items() for b, v in d.items()}

@@ -53,7 +53,7 @@ from spectra.krylov import (
 )
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
-from spectra.readings import Form, RitzVectors, assemble, ends_of
+from spectra.readings import Form, RitzVectors, assemble
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe
@@ -137,6 +137,11 @@ class Study:
             )
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
+        if checkpoint.data is None and samples.spec is not None and samples.spec.imbalance is None:
+            notes.append(
+                f"the checkpoint names no draw of its data: {samples.spec.name} is taken whole (a "
+                "long-tailed one needs --imbalance-ratio)"
+            )
         if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
             notes.append("the checkpoint was trained on another draw of the data than this one")
         return Study(
@@ -270,7 +275,7 @@ class Study:
         _seed(redraw, plan.seed, part.label, "ends")
         goal = plan.until_converged
         tolerance = TOLERANCE if goal is None else min(goal, TOLERANCE)
-        ends = ends_of(operator, vectors, max(run.steps for run in runs), tolerance)
+        ends = vectors.measured(operator, max(run.steps for run in runs), tolerance)
         forms = np.zeros(0)
         if plan.protocol == "exact":
             forms = quadratic_form_probes(operator, probes=TRACE_PROBES, seed=plan.seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.files import replacing
-from spectra.results import CAVEAT, Analysis, ClassSpectrum
+from spectra.results import CAVEAT, OPEN_MASS, Analysis, ClassSpectrum
 from spectra.trajectories import RunTrajectory, Trajectory
 from spectra.writing import markdown, number
 
@@ -166,7 +166,7 @@ def _cells(s: ClassSpectrum) -> list[str]:
 def _mass(s: ClassSpectrum) -> str:
     """Write the share as a range where the quadrature leaves more than a point of % open."""
     low, high = s.negative_mass_bounds or (0.0, 0.0)
-    if high - low > 0.01:
+    if high - low > OPEN_MASS:
         return f"{100 * low:.0f}–{100 * high:.0f}"
     percent = (None if x is None else 100 * x for x in (s.negative_mass, s.negative_mass_stderr))
     return _with_error(*percent)

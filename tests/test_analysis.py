@@ -29,6 +29,7 @@ from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
 from spectra.hessian import KeptProducts, Objective
 from spectra.losses import LossSpec
+from spectra.results import OPEN_MASS
 from spectra.study import TRACE_PROBES
 
 CLASSES = 3
@@ -322,7 +323,23 @@ def test_a_full_run_gives_the_dense_matrix_eigenvalues_and_a_certificate_that_ho
         assert spectrum.trace == pytest.approx(values.sum(), abs=6 * spectrum.trace_stderr)
         below = (values < -spectrum.negative_mass_threshold).mean()
         assert spectrum.negative_mass_threshold >= 1e-6 * spectrum.lambda_max
-        assert abs(spectrum.negative_mass - below) < 0.5
+        assert abs(spectrum.negative_mass - below) < 0.5  # one start vector's weights
+        assert spectrum.negative_mass_bounds == (spectrum.negative_mass,) * 2
+
+
+def test_no_share_below_zero_is_told_where_the_steps_leave_it_open() -> None:
+    """In the file and in the table: bounds in its place, as columns of their own."""
+    data = samples()
+    plan = replace(PLAN, steps=5, dtype="float64")
+    for spectrum in analyze(checkpoint(), plan, train=data).spectra:
+        below = (np.linalg.eigvalsh(dense(spectrum.label, data)) < -1e-12).mean()
+        low, high = spectrum.negative_mass_bounds
+        assert low <= below <= high
+        assert high - low > OPEN_MASS
+        assert spectrum.negative_mass is spectrum.negative_mass_stderr is None
+        row = spectrum.to_row()
+        assert (row["negative_mass_low"], row["negative_mass_high"]) == (low, high)
+        assert "negative_mass_bounds" not in row
 
 
 def test_a_short_run_is_bracketed_by_its_certificate_and_its_bound() -> None:

@@ -30,14 +30,14 @@ from spectra import (
     trajectory,
 )
 from spectra.hessian.products import KeptName, PathName
-from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS
+from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS, OPEN_MASS
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
 FILES = ("esd.csv", "esd.json", "esd.npz", "esd.pdf", "esd.png")
 HEAD_KEYS = ("schema", "checkpoint", "data", "settings", "device", "versions", "spectra")
 NUMBERS = (
     *("share", "loss", "train_accuracy", "test_accuracy", "lambda_min", "lambda_max"),
-    *("residual_min", "residual_max", "nonconvexity", "negative_mass", "negative_mass_threshold"),
+    *("residual_min", "residual_max", "nonconvexity", "negative_mass_threshold"),
     *("trace", "trace_stderr"),
 )
 FLAGS = (  # every flag of the issue, by the name under which `settings` resolves it
@@ -126,6 +126,9 @@ def test_every_key_of_the_public_format_is_there_and_of_its_type(shared: Path) -
             assert type(entry[key]) is int, key
         for key in NUMBERS:
             assert type(entry[key]) is float, key
+        low, high = entry["negative_mass_bounds"]
+        assert 0 <= low <= high <= 1
+        assert (entry["negative_mass"] is None) == (high - low > OPEN_MASS)
         assert type(entry["converged"]) is bool
         assert set(DOCTOR_KEYS) <= set(entry["doctor"])
         assert type(entry["doctor"]["fixed_operator"]) is bool
@@ -288,7 +291,8 @@ def test_three_probes_give_a_standard_error_and_a_band(command: Command) -> None
     result = command("--classes", "8", "--probes", "3", "--quiet")
     (entry,) = result.json["spectra"]
     assert entry["probes"] == 3
-    assert entry["negative_mass_stderr"] is not None
+    low, high = entry["negative_mass_bounds"]
+    assert (entry["negative_mass_stderr"] is None) == (high - low > OPEN_MASS)
     (spectrum,) = Analysis.load(result.folder).spectra
     assert len(spectrum.runs) == 3
     measure = spectrum.measure

@@ -250,6 +250,15 @@ def test_a_torch_loss_with_weights_inside_is_refused() -> None:
         as_loss(nn.CrossEntropyLoss(weight=torch.ones(4), reduction="none"))
 
 
+def test_a_function_that_holds_weights_of_one_dtype_is_told_what_to_cast() -> None:
+    weight = torch.ones(4)
+    loss = as_loss(lambda z, y: nn.functional.cross_entropy(z, y, weight=weight, reduction="none"))
+    logits, targets = batch()
+    with pytest.raises(SpectraError, match=r"weight\.to\(logits\.dtype\)"):
+        loss.per_sample(logits.double(), targets)
+    assert loss.per_sample(logits.float(), targets).shape == targets.shape
+
+
 def test_a_function_that_reduces_is_refused() -> None:
     with pytest.raises(SpectraError, match="reduction='none'"):
         as_loss(nn.functional.cross_entropy).per_sample(*batch())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ..errors import SpectraError
 from .samples import Samples
@@ -36,7 +36,8 @@ def read_batches(
     """Read batches once into samples; every random state is put back.
 
     Args:
-        source: A DataLoader, an iterable of (inputs, targets) batches, or a pair of tensors.
+        source: A DataLoader, an iterable of (inputs, targets) batches, a TensorDataset, or a pair
+            of tensors or arrays.
         num_classes: Number of classes C; None: the largest label plus one.
         class_names: C names; None: "0", "1", ...
         mean: (c,) to subtract, if the inputs are images that are not normalised yet; else None.
@@ -50,7 +51,10 @@ def read_batches(
     loader = source if isinstance(source, DataLoader) else None
     if draws is not None and (loader is None or draws < 1):
         raise SpectraError(f"draws={draws} was given; it counts passes (1 or more) of a DataLoader")
-    if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[0], Tensor):
+    if isinstance(source, TensorDataset):
+        source = source.tensors
+    several = isinstance(source, tuple | list) and len(source) > 1
+    if several and isinstance(source[0], Tensor | np.ndarray):
         source = [source]
     if not isinstance(source, Iterable):
         raise SpectraError(
@@ -78,7 +82,10 @@ def read_batches(
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise SpectraError(f"a batch is a {type(batch).__name__}; expected (inputs, targets)")
+        parts = f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""
+        raise SpectraError(
+            f"a batch is a {type(batch).__name__}{parts}; expected a pair (inputs, targets)"
+        )
     x, y = (torch.as_tensor(part).detach().cpu() for part in batch)
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.shape[:1] != y.shape:
         raise SpectraError(

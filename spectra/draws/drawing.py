@@ -22,7 +22,7 @@ from spectra.gathering import gather, loss_of, start_of
 from spectra.hessian import HessianOperator, choose_product
 from spectra.krylov import TOLERANCE, lanczos, nonconvexity
 from spectra.plan import Plan, choose_parts
-from spectra.readings import RitzVectors, ends_of
+from spectra.readings import RitzVectors
 from spectra.study import Progress
 from spectra.writing import markdown, number
 
@@ -122,7 +122,7 @@ def over_draws(
             start, vectors = start_of(operator, plan.seed, 0), RitzVectors(None, part.label)
             run = lanczos(operator, start, steps=plan.steps)
             vectors.take(run)
-            found.append(ends := ends_of(operator, vectors, run.steps))
+            found.append(ends := vectors.measured(operator, run.steps))
             losses.append(objective.value())
             assert ends.vector_max is not None
             tops.append(ends.vector_max.double().cpu())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +81,9 @@ def exact_arithmetic(
     """Run products with kernels that have second derivatives, in the precision that was asked for.
 
     Attention takes its plain form (the fused ones lack second derivatives), `recurrent` networks
-    leave cuDNN for the same reason, convolutions and matrix products use TF32 only when `tf32` says
-    so, and cuDNN uses deterministic algorithms. Every setting is put back on the way out.
+    leave cuDNN and oneDNN for the same reason, convolutions and matrix products use TF32 only when
+    `tf32` says so, and cuDNN uses deterministic algorithms. Every setting is put back on the way
+    out.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -91,9 +93,10 @@ def exact_arithmetic(
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         stack.enter_context(arithmetic(device, precision="tf32" if tf32 else "ieee"))
-        if device.type == "cuda":
-            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
-            torch.backends.cudnn.enabled &= not recurrent
+        libraries: list[Any] = [torch.backends.cudnn, torch.backends.mkldnn]
+        for library in libraries if recurrent else ():
+            stack.callback(setattr, library, "enabled", library.enabled)
+            library.enabled = False
         yield
 
 
@@ -120,8 +123,9 @@ def require_outputs(logits: Tensor, classes: int) -> None:
     """Refuse a network that has fewer outputs than the data have classes."""
     if logits.shape[-1] < classes:
         raise SpectraError(
-            f"got a network with {logits.shape[-1]} outputs for {classes} classes, expected at "
-            "least as many: the loss would be undefined; check --dataset and --num-classes"
+            f"got a network with {logits.shape[-1]} outputs for {classes} classes (the largest "
+            f"label is {classes - 1}), expected at least as many: the loss would be undefined; "
+            "labels start at 0, and --dataset and --num-classes name other data and networks"
         )
 
 

@@ -90,6 +90,8 @@ class Objective:
         Raises:
             SpectraError: unknown parameter, no sample, targets that the loss does not know.
         """
+        if not isinstance(dtype, torch.dtype):
+            raise SpectraError(f"got the dtype {dtype!r}, expected torch.float32 or torch.float64")
         device = torch.device(device)
         samples = source if isinstance(source, Samples) else Samples.from_batches(source)
         samples = replace(

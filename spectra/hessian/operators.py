@@ -19,12 +19,12 @@ from spectra.errors import SpectraError
 from spectra.hessian.choice import ProductChoice, choose_product
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Loss, Objective
-from spectra.hessian.products import PRODUCTS, ProductName
+from spectra.hessian.products import PRODUCT_NAMES, PRODUCTS, ProductName
 from spectra.hessian.ways import Work, choose_way
 from spectra.krylov import SymmetricOperator
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class HessianOperator(SymmetricOperator):
     """A Hessian as a linear operator that remembers what it is the Hessian of."""
 
@@ -184,6 +184,8 @@ def _operators(
     objectives: Sequence[Objective], product: ProductName | Literal["auto"], products: int
 ) -> list[HessianOperator]:
     """Choose one way for objectives of one network, by the first of them."""
+    if product not in (names := ("auto", *PRODUCT_NAMES)):
+        raise SpectraError(f"got product {product!r}, expected one of {', '.join(names)}")
     asked = None if product == "auto" else product
     choice = choose_product(objectives[0], path=asked if asked in PRODUCTS else None)
     work = Work([len(objective.samples) for objective in objectives], products)

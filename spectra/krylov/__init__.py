@@ -8,6 +8,7 @@ from .extremes import best_extremes as best_extremes
 from .extremes import extreme_eigenvalues as extreme_eigenvalues
 from .extremes import extremes_of as extremes_of
 from .extremes import lower_bound as lower_bound
+from .extremes import measured_ends as measured_ends
 from .extremes import nonconvexity as nonconvexity
 from .extremes import posterior_lower_bound as posterior_lower_bound
 from .lanczos import Ritz as Ritz

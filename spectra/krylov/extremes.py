@@ -41,7 +41,10 @@ TOLERANCE = 1e-3  # residual that counts as converged, as a share of max|θ|
 
 @dataclass(frozen=True)
 class Extremes:
-    """Hold both ends of the spectrum as Ritz values; some eigenvalue lies within each residual."""
+    """Hold both ends of the spectrum as Ritz values; some eigenvalue lies within each residual.
+
+    Of the matrix whose products were made: what rounding inside a product does comes on top.
+    """
 
     lambda_min: float
     lambda_max: float
@@ -61,7 +64,9 @@ def nonconvexity(low: float, high: float) -> float | None:
 def extremes_of(
     run: Tridiagonal, *, tolerance: float = TOLERANCE, vectors: bool = True
 ) -> Extremes:
-    """Read both ends off a Lanczos run.
+    """Read both ends off a Lanczos run, with the residuals that T tells.
+
+    Once Lanczos has converged these fall below all rounding; `measured_ends` takes them anew.
 
     Args:
         run: with its basis, unless `vectors` is False.
@@ -81,6 +86,42 @@ def extremes_of(
         steps=run.steps,
     )
     return best_extremes([found], tolerance=tolerance)
+
+
+def measured_ends(
+    A: SymmetricOperator,
+    values: tuple[float, float],
+    vectors: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
+    *,
+    steps: int,
+    tolerance: float = TOLERANCE,
+) -> Extremes:
+    """Measure the residuals of both ends with one product each.
+
+    T alone would call them zero once Lanczos has converged, where the rounding of the products
+    still stands, and tells nothing about an operator that moves.
+
+    Args:
+        A: what Lanczos ran on, of size n.
+        values: the outermost Ritz values.
+        vectors: (n,) each, of unit norm, that belong to them.
+        steps: Krylov steps of the longest run.
+        tolerance: largest residual that counts as converged, relative to the larger modulus.
+    """
+    low, high = (
+        float(((A @ y).double() - value * y.to(A.device).double()).norm())
+        for value, y in zip(values, vectors, strict=True)
+    )
+    return Extremes(
+        lambda_min=values[0],
+        lambda_max=values[1],
+        residual_min=low,
+        residual_max=high,
+        vector_min=vectors[0],
+        vector_max=vectors[1],
+        converged=max(low, high) <= tolerance * max(map(abs, values)),
+        steps=steps,
+    )
 
 
 def best_extremes(found: Sequence[Extremes], *, tolerance: float = TOLERANCE) -> Extremes:
@@ -114,9 +155,10 @@ def extreme_eigenvalues(
     basis: Place = "device",
     callback: Callable[[int], None] | None = None,
 ) -> Extremes:
-    """Find the smallest and the largest eigenvalue with one Lanczos run.
+    """Find the smallest and the largest eigenvalue with one Lanczos run, and two products more.
 
-    A run that has not converged is returned with its residuals and `converged=False`.
+    These measure the residuals. A run that has not converged is returned with them and
+    `converged=False`.
 
     Args:
         A: the operator, of size n.
@@ -140,11 +182,13 @@ def extreme_eigenvalues(
         A, start, steps=steps, until_converged=until_converged, basis=basis, callback=callback
     )
     tolerance = min(tolerance, until_converged or tolerance)
-    if run.basis is not None:
-        return extremes_of(run, tolerance=tolerance)
-    low, high = ritz_vectors(A, start, run)
-    found = extremes_of(run, tolerance=tolerance, vectors=False)
-    return replace(found, vector_min=low, vector_max=high)
+    values = run.ritz().values
+    if run.basis is None:
+        low, high = ritz_vectors(A, start, run)
+    else:
+        low, high = run.vector(0), run.vector(-1)
+    ends = float(values[0]), float(values[-1])
+    return measured_ends(A, ends, (low, high), steps=run.steps, tolerance=tolerance)
 
 
 def lower_bound(

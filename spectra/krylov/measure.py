@@ -146,7 +146,11 @@ class SpectralMeasure:
         return Estimate.of(self.probe_moments(k))
 
     def trace(self) -> Estimate:
-        """Estimate tr(A) from these probes alone; `krylov.trace` does better with others."""
+        """Estimate tr(A) from these probes alone.
+
+        A few of them scatter widely. `trace_estimate` takes what a run's T knows and adds one
+        product for each of some further vectors (`known_forms`, `quadratic_form_probes`).
+        """
         return Estimate.of(self.dim * self.probe_moments(1))
 
     def mass_below(self, threshold: float) -> Estimate:

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 DENSE_LIMIT = 5000  # a 5000 x 5000 float64 matrix takes 0.2 GB and 5000 products
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SymmetricOperator:
     """Hold a fixed symmetric n x n matrix A as the function v -> A v."""
 
@@ -54,17 +54,28 @@ class SymmetricOperator:
         Raises:
             SpectraError: if the vector or the product has another shape than (n,).
         """
+        vector = torch.as_tensor(vector)
         self.expect(vector, "a vector")
         product = self.matvec(vector.detach().to(self.device, self.dtype)).detach()
         self.expect(product, "a product")
         return product
 
-    def __matmul__(self, other: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """Multiply a vector (n,), or a matrix (n, k) column by column.
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}(dim={self.dim}, dtype={self.dtype}, device={str(self.device)!r})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of A."""
+        return self.dim, self.dim
+
+    def __matmul__(self, other: Float[Tensor | np.ndarray, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Multiply a vector (n,), or a matrix (n, k) column by column; the product is a tensor.
 
         Raises:
             SpectraError: on a wrong shape, or if a product holds NaN or Inf.
         """
+        other = torch.as_tensor(other)
         if other.ndim == 2:
             return torch.stack([self @ column for column in other.T], dim=1)
         product = self.apply(other)

@@ -81,12 +81,14 @@ def rows(samples):
     [
         (X, Y),
         [(X[:5], Y[:5]), (X[5:], Y[5:])],
+        (X.numpy(), Y.numpy()),
+        TensorDataset(X, Y),
         ([X[:1], Y[:1]] for _ in range(0)),
     ],
-    ids=["pair", "list", "empty"],
+    ids=["pair", "list", "arrays", "data set", "empty"],
 )
 def test_tensors_and_lists_are_kept_as_they_are(source):
-    if not isinstance(source, tuple | list):
+    if not isinstance(source, tuple | list | TensorDataset):
         with pytest.raises(SpectraError, match="gave 0 batches"):
             Samples.from_batches(source)
         return
@@ -95,6 +97,19 @@ def test_tensors_and_lists_are_kept_as_they_are(source):
     assert torch.equal(samples.targets, Y)
     assert samples.counts == (8, 7, 7)
     assert torch.equal(samples.prepared(), X)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ((X, Y, Y), "a tuple of 3; expected a pair"),
+        ([X], "a batch is a Tensor"),
+        ([], "gave 0 batches"),
+    ],
+)
+def test_what_is_no_pair_is_told_by_its_size(source, words):
+    with pytest.raises(SpectraError, match=words):
+        Samples.from_batches(source)
 
 
 def test_a_generator_of_batches_is_read_once():

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,40 @@ def test_the_fastest_right_path_is_chosen_and_gives_the_true_product(
     refused = {"reverse-over-forward", "forward-over-reverse", "double-backward"}
     order = ("reverse-over-forward", "forward-over-reverse", "double-backward")
     assert set(H.choice.refused) == refused & set(order[: order.index(path)])
+
+
+def test_a_recurrent_network_has_products_in_float32_too(device: torch.device) -> None:
+    """oneDNN's layer, which float32 takes on a CPU and float64 does not, has no forward mode."""
+    model, data = build(MODELS["tokens-lstm"][0], *MODELS["tokens-lstm"][1])
+    H, exact = (
+        hessian_operator(model, data, dtype=dtype, device=device)
+        for dtype in (torch.float32, torch.float64)
+    )
+    v = torch.randn(H.dim, generator=torch.Generator().manual_seed(1))
+    expected = exact @ v
+    assert float((H @ v - expected).norm() / expected.norm()) < 1e-5
+    assert torch.backends.mkldnn.enabled
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"product": "fastest"}, "one of auto, "), ({"dtype": "float64"}, "torch.float64")],
+)
+def test_a_word_that_names_nothing_is_refused(given: dict[str, Any], words: str) -> None:
+    """Users run without the type checks that the tests run with."""
+    model, data = build(MODELS["conv"][0], 1, 5, 5)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        _assert_refused(model, data, given, words)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def _assert_refused(
+    model: nn.Module, data: tuple[Tensor, Tensor], given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpectraError, match=words):
+        hessian_operator(model, data, **given)
 
 
 @pytest.mark.parametrize("name", ["attention", "encoder", "instance-norm"])

@@ -18,6 +18,16 @@ def test_products_with_vectors_and_matrices_are_those_of_the_matrix(matrix_with)
     torch.testing.assert_close(A.dense(), matrix.cpu())
 
 
+def test_arrays_are_multiplied_too_and_an_operator_tells_its_size(matrix_with):
+    matrix = matrix_with([-2.0, 0.5, 1.0, 7.0])
+    A = SymmetricOperator.from_matrix(matrix)
+    block = np.arange(12.0).reshape(4, 3)
+    for array in (block, block[:, 1]):
+        torch.testing.assert_close(A @ array, matrix @ torch.as_tensor(array).to(matrix))
+    assert A.shape == (4, 4)
+    assert repr(A).startswith("SymmetricOperator(dim=4, dtype=torch.float64, device=")
+
+
 def test_a_vector_of_another_dtype_is_cast_to_that_of_the_operator(matrix_with):
     A = SymmetricOperator.from_matrix(matrix_with([1.0, 2.0], torch.float32))
     assert (A @ torch.ones(2, dtype=torch.float64)).dtype == torch.float32
