@@ -370,9 +370,23 @@ def test_a_foreign_checkpoint_opens_once_its_data_are_named(
     assert result.json["checkpoint"]["epoch"] == (7 if wrapper == "released" else None)
     settings = result.json["settings"]
     assert (settings["dataset"], settings["imbalance_ratio"]) == ("digits", 20.0)
+    assert not any("taken whole" in note for note in result.json["notes"])
     guess = command(*flags, "--loss", "trained", checkpoint=tmp_path / "theirs.pt")
     assert guess.code == 2
     assert "--loss ce" in guess.err
+
+
+def test_a_draw_that_nobody_named_and_results_that_are_replaced_are_told(
+    command: Command, tmp_path: Path, repository: Path
+) -> None:
+    torch.save(load_checkpoint(repository / SGD).model.state_dict(), tmp_path / "theirs.pt")
+    flags = ("--classes", "9", "--dataset", "digits")
+    first = command(*flags, "--quiet", checkpoint=tmp_path / "theirs.pt")
+    assert first.json["data"]["counts"][9] > 100
+    assert any("digits is taken whole" in note for note in first.json["notes"])
+    again = command(*flags, checkpoint=tmp_path / "theirs.pt")
+    assert "holds results, which these replace" in again.err
+    assert "taken whole" in again.out
 
 
 def test_an_exported_set_stands_in_for_the_data(
