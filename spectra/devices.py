@@ -49,8 +49,8 @@ def device_name(device: torch.device) -> str:
 def at_once(tensor: Tensor, device: torch.device) -> Tensor:
     """Move a tensor of the CPU; to a GPU without waiting for what that is doing."""
     if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @contextlib.contextmanager

@@ -54,9 +54,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
 
     checkpoint = open_checkpoint(options.checkpoint, options)
     train, test = open_samples(checkpoint, options)
-    leads = processes is None or processes.leads
-    if leads and not (options.resume or options.quiet) and (folder / "esd.json").exists():
-        print(f"{folder}{os.sep} holds results, which these replace", file=sys.stderr)
+    replaced = not options.resume and (folder / "esd.json").exists()
     with shown_bar(options, processes) as bar:
         analysis = analyze(
             checkpoint,
@@ -68,8 +66,10 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             progress=bar,
             processes=processes,
         )
-    if leads:
+    if processes is None or processes.leads:
         _show(analysis, checkpoint, folder, options)
+        if replaced and not options.quiet:
+            print("These replace the results that were there; --resume goes on with them.")
 
 
 def _show(

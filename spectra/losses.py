@@ -197,9 +197,10 @@ class CallableLoss:
             if "dtype" not in (told := str(error)) and "scalar type" not in told:
                 raise  # memory may have run out
             raise SpectraError(
-                f"got logits of {logits.dtype}, which the loss cannot take "
-                f"({told.splitlines()[0][:120]}), expected a loss for any floating dtype: products "
-                "are checked in float64; cast what it holds, weight.to(logits.dtype)"
+                f"got logits of {logits.dtype} and targets of {targets.dtype}, which the loss does "
+                f"not take ({told.splitlines()[0][:120]}), expected a loss for logits of any "
+                "floating dtype: products are checked in float64; cast what it holds, as in "
+                "weight.to(logits.dtype)"
             ) from error
         if losses.shape != targets.shape:
             raise SpectraError(

@@ -27,7 +27,7 @@ from spectra.krylov import (
     posterior_lower_bound,
     trace_estimate,
 )
-from spectra.results import OPEN_MASS, ClassSpectrum
+from spectra.results import ClassSpectrum
 
 Form = Callable[[Sequence[Literal[0, -1]]], Iterable[Tensor]]  # ends -> unit Ritz vectors
 
@@ -178,11 +178,10 @@ def assemble(
     bounds = measure.mass_bounds(-threshold)
     if all(run.exhausted for run in runs):  # T is exact, and so is the sum of its weights
         bounds = mass.value, mass.value
-    told = bounds[1] - bounds[0] <= OPEN_MASS  # else one number would claim what nobody knows
     return replace(
         known,
-        negative_mass=mass.value if told else None,
-        negative_mass_stderr=mass.stderr if told else None,
+        negative_mass=mass.value,
+        negative_mass_stderr=mass.stderr,
         negative_mass_bounds=bounds,
         negative_mass_threshold=threshold,
         certificate={

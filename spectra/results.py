@@ -47,7 +47,9 @@ from spectra.krylov import SpectralMeasure, Tridiagonal, nonconvexity
 
 SCHEMA = 1
 CAVEAT = "not the spectrum of a matrix"
-OPEN_MASS = 0.01  # where the bounds of the share below zero lie farther apart, no number is told
+OPEN_MASS = (
+    0.01  # where the bounds of the share below zero lie farther apart, tables tell no number
+)
 DOCTOR_KEYS = ("fixed_operator", "repeatability", "asymmetry", "noise_floor")
 CERTIFICATE_KEYS = (
     *("operator", "dtype", "rayleigh_quotient", "residual"),
@@ -139,15 +141,19 @@ class ClassSpectrum:
     def to_row(self) -> dict[str, Any]:
         """Give the same as a row of a table: nested keys as ``doctor_asymmetry``, lists joined.
 
-        The two bounds are columns of their own, ``negative_mass_low`` and ``negative_mass_high``.
+        The bounds of the negative mass are columns of their own, ``negative_mass_low`` and
+        ``negative_mass_high``, and where they lie more than `OPEN_MASS` apart its own is empty:
+        one number, with the scatter of start vectors beside it, would claim what nobody knows.
         """
+        low, high = self.negative_mass_bounds or (None, None)
         entry: dict[str, Any] = {}
         for name, value in self.to_dict().items():
             if name == "negative_mass_bounds":
-                low, high = value or (None, None)
                 entry |= {"negative_mass_low": low, "negative_mass_high": high}
             else:
                 entry[name] = value
+        if low is not None and high is not None and high - low > OPEN_MASS:
+            entry |= {"negative_mass": None, "negative_mass_stderr": None}
         nested = {name: entry.pop(name) for name in ("doctor", "certificate")}
         entry |= {name: " ".join(map(str, entry[name])) for name in ("classes", "notes")}
         return entry | {f"{a}_{b}": v for a, d in nested.items() for b, v in d.items()}

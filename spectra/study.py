@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -86,7 +86,7 @@ class Study:
     choice: ProductChoice  # the plain paths, compared
     way: Way  # how products are computed
     parts: tuple[Part, ...]
-    splits: dict[str, Samples]  # those at hand, whose accuracies go beside the spectra
+    correct: dict[str, tuple[Tensor, Tensor]]  # split -> (N,) classified right or not, (N,) labels
     notes: tuple[str, ...]
     basis: Place  # where each Krylov basis is kept
     processes: Processes | None  # that share the samples out; None: this one alone
@@ -99,6 +99,8 @@ class Study:
         test: Samples | None,
         processes: Processes | None = None,
         finished: Sequence[str] = (),
+        *,
+        accuracies: bool = True,
     ) -> Study:
         samples = train if plan.split == "train" else test
         if samples is None:
@@ -119,9 +121,14 @@ class Study:
             samples.frozen(copies, plan.seed) if copies else samples,
             loss,
         )
-        splits = {"train": train, "test": test}
-        parts = tuple(choose_parts(plan, samples, train))
         decides = processes is None or processes.leads
+        splits = {"train": train, "test": test} if accuracies and decides else {}
+        correct = {
+            name: (classify(objective, held), held.targets)
+            for name, held in splits.items()
+            if held is not None
+        }
+        parts = tuple(choose_parts(plan, samples, train))
         basis = place_of_basis(plan, objective) if decides else "none"
         todo = [part for part in parts if part.label not in finished]
         choice, way = choose_products(objective, plan, todo, basis, processes)
@@ -137,10 +144,11 @@ class Study:
             )
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
-        if checkpoint.data is None and samples.spec is not None and samples.spec.imbalance is None:
+        spec = samples.spec
+        if checkpoint.data is None and spec is not None and spec.imbalance is None:
             notes.append(
-                f"the checkpoint names no draw of its data: {samples.spec.name} is taken whole (a "
-                "long-tailed one needs --imbalance-ratio)"
+                f"the checkpoint names no draw of its data: {spec.name} is taken as it is (draws "
+                "of CIFAR and of the digits need --imbalance-ratio)"
             )
         if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
             notes.append("the checkpoint was trained on another draw of the data than this one")
@@ -153,7 +161,7 @@ class Study:
             choice,
             way,
             parts,
-            {name: held for name, held in splits.items() if held is not None},
+            correct,
             tuple(notes),
             basis,
             processes,
@@ -198,16 +206,11 @@ class Study:
         known = not note or note in analysis.notes
         return analysis if known else replace(analysis, notes=(*analysis.notes, note))
 
-    @cached_property
-    def _correct(self) -> dict[str, Tensor]:
-        """Whether each sample of a split is classified right, (N,); asked for by who shows it."""
-        return {name: classify(self.objective, held) for name, held in self.splits.items()}
-
     def outline(self, part: Part) -> ClassSpectrum:
         """Say what is known of a part before its first product."""
         shares = {
-            split: accuracy(correct, self.splits[split].targets, part.classes)
-            for split, correct in self._correct.items()
+            split: accuracy(correct, targets, part.classes)
+            for split, (correct, targets) in self.correct.items()
         }
         return ClassSpectrum(
             label=part.label,

@@ -327,8 +327,8 @@ def test_a_full_run_gives_the_dense_matrix_eigenvalues_and_a_certificate_that_ho
         assert spectrum.negative_mass_bounds == (spectrum.negative_mass,) * 2
 
 
-def test_no_share_below_zero_is_told_where_the_steps_leave_it_open() -> None:
-    """In the file and in the table: bounds in its place, as columns of their own."""
+def test_a_row_tells_no_share_below_zero_where_the_steps_leave_it_open() -> None:
+    """Bounds in its place, as columns of their own."""
     data = samples()
     plan = replace(PLAN, steps=5, dtype="float64")
     for spectrum in analyze(checkpoint(), plan, train=data).spectra:
@@ -336,8 +336,11 @@ def test_no_share_below_zero_is_told_where_the_steps_leave_it_open() -> None:
         low, high = spectrum.negative_mass_bounds
         assert low <= below <= high
         assert high - low > OPEN_MASS
-        assert spectrum.negative_mass is spectrum.negative_mass_stderr is None
+        assert spectrum.negative_mass_stderr is not None
         row = spectrum.to_row()
+        assert row["negative_mass"] is row["negative_mass_stderr"] is None
+        known = replace(spectrum, negative_mass_bounds=(0.25, 0.255)).to_row()
+        assert known["negative_mass"] == spectrum.negative_mass
         assert (row["negative_mass_low"], row["negative_mass_high"]) == (low, high)
         assert "negative_mass_bounds" not in row
 

@@ -30,14 +30,14 @@ from spectra import (
     trajectory,
 )
 from spectra.hessian.products import KeptName, PathName
-from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS, OPEN_MASS
+from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
 FILES = ("esd.csv", "esd.json", "esd.npz", "esd.pdf", "esd.png")
 HEAD_KEYS = ("schema", "checkpoint", "data", "settings", "device", "versions", "spectra")
 NUMBERS = (
     *("share", "loss", "train_accuracy", "test_accuracy", "lambda_min", "lambda_max"),
-    *("residual_min", "residual_max", "nonconvexity", "negative_mass_threshold"),
+    *("residual_min", "residual_max", "nonconvexity", "negative_mass", "negative_mass_threshold"),
     *("trace", "trace_stderr"),
 )
 FLAGS = (  # every flag of the issue, by the name under which `settings` resolves it
@@ -128,7 +128,6 @@ def test_every_key_of_the_public_format_is_there_and_of_its_type(shared: Path) -
             assert type(entry[key]) is float, key
         low, high = entry["negative_mass_bounds"]
         assert 0 <= low <= high <= 1
-        assert (entry["negative_mass"] is None) == (high - low > OPEN_MASS)
         assert type(entry["converged"]) is bool
         assert set(DOCTOR_KEYS) <= set(entry["doctor"])
         assert type(entry["doctor"]["fixed_operator"]) is bool
@@ -291,8 +290,7 @@ def test_three_probes_give_a_standard_error_and_a_band(command: Command) -> None
     result = command("--classes", "8", "--probes", "3", "--quiet")
     (entry,) = result.json["spectra"]
     assert entry["probes"] == 3
-    low, high = entry["negative_mass_bounds"]
-    assert (entry["negative_mass_stderr"] is None) == (high - low > OPEN_MASS)
+    assert entry["negative_mass_stderr"] is not None
     (spectrum,) = Analysis.load(result.folder).spectra
     assert len(spectrum.runs) == 3
     measure = spectrum.measure
@@ -370,7 +368,7 @@ def test_a_foreign_checkpoint_opens_once_its_data_are_named(
     assert result.json["checkpoint"]["epoch"] == (7 if wrapper == "released" else None)
     settings = result.json["settings"]
     assert (settings["dataset"], settings["imbalance_ratio"]) == ("digits", 20.0)
-    assert not any("taken whole" in note for note in result.json["notes"])
+    assert not any("taken as it is" in note for note in result.json["notes"])
     guess = command(*flags, "--loss", "trained", checkpoint=tmp_path / "theirs.pt")
     assert guess.code == 2
     assert "--loss ce" in guess.err
@@ -383,10 +381,11 @@ def test_a_draw_that_nobody_named_and_results_that_are_replaced_are_told(
     flags = ("--classes", "9", "--dataset", "digits")
     first = command(*flags, "--quiet", checkpoint=tmp_path / "theirs.pt")
     assert first.json["data"]["counts"][9] > 100
-    assert any("digits is taken whole" in note for note in first.json["notes"])
+    assert any("digits is taken as it is" in note for note in first.json["notes"])
     again = command(*flags, checkpoint=tmp_path / "theirs.pt")
-    assert "holds results, which these replace" in again.err
-    assert "taken whole" in again.out
+    assert "taken as it is" in again.out
+    assert "These replace the results" in again.out
+    assert "These replace" not in command(*flags, "--resume").out + first.out
 
 
 def test_an_exported_set_stands_in_for_the_data(

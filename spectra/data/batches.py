@@ -59,7 +59,7 @@ def read_batches(
     if not isinstance(source, Iterable):
         raise SpectraError(
             f"samples came as {type(source).__name__}; expected a DataLoader, a list of "
-            "(inputs, targets) batches or a pair of tensors"
+            "(inputs, targets) batches, or a pair of tensors or arrays"
         )
     with _random_states_kept(loader):
         if loader is not None and draws is None:
@@ -86,7 +86,9 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         raise SpectraError(
             f"a batch is a {type(batch).__name__}{parts}; expected a pair (inputs, targets)"
         )
-    x, y = (torch.as_tensor(part).detach().cpu() for part in batch)
+    # A copy of an array: torch takes neither negative strides nor, quietly, what is read-only.
+    copied = (np.array(part) if isinstance(part, np.ndarray) else part for part in batch)
+    x, y = (torch.as_tensor(part).detach().cpu() for part in copied)
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.shape[:1] != y.shape:
         raise SpectraError(
             f"a batch has inputs {tuple(x.shape)} and targets {tuple(y.shape)} of {y.dtype}; "

@@ -123,9 +123,9 @@ def require_outputs(logits: Tensor, classes: int) -> None:
     """Refuse a network that has fewer outputs than the data have classes."""
     if logits.shape[-1] < classes:
         raise SpectraError(
-            f"got a network with {logits.shape[-1]} outputs for {classes} classes (the largest "
-            f"label is {classes - 1}), expected at least as many: the loss would be undefined; "
-            "labels start at 0, and --dataset and --num-classes name other data and networks"
+            f"got a network with {logits.shape[-1]} outputs for {classes} classes, expected at "
+            "least as many: the loss would be undefined; labels start at 0, and --dataset and "
+            "--num-classes name other data and networks"
         )
 
 

@@ -76,7 +76,7 @@ class Objective:
 
         Args:
             model: any classifier; a private copy in evaluation mode is differentiated.
-            source: `Samples`, a DataLoader, a list of (inputs, targets) batches, a pair of tensors.
+            source: `Samples`, or what `Samples.from_batches` takes.
             loss: per-sample loss, (B, C) logits and (B,) targets to (B,); cross-entropy when None.
             parameters: names or globs ("layer3.*") that the rows of H belong to; all when None.
             dtype: precision of the products.

@@ -88,7 +88,8 @@ def hessian_operator(
 
     Args:
         model: any classifier; it is not touched, and evaluation mode is used.
-        source: `Samples`, a DataLoader, a list of (inputs, targets) batches, or a pair of tensors.
+        source: `Samples`, or what `Samples.from_batches` takes: a DataLoader, a list of (inputs,
+            targets) batches, a TensorDataset, a pair of tensors or arrays.
         loss: per-sample loss, (B, C) logits and (B,) targets to (B,); cross-entropy when None.
         parameters: names or globs that the rows belong to; all when None. Parameters that are
             frozen (requires_grad off) or unused have zero rows.

@@ -169,7 +169,8 @@ def extreme_eigenvalues(
             It serves these two values alone: no bound, density or trace follows from such a run,
             and an eigenvector that the start does not hold is missed, with small residuals.
         tolerance: as in `extremes_of`; where that is stricter, `until_converged` takes its place.
-        until_converged: end the run by the residuals, as `lanczos` does.
+        until_converged: end the run by the residuals that T tells, as `lanczos` does. Where the
+            rounding of the products is larger (float32 below 1e-6), `converged` is False.
         basis: where `lanczos` keeps it; "none" runs again for the vectors (`ritz_vectors`).
         callback: called with 1, 2, ... after each product of the run.
 

@@ -54,7 +54,7 @@ class SymmetricOperator:
         Raises:
             SpectraError: if the vector or the product has another shape than (n,).
         """
-        vector = torch.as_tensor(vector)
+        vector = _tensor(vector)
         self.expect(vector, "a vector")
         product = self.matvec(vector.detach().to(self.device, self.dtype)).detach()
         self.expect(product, "a product")
@@ -75,7 +75,7 @@ class SymmetricOperator:
         Raises:
             SpectraError: on a wrong shape, or if a product holds NaN or Inf.
         """
-        other = torch.as_tensor(other)
+        other = _tensor(other)
         if other.ndim == 2:
             return torch.stack([self @ column for column in other.T], dim=1)
         product = self.apply(other)
@@ -116,6 +116,11 @@ class SymmetricOperator:
                 f"got {what} of shape {tuple(vector.shape)}, expected ({self.dim},): broadcasting "
                 "it would give another operator; flatten the parameters into one vector"
             )
+
+
+def _tensor(given: Tensor | np.ndarray) -> Tensor:
+    # torch takes neither negative strides nor, quietly, what is read-only: a copy has neither.
+    return torch.from_numpy(np.array(given)) if isinstance(given, np.ndarray) else given
 
 
 def not_finite(what: str) -> SpectraError:

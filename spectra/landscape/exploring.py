@@ -107,7 +107,8 @@ def explore(
     trained = _trained(checkpoint, plan, survey, train) if survey.amplification else None
     if folder is not None:
         require_writable(Path(folder))
-    study = Study.prepare(checkpoint, plan, train, test if plan.split == "test" else None)
+    test = test if plan.split == "test" else None
+    study = Study.prepare(checkpoint, plan, train, test, accuracies=False)
     about = study.blank()
     found = Landscape(
         checkpoint=about.checkpoint,

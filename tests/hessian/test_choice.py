@@ -84,19 +84,12 @@ def test_a_recurrent_network_has_products_in_float32_too(device: torch.device) -
     ("given", "words"),
     [({"product": "fastest"}, "one of auto, "), ({"dtype": "float64"}, "torch.float64")],
 )
-def test_a_word_that_names_nothing_is_refused(given: dict[str, Any], words: str) -> None:
+def test_a_word_that_names_nothing_is_refused(
+    given: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Users run without the type checks that the tests run with."""
     model, data = build(MODELS["conv"][0], 1, 5, 5)
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        _assert_refused(model, data, given, words)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def _assert_refused(
-    model: nn.Module, data: tuple[Tensor, Tensor], given: dict[str, Any], words: str
-) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(SpectraError, match=words):
         hessian_operator(model, data, **given)
 

@@ -22,8 +22,10 @@ def test_arrays_are_multiplied_too_and_an_operator_tells_its_size(matrix_with):
     matrix = matrix_with([-2.0, 0.5, 1.0, 7.0])
     A = SymmetricOperator.from_matrix(matrix)
     block = np.arange(12.0).reshape(4, 3)
-    for array in (block, block[:, 1]):
-        torch.testing.assert_close(A @ array, matrix @ torch.as_tensor(array).to(matrix))
+    fixed = block.copy()
+    fixed.flags.writeable = False
+    for array in (block, block[:, 1], block[:, ::-1], fixed):
+        torch.testing.assert_close(A @ array, matrix @ torch.as_tensor(array.copy()).to(matrix))
     assert A.shape == (4, 4)
     assert repr(A).startswith("SymmetricOperator(dim=4, dtype=torch.float64, device=")
 
