@@ -148,6 +148,13 @@ def test_the_figure_has_a_panel_a_run_and_class_and_a_line_a_probe() -> None:
     assert curves[0].get_ydata() == pytest.approx(run.betas / exact.spectra[0].lambda_max)
 
 
+def test_panels_with_one_analysis_give_way_to_those_that_compare() -> None:
+    exact = analysis_of(spectrum_of(8, **runs_of(VALUES, probes=1)))
+    moving = replace(exact, settings={**exact.settings, "augment": "resample"})
+    figure = recurrence_panels([("SGD", exact), ("SAM", exact), ("SGD", moving)])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["SGD, class 8"]
+
+
 def test_the_command_reads_folders_and_writes_table_and_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

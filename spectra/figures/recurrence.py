@@ -34,6 +34,8 @@ _HALF: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2)
 def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
     """Draw β/λmax of every spectrum; the analyses of one run and class share a panel.
 
+    Where some of them have several, the others are left out.
+
     Args:
         analyses: each with the name of the run that it is of.
 
@@ -45,6 +47,8 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
         for s in analysis.spectra:
             if s.runs and s.lambda_max:
                 panels.setdefault(f"{run}, {s.label}", []).append((named(analysis, s), s))
+    compared = {title: held for title, held in panels.items() if len({n for n, _ in held}) > 1}
+    panels = compared or panels  # one line alone says little beside those
     names = list(dict.fromkeys(name for held in panels.values() for name, _ in held))
     looks = {
         name: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _DASHES[i % len(_DASHES)]}
