@@ -32,7 +32,7 @@ with mpl.rc_context(fname=STYLE):
         ax.plot(*zip(*points, strict=True), label=name, markersize=4, **look)
     value = NONCONVEXITY["sgd"][2][-1]  # SGD, epoch 200
     ax.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (3, 2)))
-    ax.text(80, value, f"published, all images: {value:g}", fontsize=7, va="bottom")
+    ax.text(80, 0.95 * value, f"SGD, published, all images: {value:g}", fontsize=7, va="top")
     ax.set(xscale="log", yscale="log", xlabel="images of class 2", ylabel="|λmin| / λmax")
     ax.set_xticks(COUNTS, [f"{count:,}" for count in COUNTS])
     ax.minorticks_off()
