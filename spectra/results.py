@@ -47,9 +47,7 @@ from spectra.krylov import SpectralMeasure, Tridiagonal, nonconvexity
 
 SCHEMA = 1
 CAVEAT = "not the spectrum of a matrix"
-OPEN_MASS = (
-    0.01  # where the bounds of the share below zero lie farther apart, tables tell no number
-)
+OPEN_MASS = 0.01  # where bounds of the share below zero lie farther apart, tables tell these alone
 DOCTOR_KEYS = ("fixed_operator", "repeatability", "asymmetry", "noise_floor")
 CERTIFICATE_KEYS = (
     *("operator", "dtype", "rayleigh_quotient", "residual"),
