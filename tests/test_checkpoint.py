@@ -350,7 +350,7 @@ def test_no_file_runs_code(tmp_path: Path, nest: bool) -> None:
 def test_whole_modules_and_other_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "a.pt")
     message = refusal(tmp_path / "a.pt")
-    assert "a pickled spectra.models.DigitsNet" in message
+    assert "a pickled spectra.networks.DigitsNet" in message
     assert "torch.save(model.state_dict(), ...)" in message
     assert "--model PACKAGE.MODULE:FUNCTION" in message
     torch.save({"state_dict": {}, "args": collections.defaultdict(int)}, tmp_path / "b.pt")

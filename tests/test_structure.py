@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "processes": {"errors"},
     "writing": set(),
     "krylov": {"errors"},
-    "models": {"errors"},
+    "networks": set(),
+    "models": {"errors", "networks"},
     "losses": {"errors", "devices"},
     "data": {"errors", "devices"},
     "data.__main__": {"errors", "data"},
@@ -57,8 +58,8 @@ MAY_IMPORT = {
     "figures": {"errors", "files", "krylov", "results", "trajectories", "comparisons"}
     | {"landscape", "writing"},
     "pages": {"errors", "files", "results", "trajectories", "tables", "figures", "writing"},
-    "training": {"errors", "files", "devices", "models", "data", "losses", "checkpoint"}
-    | {"writing"},
+    "training": {"errors", "files", "devices", "networks", "models", "data", "losses"}
+    | {"checkpoint", "writing"},
     "command_line": {"spectra", "errors", "plan", "processes"},
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}

@@ -8,7 +8,7 @@ from ..checkpoint import COSINE_SCALE
 from ..data.spec import DataSpec
 from ..errors import SpectraError
 from ..losses import LOSSES, LossSpec, effective_number_weights
-from ..models import Head
+from ..networks import Head
 from . import schedules
 from .steps import STEPS
 
