@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.devices import find_device
@@ -23,11 +25,11 @@ from spectra.study import Progress, Study
 
 
 def analyze(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | nn.Module,
     plan: Plan,
     *,
-    train: Samples | None = None,
-    test: Samples | None = None,
+    train: Samples | object | None = None,
+    test: Samples | object | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -36,10 +38,11 @@ def analyze(
     """Compute the spectra that a plan asks for, saving after every one.
 
     Args:
-        checkpoint: the opened checkpoint.
+        checkpoint: the opened checkpoint, or a network in memory (see `Checkpoint.of`).
         plan: what to compute.
-        train: training samples; they also say which classes are head, mid and tail.
-        test: test samples, for accuracies or as the split that is analysed.
+        train: training samples, or what `Samples.from_batches` takes; they also say which classes
+            are head, mid and tail.
+        test: test samples in the same forms, for accuracies or as the split that is analysed.
         folder: where `esd.json` and `esd.npz` go; nothing is written when None.
         resume: go on from the results in `folder` when they belong to the same settings.
         progress: is told of every product.
@@ -53,6 +56,11 @@ def analyze(
     Raises:
         SpectraError: data or options that do not fit the checkpoint, or results of other settings.
     """
+    train = _as_samples(train)
+    test = _as_samples(test, train)
+    if isinstance(checkpoint, nn.Module):
+        known = train or test  # without either, the study says what is missing
+        checkpoint = Checkpoint.of(checkpoint, known.num_classes if known else 2)
     if processes is not None and not processes.leads:
         return _assist(checkpoint, train, test, processes)
     folder = Path(folder) if folder is not None else None
@@ -85,6 +93,12 @@ def analyze(
     if processes is not None:
         processes.tell(None)
     return _in_order(analysis, study.parts)
+
+
+def _as_samples(source: Samples | object | None, like: Samples | None = None) -> Samples | None:
+    if source is None or isinstance(source, Samples):
+        return source
+    return Samples.from_batches(source, None if like is None else like.num_classes)
 
 
 def _nothing_left(

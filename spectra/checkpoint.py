@@ -31,6 +31,7 @@ from .errors import SpectraError
 from .files import replacing
 from .losses import LossSpec
 from .models import ARCHITECTURES, ModelSpec, canonical_names, infer_spec, strip_wrappers
+from .networks import unwrapped
 
 FORMAT, VERSION = "spectra-checkpoint", 1
 COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
@@ -52,6 +53,45 @@ class Checkpoint:
     draw_sha256: str | None = None  # of the drawn training set: positions and labels
     recipe: dict[str, Any] | None = None  # how it was trained
     training: dict[str, Any] | None = None  # what training needs to go on, the optimizer's state
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        num_classes: int,
+        *,
+        loss: LossSpec | None = None,
+        epoch: int | None = None,
+        name: str = "a network in memory",
+    ) -> "Checkpoint":
+        """Take a network in memory for a checkpoint, in the middle of its training for example.
+
+        Args:
+            model: any classifier, wrapped or not; it is copied as it is now, and not changed.
+            num_classes: number of classes.
+            loss: the training loss, for `Plan(loss="trained")`.
+            epoch: what the results name beside their numbers.
+            name: what they name in the place of a file.
+
+        Returns:
+            The checkpoint; its `sha256` is that of names, types, shapes and bytes of the tensors.
+
+        Raises:
+            SpectraError: if weights are NaN or infinite.
+        """
+        model = unwrapped(model)
+        state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+        _require_finite(state, name)
+        try:
+            spec = infer_spec(state)
+        except SpectraError:
+            spec = ModelSpec(type(model).__name__, num_classes)
+        digest = hashlib.sha256()
+        for key, value in state.items():
+            digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        copied = copy.deepcopy(model).to("cpu").eval()
+        return cls(copied, spec, None, loss, epoch, {}, digest.hexdigest(), name)
 
     @property
     def head_scale(self) -> float:
@@ -329,12 +369,16 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) ->
             "random weights would have been analysed: rename the file's tensors, or "
             f"{_WAY_OUT}"
         )
+    _require_finite(state, file)
+    network.load_state_dict(dict(state), strict=False)
+
+
+def _require_finite(state: Mapping[str, Tensor], file: str) -> None:
     if broken := [k for k, v in state.items() if not bool(torch.isfinite(v).all())]:
         raise SpectraError(
             f"{file} holds NaN or infinite weights in {_shorten(broken)}: the training diverged; "
             "choose an earlier checkpoint"
         )
-    network.load_state_dict(dict(state), strict=False)
 
 
 def _shorten(names: Sequence[str], most: int = 4) -> str:

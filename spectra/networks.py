@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 Head = Literal["linear", "cosine"]
 
 
@@ -180,3 +182,19 @@ def _initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"], *, linea
     for module in network.modules():
         if isinstance(module, nn.Conv2d) or (linear and isinstance(module, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Take the network out of what `torch.compile`, data parallelism and averaging put around it.
+
+    The parameters then have their own names, and the network takes tangents, which some of the
+    wrappers do not.
+    """
+    while (inner := _inner(model)) is not None:
+        model = inner
+    return model
+
+
+def _inner(model: nn.Module) -> nn.Module | None:
+    inner = getattr(model, "module" if isinstance(model, _WRAPPERS) else "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None

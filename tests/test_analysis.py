@@ -510,6 +510,48 @@ def test_the_analysis_of_a_loader_equals_that_of_its_samples(tmp_path: Path) -> 
     assert [s.to_dict() for s in loaded.spectra] == [s.to_dict() for s in found.spectra]
 
 
+def test_a_network_in_memory_is_analysed_like_its_checkpoint(tmp_path: Path) -> None:
+    """In the middle of a training loop: no file, a loader, and the network goes on as it was."""
+    model, plan = network().train(), replace(PLAN, steps=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = analyze(model, plan, train=sources()["loader"](), test=sources()["list"]())
+    direct = analyze(checkpoint(), plan, train=samples(), test=samples())
+    assert [s.lambda_min for s in found.spectra] == [s.lambda_min for s in direct.spectra]
+    assert found.spectra[1].test_accuracy == direct.spectra[1].test_accuracy is not None
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert found.checkpoint["file"] == "a network in memory"
+
+    analyze(model, plan, train=samples(), folder=tmp_path)
+    again = analyze(model, plan, train=samples(), folder=tmp_path, resume=True)
+    assert again.checkpoint["sha256"] == found.checkpoint["sha256"]
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1e-3
+    with pytest.raises(SpectraError, match="other settings to resume: checkpoint"):
+        analyze(model, plan, train=samples(), folder=tmp_path, resume=True)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    with pytest.raises(SpectraError, match=r"NaN or infinite weights in 0\.weight"):
+        analyze(model, plan, train=samples())
+
+
+def test_a_network_in_memory_says_what_it_is() -> None:
+    spec = ModelSpec("digits", 10, head="cosine")
+    own = Checkpoint.of(torch.optim.swa_utils.AveragedModel(spec.build()), 10, epoch=7, name="swa")
+    assert (own.model_spec, own.head_scale) == (spec, 30.0)
+    assert own.described() | {"sha256": ""} == {
+        "file": "swa",
+        "sha256": "",
+        "arch": "digits",
+        "epoch": 7,
+    }
+    assert Checkpoint.of(network(), CLASSES).model_spec == ModelSpec("Sequential", CLASSES)
+    same = Checkpoint.of(network().double(), CLASSES)
+    assert same.sha256 != Checkpoint.of(network(), CLASSES).sha256
+    with pytest.raises(SpectraError, match="no train samples"):
+        analyze(network(), PLAN)
+
+
 def test_what_does_not_fit_together_is_refused_before_any_product() -> None:
     data, held = samples(), checkpoint()
     with pytest.raises(SpectraError, match="no test samples"):

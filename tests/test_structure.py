@@ -34,8 +34,8 @@ MAY_IMPORT = {
     "losses": {"errors", "devices"},
     "data": {"errors", "devices"},
     "data.__main__": {"errors", "data"},
-    "checkpoint": {"errors", "files", "models", "data", "losses"},
-    "hessian": {"errors", "devices", "krylov", "data", "losses"},
+    "checkpoint": {"errors", "files", "networks", "models", "data", "losses"},
+    "hessian": {"errors", "devices", "networks", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}
     | {"checkpoint", "data", "plan", "readings", "study", "gathering", "writing"},

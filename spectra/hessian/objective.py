@@ -30,6 +30,7 @@ from spectra.hessian.network import (
 from spectra.hessian.products import PRODUCTS, Function, Parameters, PathName, gradient
 from spectra.hessian.rows import Rows, select_parameters
 from spectra.losses import CallableLoss, LossSpec, as_loss
+from spectra.networks import unwrapped
 
 Loss = LossSpec | CallableLoss
 
@@ -75,7 +76,8 @@ class Objective:
         """Gather a model, samples and a loss; the caller's model stays as it is.
 
         Args:
-            model: any classifier; a private copy in evaluation mode is differentiated.
+            model: any classifier, wrapped or not; a private copy in evaluation mode is
+                differentiated.
             source: `Samples`, or what `Samples.from_batches` takes.
             loss: per-sample loss, (B, C) logits and (B,) targets to (B,); cross-entropy when None.
             parameters: names or globs ("layer3.*") that the rows of H belong to; all when None.
@@ -92,7 +94,7 @@ class Objective:
         """
         if not isinstance(dtype, torch.dtype):
             raise SpectraError(f"got the dtype {dtype!r}, expected torch.float32 or torch.float64")
-        device = torch.device(device)
+        model, device = unwrapped(model), torch.device(device)
         samples = source if isinstance(source, Samples) else Samples.from_batches(source)
         samples = replace(
             samples, inputs=samples.inputs.to(device), targets=samples.targets.to(device)

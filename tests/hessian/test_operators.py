@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from spectra.data import Samples
 from spectra.errors import SpectraError
@@ -249,6 +250,19 @@ def test_named_parameters_give_their_block_of_the_hessian(device: torch.device) 
     assert close(H.dense(), full[rows][:, rows])
     with pytest.raises(SpectraError, match="layer9"):
         hessian_operator(model, (x, y), parameters="layer9.*")
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, nn.DataParallel, AveragedModel], ids=["compile", "parallel", "averaged"]
+)
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch, of itself
+def test_wrappers_around_a_network_change_nothing(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """DataParallel takes no tangents, and each puts a prefix before the parameters' names."""
+    model = small_net()
+    bare = hessian_operator(model, data(4), parameters="0.*", dtype=torch.float64)
+    wrapped = hessian_operator(wrap(model), data(4), parameters="0.*", dtype=torch.float64)
+    vector = torch.randn(bare.dim, dtype=torch.float64)
+    assert torch.equal(bare @ vector, wrapped @ vector)
 
 
 def test_the_order_of_the_parameters_does_not_change_the_spectrum(device: torch.device) -> None:
