@@ -140,7 +140,7 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--overall", action="store_true", help="all samples together")
     add("--per-class", action="store_true", help="every class that has samples")
-    add("--classes", type=_classes, default=(), metavar="0,8", help="these classes")
+    add("--classes", type=integers, default=(), metavar="0,8", help="these classes")
     add("--groups", action="store_true", help="head, mid and tail")
 
     group = parser.add_argument_group("of which loss")
@@ -327,13 +327,16 @@ def screen_width() -> int:
     return max(80, min(160, shutil.get_terminal_size((120, 40)).columns))
 
 
-def _classes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of class indices, expected e.g. 0,8"
-        ) from None
+def integers(text: str) -> tuple[int, ...]:
+    """Read a list of whole numbers, 0 and above.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, expected e.g. 0,8")
+    return tuple(int(part) for part in parts)
 
 
 def _gigabytes(text: str) -> float | str:

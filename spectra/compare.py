@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectra.command_line import Parser, exit_code
+from spectra.command_line import Parser, exit_code, integers
 from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ _EPILOG = """\
 examples:
   python -m spectra.compare reports/cifar10-lt-ce-drw-sgd/{exact,resample,released}
   python -m spectra.compare SGD=reports/a/exact SGD=reports/a/released SAM=reports/b/exact
+  python -m spectra.compare reports/a/{exact,released} --after 10,30,100
 
 NAME=DIR gives a run its name, else it is that of the checkpoint's file. Folders of one run stand
 together, class by class."""
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from spectra import Analysis
-    from spectra.comparisons import compare
+    from spectra.comparisons import compare, settling
     from spectra.figures import recurrence_panels, save
     from spectra.files import replacing
 
@@ -42,7 +43,7 @@ def _run(options: argparse.Namespace) -> None:
         analysis = Analysis.load(path)
         held.append((name or Path(str(analysis.checkpoint.get("file"))).stem, analysis))
     _require_one_run_a_name(held)
-    text = compare(held)
+    text = settling(held, options.after) if options.after else compare(held)
     if options.out is not None:
         out = Path(options.out)
         with replacing(out / "comparison.md") as partial:
@@ -79,6 +80,12 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "folders", metavar="[NAME=]DIR", nargs="+", help="folder with esd.json and esd.npz"
+    )
+    parser.add_argument(
+        "--after",
+        type=integers,
+        metavar="10,30,100",
+        help="tell instead what the ends were after so many steps: do they settle?",
     )
     parser.add_argument(
         "--out",

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spectra.errors import SpectraError
 from spectra.krylov import nonconvexity
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks
@@ -32,6 +33,11 @@ HEADER = (
     *("yᵀHy, fixed H", "2β/λmax", "trace ± s.e."),
 )
 _TEXT = (0, 1, 2, 5)  # columns aligned to the left
+_SETTLED = (
+    "|λmin|/λmax of λmax, as T has them after so many steps; no product is computed. The ends of a "
+    "fixed matrix grow from step to step, too, but towards its own, and stay there; – where a run "
+    "had ended before."
+)
 _LATE = 10  # off-diagonals at the end of T that are averaged
 _NOTES = (
     "λmin, λmax: the outermost Ritz values of all probes. Ratio: |λmin|/λmax of each probe by "
@@ -78,15 +84,44 @@ def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
         The table, by run, then by class, then by analysis, each in the order given, and below it
         what its columns and marks mean.
     """
-    rows = [(run, analysis, s) for run, analysis in analyses for s in analysis.spectra]
-    runs = list(dict.fromkeys(run for run, _, _ in rows))
-    labels = list(dict.fromkeys(s.label for _, _, s in rows))
-    rows.sort(key=lambda row: (runs.index(row[0]), labels.index(row[2].label)))
+    rows = _rows(analyses)
     used = {mark for _, _, s in rows for mark in marks(s)}
     notes = [*_NOTES, *(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)]
     notes += [f"{run}, {s.label}: {s.error}" for run, _, s in rows if s.error is not None]
     table = markdown(HEADER, [_cells(*row) for row in rows], _TEXT)
     return "\n".join([table, "", *(f"- {note}" for note in notes)])
+
+
+def settling(analyses: Sequence[tuple[str, Analysis]], steps: Sequence[int]) -> str:
+    """Set a table of what every analysis would have told after fewer steps, as GitHub markdown.
+
+    Args:
+        analyses: as in `compare`.
+        steps: Krylov steps, a column each, 1 or more.
+
+    Returns:
+        The table of |λmin|/λmax and λmax, in the order of `compare`.
+
+    Raises:
+        SpectraError: for a number of steps below 1.
+    """
+    if min(steps) < 1:
+        raise SpectraError(f"got {min(steps)} steps, expected 1 or more: T has no end before that")
+    header = ("run", "class", "samples", "analysis", *(f"after {count}" for count in steps))
+    cells = [
+        [run, s.label, str(s.count), named(analysis, s), *(_after(s, count) for count in steps)]
+        for run, analysis, s in _rows(analyses)
+    ]
+    return "\n".join([markdown(header, cells, (0, 1, 3)), "", f"- {_SETTLED}"])
+
+
+def _after(s: ClassSpectrum, steps: int) -> str:
+    told = []
+    for run in s.runs:
+        low, high = run.after(steps).ritz().values[[0, -1]].tolist()
+        ends = f"{number(nonconvexity(low, high))} of {number(high)}"
+        told.append("–" if steps > run.steps else ends)
+    return " · ".join(told) or "–"
 
 
 def beside_published(analyses: Mapping[str, Analysis]) -> str:
@@ -114,6 +149,16 @@ def _told(panel: Ends) -> list[str]:
     return [
         number(value, 4 if i in (0, 1, 3) else 2 if i == 4 else 3) for i, value in enumerate(told)
     ]
+
+
+def _rows(
+    analyses: Sequence[tuple[str, Analysis]],
+) -> list[tuple[str, Analysis, ClassSpectrum]]:
+    """Order the spectra by run, then by class, then by analysis."""
+    rows = [(run, analysis, s) for run, analysis in analyses for s in analysis.spectra]
+    runs = list(dict.fromkeys(run for run, _, _ in rows))
+    labels = list(dict.fromkeys(s.label for _, _, s in rows))
+    return sorted(rows, key=lambda row: (runs.index(row[0]), labels.index(row[2].label)))
 
 
 def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:

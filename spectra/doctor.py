@@ -61,6 +61,13 @@ class Examination:
         """Turn the largest relative defect into eigenvalue units, at the size of the spectrum."""
         return max(self.repeatability, self.asymmetry, self.nonlinearity, self.rounding) * scale
 
+    def __str__(self) -> str:
+        """Say in one line what was found."""
+        named = "" if self.culprit is None else f" ({self.culprit})"
+        found = "fixed" if self.fixed_operator else f"not a fixed symmetric matrix{named}"
+        parts = ("repeatability", "asymmetry", "nonlinearity", "rounding")
+        return f"{found}: " + ", ".join(f"{name} {getattr(self, name):.1e}" for name in parts)
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -73,6 +80,14 @@ class Certificate:
     noise_floor: float
     negative_curvature: bool  # θ + noise floor < 0: proven
     lower_bound_95: float | None  # probabilistic (Kuczyński–Woźniakowski); None where worth nothing
+
+    def __str__(self) -> str:
+        """Say in one line what is proven, of which operator."""
+        found = "negative curvature proven" if self.negative_curvature else "nothing proven"
+        theta = f"yᵀHy {self.rayleigh_quotient:.6g} ± {self.noise_floor:.0e}"
+        below = "" if self.lower_bound_95 is None else f", λmin > {self.lower_bound_95:.6g} (95 %)"
+        drawn = "" if self.operator == "none" else f" over {self.operator}"
+        return f"{found}{drawn}: {theta} in {self.dtype}, residual {self.residual:.0e}{below}"
 
 
 def examine(operator: SymmetricOperator, *, seed: int = 0) -> Examination:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spectra.compare import main
-from spectra.comparisons import HEADER, beside_published, compare, named, signatures
+from spectra.comparisons import HEADER, beside_published, compare, named, settling, signatures
 from spectra.figures import recurrence_panels
 from spectra.krylov import SpectralMeasure, SymmetricOperator, lanczos, random_start
 from spectra.results import Analysis, ClassSpectrum
@@ -99,6 +99,34 @@ def test_rows_stand_by_run_then_class_then_analysis() -> None:
     assert rows[1][""] == "!✗"
     assert "not the spectrum of a matrix" in text
     assert "class 8: a | b" in text
+
+
+def test_after_fewer_steps_stands_what_a_shorter_run_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two probes in a cell; a run that has ended before has nothing to say."""
+    long, short = runs_of(VALUES, probes=2), runs_of(VALUES, probes=2, steps=7)
+    shorter = [run.ritz().values[[0, -1]] for run in short["runs"]]
+    assert all(run.after(7).steps == 7 for run in long["runs"])
+    for run, ends, cut in zip(long["runs"], shorter, short["runs"], strict=True):
+        assert run.after(7).ritz().values[[0, -1]] == pytest.approx(ends)
+        assert run.after(7).residual_norm == pytest.approx(cut.residual_norm)
+        assert run.after(7).vector(0).tolist() == pytest.approx(cut.vector(0).tolist())
+    held = analysis_of(spectrum_of(8, **long), spectrum_of(9, **short))
+    table = settling([("SGD", held)], (7, 40)).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[2:4]]
+    at_seven = " · ".join(f"{-low / high:.3g} of 50.0" for low, high in shorter)
+    assert [row[4] for row in cells] == [at_seven, at_seven]
+    assert [row[5] for row in cells] == ["0.0200 of 50.0 · 0.0200 of 50.0", "– · –"]
+
+    held.save(tmp_path)
+    assert main([str(tmp_path), "--after", "7,40"]) == 0
+    assert "after 40" in capsys.readouterr().out
+    assert main([str(tmp_path), "--after", "0,40"]) == 2
+    assert "expected 1 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--after", "7;40"])
+    assert "no list of numbers" in capsys.readouterr().err
 
 
 def test_published_ends_stand_below_ours_where_there_are_any() -> None:

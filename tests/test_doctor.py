@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spectra import doctor
 from spectra.data import Samples
-from spectra.doctor import certify, examine
+from spectra.doctor import Certificate, Examination, certify, examine
 from spectra.errors import SpectraError
 from spectra.hessian import HessianOperator, Objective, hessian_operator, objective
 from spectra.hessian.choice import ProductChoice
@@ -341,6 +341,20 @@ def test_under_redrawing_the_certificate_is_that_of_the_plain_operator() -> None
     assert c.operator == "frozen:2"
     assert c.rayleigh_quotient == pytest.approx(float(y @ (frozen @ y)), rel=1e-12)
     assert c.rayleigh_quotient != pytest.approx(certify(H, y).rayleigh_quotient, rel=1e-6)
+
+
+def test_findings_are_told_in_a_line() -> None:
+    proven = Certificate("none", "float64", -1.106201, 1.6e-5, 2e-9, True, -1.10712)
+    assert str(proven) == (
+        "negative curvature proven: yᵀHy -1.1062 ± 2e-09 in float64, residual 2e-05, "
+        "λmin > -1.10712 (95 %)"
+    )
+    open_ = replace(proven, operator="frozen:5", negative_curvature=False, lower_bound_95=None)
+    assert str(open_).startswith("nothing proven over frozen:5: ")
+    assert "λmin" not in str(open_)
+    moved = Examination(False, 0.8, 1e-7, 2e-7, 3e-7, "layer `0` draws")
+    assert str(moved).startswith("not a fixed symmetric matrix (layer `0` draws): repeatability 8")
+    assert str(replace(moved, fixed_operator=True, culprit=None)).startswith("fixed: ")
 
 
 def test_nan_is_refused_before_anything_is_said() -> None:

@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
     | {"study", "analysis", "processes"},
     "tables": {"files", "results", "trajectories", "writing"},
-    "comparisons": {"krylov", "results", "tables", "trajectories", "writing"},
+    "comparisons": {"errors", "krylov", "results", "tables", "trajectories", "writing"},
     "figures": {"errors", "files", "krylov", "results", "trajectories", "comparisons"}
     | {"landscape", "writing"},
     "pages": {"errors", "files", "results", "trajectories", "tables", "figures", "writing"},

@@ -60,6 +60,19 @@ class Tridiagonal:
         """Tell m, the number of products made."""
         return len(self.alphas)
 
+    def after(self, steps: int) -> Tridiagonal:
+        """Go back to what the run had found after fewer steps: the leading block of T."""
+        if not 1 <= steps < self.steps:
+            return self
+        return replace(
+            self,
+            alphas=self.alphas[:steps],
+            betas=self.betas[: steps - 1],
+            residual_norm=float(self.betas[steps - 1]),
+            basis=None if self.basis is None else self.basis[:steps],
+            exhausted=False,
+        )
+
     def ritz(self) -> Ritz:
         """Solve T; the Ritz value i has the residual `residual_norm * abs(last[i])`."""
         values, vectors = self._solve()
