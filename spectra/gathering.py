@@ -137,9 +137,23 @@ def _basis_bytes(plan: Plan, objective: Objective) -> int:
     return min(plan.steps, objective.dim) * objective.dim * max(4, objective.dtype.itemsize)
 
 
-def classify(objective: Objective, samples: Samples) -> Tensor:
-    """Tell for each sample whether the network's largest logit is its label's."""
-    device, hits = objective.device, []
+def classify(
+    objective: Objective, samples: Samples, parts: Sequence[Part]
+) -> tuple[Tensor, Tensor]:
+    """Tell whether the network's largest logit is the label's, for the samples that parts need.
+
+    Args:
+        objective: whose network classifies.
+        samples: of a whole split.
+        parts: whose accuracies are wanted; one that names no class wants all samples.
+
+    Returns:
+        (k,) hits and (k,) targets, of the classes that the parts name.
+    """
+    if all(part.classes for part in parts):
+        named = torch.tensor(sorted({c for part in parts for c in part.classes}))
+        samples = samples.select(torch.isin(samples.targets, named.to(samples.targets)))
+    device, hits = objective.device, [torch.zeros(0, dtype=torch.bool)]
     # As in the products: plain kernels, and a random layer must not move the caller's state.
     arithmetic = exact_arithmetic(device, tf32=objective.tf32)
     with torch.no_grad(), arithmetic, forked_random_state(device):
@@ -148,10 +162,10 @@ def classify(objective: Objective, samples: Samples) -> Tensor:
             logits = logits_of(objective.network(part.prepared(objective.dtype, device)))
             require_outputs(logits, samples.num_classes)
             hits.append(logits.argmax(1).cpu() == part.targets.cpu())
-    return torch.cat(hits)
+    return torch.cat(hits), samples.targets.cpu()
 
 
 def accuracy(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:
-    targets = targets.cpu()
+    """Give the share of hits among the samples of some classes, all when none are named."""
     chosen = torch.isin(targets, torch.tensor(classes)) if classes else targets >= 0
     return float(correct[chosen].double().mean()) if bool(chosen.any()) else None

@@ -122,15 +122,15 @@ class Study:
             loss,
         )
         decides = processes is None or processes.leads
+        parts = tuple(choose_parts(plan, samples, train))
+        todo = [part for part in parts if part.label not in finished]
         splits = {"train": train, "test": test} if accuracies and decides else {}
         correct = {
-            name: (classify(objective, held), held.targets)
+            name: classify(objective, held, todo)
             for name, held in splits.items()
             if held is not None
         }
-        parts = tuple(choose_parts(plan, samples, train))
         basis = place_of_basis(plan, objective) if decides else "none"
-        todo = [part for part in parts if part.label not in finished]
         choice, way = choose_products(objective, plan, todo, basis, processes)
         notes = [
             f"product: {choice}",

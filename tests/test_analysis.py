@@ -27,8 +27,10 @@ from spectra import (
 )
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
+from spectra.gathering import classify
 from spectra.hessian import KeptProducts, Objective
 from spectra.losses import LossSpec
+from spectra.plan import choose_parts
 from spectra.results import OPEN_MASS
 from spectra.study import TRACE_PROBES
 
@@ -533,6 +535,25 @@ def test_a_network_in_memory_is_analysed_like_its_checkpoint(tmp_path: Path) -> 
         model[0].weight[0, 0] = torch.nan
     with pytest.raises(SpectraError, match=r"NaN or infinite weights in 0\.weight"):
         analyze(model, plan, train=samples())
+
+
+def test_accuracies_pass_over_no_class_that_is_not_asked_for() -> None:
+    """Five images of one class must not wait for the whole test set."""
+    data = samples()
+    objective = Objective.of(network(), data)
+    whole, targets = classify(objective, data, list(choose_parts(Plan(overall=True), data, data)))
+    assert targets.tolist() == data.targets.tolist()
+    few, labels = classify(objective, data, list(choose_parts(Plan(classes=(1,)), data, data)))
+    assert labels.tolist() == [1] * 5
+    assert torch.equal(few, whole[data.targets == 1])
+    one = analyze(
+        checkpoint(),
+        replace(PLAN, steps=2, overall=False, per_class=False, classes=(1,)),
+        train=data,
+        test=samples(counts=(3, 0, 2)),
+    )
+    assert one.spectra[0].train_accuracy == pytest.approx(float(few.double().mean()))
+    assert one.spectra[0].test_accuracy is None
 
 
 def test_a_network_in_memory_says_what_it_is() -> None:
