@@ -241,6 +241,16 @@ def test_a_label_is_never_cut_and_what_follows_stands_below_it() -> None:
             assert (" ".join(lines), name) == (label, "airplane")
 
 
+def test_what_ended_the_steps_and_which_samples_stand_above_the_panels() -> None:
+    analysis = analysis_of(spectrum_of(0))
+    more = {"steps": 100, "until_converged": 1e-4, "max_samples": 83, "probes": 1}
+    (page,) = density_grid(dataclasses.replace(analysis, settings=analysis.settings | more))
+    told = " ".join(text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in page.texts)
+    told = " ".join(told.split())
+    for fact in ("steps 100", "until_converged 0.0001", "max_samples 83"):
+        assert fact in told
+
+
 def test_failed_class_gets_a_panel_with_the_reason() -> None:
     (page,) = density_grid(analysis_of(spectrum_of(0), failed("class 1")))
     assert [text.get_text() for text in page.axes[1].texts] == ["NaN in batch 3"]

@@ -187,14 +187,19 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
+_FACTS = (  # settings that decide the numbers
+    *("loss", "protocol", "augment", "steps", "until_converged", "probes", "dtype"),
+    "max_samples",
+)
+
+
 def facts_of(*analyses: Analysis, **more: object) -> str:
     """List the data and the settings that decide the numbers, each value once."""
     held: dict[str, list[object]] = {}
     for analysis in analyses:
         data, settings = analysis.data, analysis.settings
         facts = {"data": data.get("name"), "split": data.get("split")}
-        keys = ("loss", "protocol", "augment", "steps", "probes", "dtype", "max_samples")
-        for key, value in (facts | {key: settings.get(key) for key in keys} | more).items():
+        for key, value in (facts | {key: settings.get(key) for key in _FACTS} | more).items():
             if value is not None and value not in held.setdefault(key, []):
                 held[key].append(value)
     return ",  ".join(
