@@ -41,8 +41,10 @@ def analyze(
         checkpoint: the opened checkpoint, or a network in memory (see `Checkpoint.of`).
         plan: what to compute.
         train: training samples, or what `Samples.from_batches` takes; they also say which classes
-            are head, mid and tail.
-        test: test samples in the same forms, for accuracies or as the split that is analysed.
+            are head, mid and tail. To resume, and in several processes, they have to come in the
+            same order again: no shuffling loader.
+        test: test samples in the same forms, of the classes of `train`, for accuracies or as the
+            split that is analysed.
         folder: where `esd.json` and `esd.npz` go; nothing is written when None.
         resume: go on from the results in `folder` when they belong to the same settings.
         progress: is told of every product.
@@ -59,8 +61,7 @@ def analyze(
     train = _as_samples(train)
     test = _as_samples(test, train)
     if isinstance(checkpoint, nn.Module):
-        known = train or test  # without either, the study says what is missing
-        checkpoint = Checkpoint.of(checkpoint, known.num_classes if known else 2)
+        checkpoint = Checkpoint.of(checkpoint)
     if processes is not None and not processes.leads:
         return _assist(checkpoint, train, test, processes)
     folder = Path(folder) if folder is not None else None

@@ -11,7 +11,6 @@ References:
     torch.load and weights_only, https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
-import copy
 import hashlib
 import io
 import re
@@ -31,7 +30,7 @@ from .errors import SpectraError
 from .files import replacing
 from .losses import LossSpec
 from .models import ARCHITECTURES, ModelSpec, canonical_names, infer_spec, strip_wrappers
-from .networks import unwrapped
+from .networks import DigitsNet, ResNet, copied, unwrapped
 
 FORMAT, VERSION = "spectra-checkpoint", 1
 COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
@@ -42,14 +41,14 @@ _WAY_OUT = "name the network with --arch, --num-classes or --model PACKAGE.MODUL
 class Checkpoint:
     """What a checkpoint file says, with its weights loaded; None where it does not say."""
 
-    model: nn.Module  # weights loaded, evaluation mode, float32, on the CPU
+    model: nn.Module  # weights loaded, evaluation mode, on the CPU; of a file in float32
     model_spec: ModelSpec
     data: DataSpec | None  # the training set
     loss: LossSpec | None  # the training loss (see also `head_scale`)
     epoch: int | None  # as the file counts
     metrics: dict[str, Any]  # numbers by name
-    sha256: str  # of the file
-    file: str  # its name, without the folder
+    sha256: str  # of the file, or of a network in memory (see `of`)
+    file: str  # its name, without the folder, or the name that was given
     draw_sha256: str | None = None  # of the drawn training set: positions and labels
     recipe: dict[str, Any] | None = None  # how it was trained
     training: dict[str, Any] | None = None  # what training needs to go on, the optimizer's state
@@ -58,7 +57,7 @@ class Checkpoint:
     def of(
         cls,
         model: nn.Module,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         loss: LossSpec | None = None,
         epoch: int | None = None,
@@ -68,30 +67,33 @@ class Checkpoint:
 
         Args:
             model: any classifier, wrapped or not; it is copied as it is now, and not changed.
-            num_classes: number of classes.
-            loss: the training loss, for `Plan(loss="trained")`.
+            num_classes: number of classes; told from the last parameter without it.
+            loss: the training loss, for `Plan(loss="trained")`, and the scale of a cosine head that
+                is none of ours: `LossSpec(scale=30.0)`.
             epoch: what the results name beside their numbers.
             name: what they name in the place of a file.
 
         Returns:
-            The checkpoint; its `sha256` is that of names, types, shapes and bytes of the tensors.
+            The checkpoint; its `sha256` is that of the modules as they print, and of name, type,
+            shape and bytes of every parameter and buffer, and whether it is frozen.
 
         Raises:
-            SpectraError: if weights are NaN or infinite.
+            SpectraError: if weights are NaN or infinite, or the network cannot be copied.
         """
-        model = unwrapped(model)
-        state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-        _require_finite(state, name)
-        try:
-            spec = infer_spec(state)
-        except SpectraError:
-            spec = ModelSpec(type(model).__name__, num_classes)
-        digest = hashlib.sha256()
-        for key, value in state.items():
-            digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-        copied = copy.deepcopy(model).to("cpu").eval()
-        return cls(copied, spec, None, loss, epoch, {}, digest.hexdigest(), name)
+        model = copied(unwrapped(model)).to("cpu").eval()
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        _require_finite(parameters, name)
+        digest = hashlib.sha256(re.sub(r" at 0x\w+", "", repr(model)).encode())
+        tensors = parameters | dict(model.named_buffers(remove_duplicate=False))
+        for key, value in tensors.items():
+            about = key, value.dtype, tuple(value.shape), value.requires_grad
+            digest.update(repr(about).encode())
+            digest.update(value.detach().reshape(-1).view(torch.uint8).numpy().data)
+        if isinstance(model, ResNet | DigitsNet):
+            spec = infer_spec(model.state_dict())
+        else:
+            spec = ModelSpec(type(model).__name__, num_classes or max(2, _last_width(parameters)))
+        return cls(model, spec, None, loss, epoch, {}, digest.hexdigest(), name)
 
     @property
     def head_scale(self) -> float:
@@ -135,11 +137,12 @@ def save_checkpoint(
     """
     path = Path(path)
     # Clones, because a view would drag its whole storage into the file.
-    weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    state = unwrapped(model).state_dict()
+    weights = {name: value.detach().cpu().clone() for name, value in state.items()}
     payload = {
         "format": FORMAT,
         "version": VERSION,
-        "state_dict": strip_wrappers(weights),
+        "state_dict": weights,
         "model": model_spec.to_dict(),
         "data": data.to_dict() if data else None,
         "loss": loss.to_dict() if loss else None,
@@ -201,8 +204,8 @@ def load_checkpoint(
         )
     state = strip_wrappers(_state_dict(payload, path.name))
     if isinstance(model, nn.Module):
-        spec = ModelSpec(type(model).__name__, num_classes or _last_width(state))
-        network = copy.deepcopy(model)
+        network = copied(unwrapped(model))
+        spec = ModelSpec(type(network).__name__, num_classes or _last_width(state))
     else:
         spec = _choose_spec(state, said, model, arch, num_classes, path.name)
         network = spec.build()

@@ -335,7 +335,7 @@ def integers(text: str) -> tuple[int, ...]:
     """
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, expected e.g. 0,8")
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers, expected e.g. 0,8")
     return tuple(int(part) for part in parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,12 +42,13 @@ def _run(options: argparse.Namespace) -> None:
     for folder in options.folders:
         name, path = _named(folder)
         analysis = Analysis.load(path)
-        held.append((name or Path(str(analysis.checkpoint.get("file"))).stem, analysis))
+        file = str(analysis.checkpoint.get("file"))
+        held.append((name or re.sub(r"\.(pt|pth|tar|ckpt)$", "", file), analysis))
     _require_one_run_a_name(held)
     text = settling(held, options.after) if options.after else compare(held)
     if options.out is not None:
         out = Path(options.out)
-        with replacing(out / "comparison.md") as partial:
+        with replacing(out / ("settling.md" if options.after else "comparison.md")) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
         save([recurrence_panels(held)], out, "recurrence")
     print(text)
@@ -90,7 +92,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="write comparison.md, and recurrence.png and .pdf: the entries of T step by step",
+        help="write comparison.md (settling.md with --after), and recurrence.png and .pdf: the "
+        "entries of T step by step",
     )
     return parser
 

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from spectra.errors import SpectraError
 from spectra.krylov import nonconvexity
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks
@@ -34,9 +33,9 @@ HEADER = (
 )
 _TEXT = (0, 1, 2, 5)  # columns aligned to the left
 _SETTLED = (
-    "|λmin|/λmax of λmax, as T has them after so many steps; no product is computed. The ends of a "
-    "fixed matrix grow from step to step, too, but towards its own, and stay there; – where a run "
-    "had ended before."
+    "Each cell: |λmin|/λmax of each probe, and λmax itself, as T had them after so many steps; – "
+    "where a run had ended before. The ends of a fixed matrix grow from step to step, too, but "
+    "towards its own, and stay there."
 )
 _LATE = 10  # off-diagonals at the end of T that are averaged
 _NOTES = (
@@ -85,11 +84,7 @@ def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
         what its columns and marks mean.
     """
     rows = _rows(analyses)
-    used = {mark for _, _, s in rows for mark in marks(s)}
-    notes = [*_NOTES, *(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)]
-    notes += [f"{run}, {s.label}: {s.error}" for run, _, s in rows if s.error is not None]
-    table = markdown(HEADER, [_cells(*row) for row in rows], _TEXT)
-    return "\n".join([table, "", *(f"- {note}" for note in notes)])
+    return _with_notes(markdown(HEADER, [_cells(*row) for row in rows], _TEXT), _NOTES, rows)
 
 
 def settling(analyses: Sequence[tuple[str, Analysis]], steps: Sequence[int]) -> str:
@@ -105,22 +100,24 @@ def settling(analyses: Sequence[tuple[str, Analysis]], steps: Sequence[int]) -> 
     Raises:
         SpectraError: for a number of steps below 1.
     """
-    if min(steps) < 1:
-        raise SpectraError(f"got {min(steps)} steps, expected 1 or more: T has no end before that")
-    header = ("run", "class", "samples", "analysis", *(f"after {count}" for count in steps))
+    header = ("", "run", "class", "samples", "analysis", *(f"after {count}" for count in steps))
+    rows = _rows(analyses)
     cells = [
-        [run, s.label, str(s.count), named(analysis, s), *(_after(s, count) for count in steps)]
-        for run, analysis, s in _rows(analyses)
+        [marks(s), run, s.label, str(s.count), named(analysis, s)]
+        + [_after(s, count) for count in steps]
+        for run, analysis, s in rows
     ]
-    return "\n".join([markdown(header, cells, (0, 1, 3)), "", f"- {_SETTLED}"])
+    return _with_notes(markdown(header, cells, (0, 1, 2, 4)), [_SETTLED], rows)
 
 
 def _after(s: ClassSpectrum, steps: int) -> str:
     told = []
     for run in s.runs:
+        if steps > run.steps:
+            told.append("–")
+            continue
         low, high = run.after(steps).ritz().values[[0, -1]].tolist()
-        ends = f"{number(nonconvexity(low, high))} of {number(high)}"
-        told.append("–" if steps > run.steps else ends)
+        told.append(f"{number(nonconvexity(low, high))} of {number(high)}")
     return " · ".join(told) or "–"
 
 
@@ -149,6 +146,16 @@ def _told(panel: Ends) -> list[str]:
     return [
         number(value, 4 if i in (0, 1, 3) else 2 if i == 4 else 3) for i, value in enumerate(told)
     ]
+
+
+def _with_notes(
+    table: str, notes: Sequence[str], rows: Sequence[tuple[str, Analysis, ClassSpectrum]]
+) -> str:
+    """Say below a table what its columns and marks mean, and what failed."""
+    used = {mark for _, _, s in rows for mark in marks(s)}
+    told = [*notes, *(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)]
+    told += [f"{run}, {s.label}: {s.error}" for run, _, s in rows if s.error is not None]
+    return "\n".join([table, "", *(f"- {note}" for note in told)])
 
 
 def _rows(

@@ -83,11 +83,12 @@ class Certificate:
 
     def __str__(self) -> str:
         """Say in one line what is proven, of which operator."""
-        found = "negative curvature proven" if self.negative_curvature else "nothing proven"
+        found = "" if self.negative_curvature else "no "
         theta = f"yᵀHy {self.rayleigh_quotient:.6g} ± {self.noise_floor:.0e}"
         below = "" if self.lower_bound_95 is None else f", λmin > {self.lower_bound_95:.6g} (95 %)"
         drawn = "" if self.operator == "none" else f" over {self.operator}"
-        return f"{found}{drawn}: {theta} in {self.dtype}, residual {self.residual:.0e}{below}"
+        found += f"negative curvature proven{drawn}"
+        return f"{found}: {theta} in {self.dtype}, residual {self.residual:.0e}{below}"
 
 
 def examine(operator: SymmetricOperator, *, seed: int = 0) -> Examination:

@@ -150,19 +150,20 @@ def classify(
     Returns:
         (k,) hits and (k,) targets, of the classes that the parts name.
     """
+    rows = torch.arange(len(samples))
     if all(part.classes for part in parts):
-        named = torch.tensor(sorted({c for part in parts for c in part.classes}))
-        samples = samples.select(torch.isin(samples.targets, named.to(samples.targets)))
+        named = torch.tensor([c for part in parts for c in part.classes], dtype=torch.long)
+        rows = rows[torch.isin(samples.targets.cpu(), named)]
     device, hits = objective.device, [torch.zeros(0, dtype=torch.bool)]
     # As in the products: plain kernels, and a random layer must not move the caller's state.
     arithmetic = exact_arithmetic(device, tf32=objective.tf32)
     with torch.no_grad(), arithmetic, forked_random_state(device):
-        for start in range(0, len(samples), 256):
-            part = samples.select(slice(start, start + 256))
+        for start in range(0, len(rows), 256):
+            part = samples.select(rows[start : start + 256])
             logits = logits_of(objective.network(part.prepared(objective.dtype, device)))
             require_outputs(logits, samples.num_classes)
             hits.append(logits.argmax(1).cpu() == part.targets.cpu())
-    return torch.cat(hits), samples.targets.cpu()
+    return torch.cat(hits), samples.targets.cpu()[rows]
 
 
 def accuracy(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:

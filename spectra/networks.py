@@ -12,6 +12,8 @@ References:
     Cao et al., LDAM (cosine head, s = 30), https://arxiv.org/abs/1906.07413
 """
 
+import copy
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
+
+from .errors import SpectraError
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 Head = Literal["linear", "cosine"]
@@ -187,8 +192,12 @@ def _initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"], *, linea
 def unwrapped(model: nn.Module) -> nn.Module:
     """Take the network out of what `torch.compile`, data parallelism and averaging put around it.
 
-    The parameters then have their own names, and the network takes tangents, which some of the
-    wrappers do not.
+    Args:
+        model: any module; what is no wrapper is given back as it is.
+
+    Returns:
+        The network itself: its parameters have their own names, and it takes tangents, which some
+        of the wrappers do not.
     """
     while (inner := _inner(model)) is not None:
         model = inner
@@ -196,5 +205,30 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _inner(model: nn.Module) -> nn.Module | None:
-    inner = getattr(model, "module" if isinstance(model, _WRAPPERS) else "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else None
+    # Not by attribute: a module of the user's may pass those of its inner one on.
+    return model._modules.get("module" if isinstance(model, _WRAPPERS) else "_orig_mod")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a network whole.
+
+    Raises:
+        SpectraError: if a tensor that it holds was computed, or nothing is held yet.
+    """
+    held = itertools.chain(model.parameters(), model.buffers())
+    if any(map(is_lazy, held)):
+        raise SpectraError(
+            "got a model with lazy parameters, expected one whose parameters exist: nothing could "
+            "be differentiated; pass one batch through it first"
+        )
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        if "deepcopy" not in str(error):
+            raise
+        raise SpectraError(
+            "got a model that cannot be copied, expected one whose tensors are parameters or "
+            "buffers: a computed weight, as the old torch.nn.utils.weight_norm keeps it, would "
+            "not follow its parameters; remove_weight_norm first, and set an activation that is "
+            "kept as an attribute to None"
+        ) from error

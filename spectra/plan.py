@@ -170,15 +170,15 @@ def choose_parts(plan: Plan, samples: Samples, train: Samples | None) -> Iterato
     def part(label: str, name: str, classes: tuple[int, ...]) -> Part:
         chosen = torch.isin(targets, torch.tensor(classes)) if classes else targets >= 0
         index = torch.nonzero(chosen)[:, 0]
-        share = len(index) / total
-        if plan.max_samples is not None and len(index) > plan.max_samples:
-            shuffle = torch.randperm(len(index), generator=torch.Generator().manual_seed(plan.seed))
-            index = index[shuffle[: plan.max_samples].sort().values]
         if len(index) == 0:
             raise SpectraError(
                 f"got no sample of {label} in the {plan.split} split, expected at least one: its "
                 "Hessian would be 0/0; leave it out"
             )
+        share = len(index) / total
+        if plan.max_samples is not None and len(index) > plan.max_samples:
+            shuffle = torch.randperm(len(index), generator=torch.Generator().manual_seed(plan.seed))
+            index = index[shuffle[: plan.max_samples].sort().values]
         return Part(label, name, classes, index, share)
 
     for c in plan.classes:

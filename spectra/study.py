@@ -86,7 +86,7 @@ class Study:
     choice: ProductChoice  # the plain paths, compared
     way: Way  # how products are computed
     parts: tuple[Part, ...]
-    correct: dict[str, tuple[Tensor, Tensor]]  # split -> (N,) classified right or not, (N,) labels
+    correct: dict[str, tuple[Tensor, Tensor]]  # split -> (k,) classified right or not, (k,) labels
     notes: tuple[str, ...]
     basis: Place  # where each Krylov basis is kept
     processes: Processes | None  # that share the samples out; None: this one alone

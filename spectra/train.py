@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 import torch
 
 from .checkpoint import load_checkpoint
-from .command_line import Parser, exit_code
+from .command_line import Parser, exit_code, integers
 from .data import open_data
 from .devices import find_device
 from .errors import SpectraError
@@ -25,12 +25,7 @@ from .training import ENTRIES, WAYS, Recipe, find_recipe, train
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of whole numbers, expected e.g. 10,50"
-        ) from None
+    return integers(text) if text else ()
 
 
 def _radii(text: str) -> tuple[tuple[int, float], ...]:

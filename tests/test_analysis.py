@@ -525,12 +525,17 @@ def test_a_network_in_memory_is_analysed_like_its_checkpoint(tmp_path: Path) -> 
     assert found.checkpoint["file"] == "a network in memory"
 
     analyze(model, plan, train=samples(), folder=tmp_path)
-    again = analyze(model, plan, train=samples(), folder=tmp_path, resume=True)
-    assert again.checkpoint["sha256"] == found.checkpoint["sha256"]
+    meter = Meter()
+    analyze(model, plan, train=samples(), folder=tmp_path, resume=True, progress=meter)
+    assert (meter.announced, meter.done) == (0, 0)
+    frozen, bent, moved = network(), network(), network()
+    frozen[0].requires_grad_(False)
+    bent[1] = nn.ReLU()
     with torch.no_grad():
-        model[0].weight[0, 0] += 1e-3
-    with pytest.raises(SpectraError, match="other settings to resume: checkpoint"):
-        analyze(model, plan, train=samples(), folder=tmp_path, resume=True)
+        moved[0].weight[0, 0] += 1e-3
+    for other in (frozen, bent, moved):
+        with pytest.raises(SpectraError, match="other settings to resume: checkpoint"):
+            analyze(other, plan, train=samples(), folder=tmp_path, resume=True)
     with torch.no_grad():
         model[0].weight[0, 0] = torch.nan
     with pytest.raises(SpectraError, match=r"NaN or infinite weights in 0\.weight"):
@@ -558,7 +563,7 @@ def test_accuracies_pass_over_no_class_that_is_not_asked_for() -> None:
 
 def test_a_network_in_memory_says_what_it_is() -> None:
     spec = ModelSpec("digits", 10, head="cosine")
-    own = Checkpoint.of(torch.optim.swa_utils.AveragedModel(spec.build()), 10, epoch=7, name="swa")
+    own = Checkpoint.of(torch.optim.swa_utils.AveragedModel(spec.build()), epoch=7, name="swa")
     assert (own.model_spec, own.head_scale) == (spec, 30.0)
     assert own.described() | {"sha256": ""} == {
         "file": "swa",
@@ -566,9 +571,49 @@ def test_a_network_in_memory_says_what_it_is() -> None:
         "arch": "digits",
         "epoch": 7,
     }
-    assert Checkpoint.of(network(), CLASSES).model_spec == ModelSpec("Sequential", CLASSES)
-    same = Checkpoint.of(network().double(), CLASSES)
-    assert same.sha256 != Checkpoint.of(network(), CLASSES).sha256
+    assert Checkpoint.of(network()).model_spec == ModelSpec("Sequential", CLASSES)
+    assert Checkpoint.of(network()).sha256 == Checkpoint.of(network()).sha256
+    assert Checkpoint.of(network().double()).sha256 != Checkpoint.of(network()).sha256
+
+
+def test_a_network_in_memory_is_not_taken_for_another() -> None:
+    """Names alone would make a cosine head of 16 classes of it, and scale its logits by 30."""
+
+    class Similar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3)
+            self.conv3 = nn.Conv2d(16, 16, 3)
+            self.linear = nn.Linear(16, 32, bias=False)
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"kept": 1}
+
+        def set_extra_state(self, state: object) -> None:
+            pass
+
+    own = Checkpoint.of(Similar())
+    assert own.model_spec == ModelSpec("Similar", 32)
+    assert own.head_scale == 1.0
+    assert Checkpoint.of(Similar(), 32, loss=LossSpec(scale=30.0)).head_scale == 30.0
+    kept = nn.Sequential(nn.Linear(4, 3))
+    kept[0].seen = kept(torch.zeros(1, 4))
+    with pytest.raises(SpectraError, match="set an activation that is kept"):
+        Checkpoint.of(kept)
+    with pytest.raises(SpectraError, match="pass one batch through it"):
+        Checkpoint.of(nn.LazyLinear(3))
+
+
+def test_samples_of_one_class_are_enough() -> None:
+    data = samples(counts=(5,))
+    found = analyze(network(), Plan(steps=3, device="cpu"), train=(data.inputs, data.targets))
+    assert found.spectra[0].count == 5
+
+
+def test_what_cannot_be_analysed_in_memory_is_refused() -> None:
+    with pytest.raises(SpectraError, match="all frozen"):
+        analyze(network().requires_grad_(False), PLAN, train=samples())
     with pytest.raises(SpectraError, match="no train samples"):
         analyze(network(), PLAN)
 

@@ -112,12 +112,16 @@ def test_after_fewer_steps_stands_what_a_shorter_run_tells(
         assert run.after(7).ritz().values[[0, -1]] == pytest.approx(ends)
         assert run.after(7).residual_norm == pytest.approx(cut.residual_norm)
         assert run.after(7).vector(0).tolist() == pytest.approx(cut.vector(0).tolist())
-    held = analysis_of(spectrum_of(8, **long), spectrum_of(9, **short))
+    moving = {"protocol": "released", "operator": "resampled"}
+    held = analysis_of(spectrum_of(8, **long), spectrum_of(9, **short, **moving))
+    told = settling([("SGD", held)], (7,))
+    assert "not the spectrum of a matrix" in told
+    assert "| ! | SGD | class 9" in told
     table = settling([("SGD", held)], (7, 40)).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[2:4]]
     at_seven = " · ".join(f"{-low / high:.3g} of 50.0" for low, high in shorter)
-    assert [row[4] for row in cells] == [at_seven, at_seven]
-    assert [row[5] for row in cells] == ["0.0200 of 50.0 · 0.0200 of 50.0", "– · –"]
+    assert [row[5] for row in cells] == [at_seven, at_seven]
+    assert [row[6] for row in cells] == ["0.0200 of 50.0 · 0.0200 of 50.0", "– · –"]
 
     held.save(tmp_path)
     assert main([str(tmp_path), "--after", "7,40"]) == 0
@@ -126,7 +130,7 @@ def test_after_fewer_steps_stands_what_a_shorter_run_tells(
     assert "expected 1 or more" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--after", "7;40"])
-    assert "no list of numbers" in capsys.readouterr().err
+    assert "no list of whole numbers" in capsys.readouterr().err
 
 
 def test_published_ends_stand_below_ours_where_there_are_any() -> None:

@@ -350,7 +350,7 @@ def test_findings_are_told_in_a_line() -> None:
         "λmin > -1.10712 (95 %)"
     )
     open_ = replace(proven, operator="frozen:5", negative_curvature=False, lower_bound_95=None)
-    assert str(open_).startswith("nothing proven over frozen:5: ")
+    assert str(open_).startswith("no negative curvature proven over frozen:5: ")
     assert "λmin" not in str(open_)
     moved = Examination(False, 0.8, 1e-7, 2e-7, 3e-7, "layer `0` draws")
     assert str(moved).startswith("not a fixed symmetric matrix (layer `0` draws): repeatability 8")

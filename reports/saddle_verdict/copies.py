@@ -12,25 +12,28 @@ import sys
 import torch
 
 import spectra
+from spectra.gathering import loss_of
 from spectra.hessian import HessianOperator, Objective, choose_product
+from spectra.krylov import nonconvexity
 from spectra.released import released_lanczos
 
 checkpoint = spectra.load_checkpoint(sys.argv[1])
 samples = spectra.open_data(checkpoint.data, path=sys.argv[2])
 label, copies, steps = map(int, sys.argv[3:6])
 rows = torch.nonzero(samples.targets == label)[:, 0]
-objective = Objective.of(checkpoint.model, samples.select(rows.repeat(copies)), batch_size=32)
-objective = objective.unweighted()
+loss = loss_of(checkpoint, spectra.Plan())
+many = samples.select(rows.repeat(copies))
+objective = Objective.of(checkpoint.model, many, loss, batch_size=32).unweighted()
 choice = choose_product(objective)
 A = HessianOperator.of(objective.redrawn(torch.Generator().manual_seed(0)), choice)
 run = released_lanczos(A, steps=steps)
-ends = {m: run.after(m).ritz().values[[0, -1]] for m in range(10, steps + 1, 10)}
+ends = {m: run.after(m).ritz().values[[0, -1]].tolist() for m in range(10, steps + 1, 10)}
 told = {
     "checkpoint": checkpoint.file,
     "class": label,
     "images": len(rows),
     "copies": copies,
-    "ratio": {m: round(float(-low / high), 4) for m, (low, high) in ends.items()},
-    "lambda_max": {m: round(float(high), 3) for m, (_, high) in ends.items()},
+    "ratio": {m: round(nonconvexity(low, high), 4) for m, (low, high) in ends.items()},
+    "lambda_max": {m: round(high, 3) for m, (_, high) in ends.items()},
 }
 print(json.dumps(told))

@@ -14,13 +14,16 @@ import sys
 import torch
 
 import spectra
+from spectra.gathering import loss_of
 from spectra.hessian import Objective
-from spectra.krylov import SymmetricOperator, lanczos, random_start
+from spectra.krylov import SymmetricOperator, lanczos, nonconvexity, random_start
 
 checkpoint = spectra.load_checkpoint(sys.argv[1])
 samples = spectra.open_data(checkpoint.data, path=sys.argv[2])
 label, steps = map(int, sys.argv[3:5])
-objective = Objective.of(checkpoint.model, samples.of_class(label), batch_size=32).unweighted()
+loss = loss_of(checkpoint, spectra.Plan())
+of_class = samples.of_class(label)
+objective = Objective.of(checkpoint.model, of_class, loss, batch_size=32).unweighted()
 
 for t in map(float, sys.argv[5:]):
 
@@ -38,7 +41,7 @@ for t in map(float, sys.argv[5:]):
         "class": label,
         "distance": t,
         "curvature along the vectors": [round(x, 4) for x in along],
-        "ratio": round(-along[0] / along[1], 4),
+        "ratio": round(nonconvexity(*along), 4),
         "ends of T": run.ritz().values[[0, -1]].round(3).tolist(),
     }
     print(json.dumps(told), flush=True)

@@ -15,7 +15,7 @@ from spectra.writing import markdown, number
 
 rows = []
 for folder in sys.argv[1:]:
-    for s in Analysis.load(folder).spectra:
+    for s in (s for s in Analysis.load(folder).spectra if s.runs):
         values = s.runs[0].ritz().values
         near = np.sort(values[np.argsort(np.abs(values))[:11]])
         spacing = float(np.median(np.diff(near)))

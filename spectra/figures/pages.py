@@ -187,9 +187,9 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
-_FACTS = (  # settings that decide the numbers
-    *("loss", "protocol", "augment", "steps", "until_converged", "probes", "dtype"),
-    "max_samples",
+_FACTS = (
+    *("loss", "protocol", "augment", "steps", "until_converged"),
+    *("probes", "dtype", "max_samples"),
 )
 
 

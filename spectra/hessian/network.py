@@ -8,7 +8,6 @@ as multiply and add it cost 4 % more on ResNet-32. `tracing` writes it out all t
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from spectra.devices import arithmetic
 from spectra.errors import SpectraError
+from spectra.networks import copied
 
 
 def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -34,16 +34,7 @@ def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) 
         SpectraError: a batch norm uses the statistics of the batch even in evaluation mode, an
             embedding rewrites its weights, or the model cannot be copied.
     """
-    try:
-        network = copy.deepcopy(model).to(device=device, dtype=dtype).eval()
-    except RuntimeError as error:
-        if "deepcopy" not in str(error):
-            raise
-        raise SpectraError(
-            "got a model that cannot be copied, expected one whose tensors are parameters or "
-            "buffers: a computed weight, as the old torch.nn.utils.weight_norm keeps it, would "
-            "not follow its parameters; remove_weight_norm first"
-        ) from error
+    network = copied(model).to(device=device, dtype=dtype).eval()
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise SpectraError(

@@ -105,6 +105,11 @@ class Objective:
         network = private_copy(model, dtype=dtype, device=device)
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         names = select_parameters([name for name, _ in network.named_parameters()], parameters)
+        if frozen >= set(names):
+            raise SpectraError(
+                "got a network whose parameters are all frozen, expected one that trains: its "
+                "Hessian would have zero rows alone; model.requires_grad_(True)"
+            )
         objective = Objective(
             network,
             samples,

@@ -61,8 +61,20 @@ class Tridiagonal:
         return len(self.alphas)
 
     def after(self, steps: int) -> Tridiagonal:
-        """Go back to what the run had found after fewer steps: the leading block of T."""
-        if not 1 <= steps < self.steps:
+        """Go back to what the run had found after fewer steps: the leading block of T.
+
+        Args:
+            steps: k, 1 or more; the whole run where it had fewer.
+
+        Returns:
+            The run as it would have ended after k steps; `asymmetry` stays that of the whole.
+
+        Raises:
+            SpectraError: for less than one step.
+        """
+        if steps < 1:
+            raise SpectraError(f"got {steps} steps, expected 1 or more: T has no end before that")
+        if steps >= self.steps:
             return self
         return replace(
             self,

@@ -55,7 +55,7 @@ def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
     losses = [_LOSS.get(kind, kind) for kind in kinds] or ["an unrecorded loss"]
     if "ce" in kinds and (first.settings.get("network") or {}).get("head") == "cosine":
         losses[kinds.index("ce")] += ", of the scaled cosines"
-    which = f"file {first.checkpoint.get('file')}, SHA-256 {_short(first.checkpoint.get('sha256'))}"
+    which = f"{first.checkpoint.get('file')}, SHA-256 {_short(first.checkpoint.get('sha256'))}"
     if len(analyses) > 1:
         which = f"{len(analyses)} checkpoints"
     text = (
