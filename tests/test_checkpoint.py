@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from spectra.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spectra.data.spec import DataSpec
@@ -336,6 +337,18 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel])
+def test_wrapped_networks_go_in_and_out(tmp_path: Path, wrap: Any) -> None:
+    save_checkpoint(tmp_path / "a.pt", wrap(network()), model_spec=SPEC)
+    bare = load_checkpoint(tmp_path / "a.pt").model.state_dict()
+    torch.save(network().state_dict(), tmp_path / "b.pt")
+    into = load_checkpoint(tmp_path / "b.pt", model=wrap(SPEC.build()))
+    assert into.model_spec.arch == "DigitsNet"
+    for name, value in network().state_dict().items():
+        assert torch.equal(bare[name], value)
+        assert torch.equal(into.model.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("nest", [False, True])
