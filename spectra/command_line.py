@@ -328,15 +328,17 @@ def screen_width() -> int:
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Read a list of whole numbers, 0 and above.
+    """Read a list of whole numbers.
 
     Raises:
         ArgumentTypeError: for anything else.
     """
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers, expected e.g. 0,8")
-    return tuple(int(part) for part in parts)
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of whole numbers, expected e.g. 0,8"
+        ) from None
 
 
 def _gigabytes(text: str) -> float | str:
