@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from spectra.checkpoint import Checkpoint
-from spectra.data import Samples
+from spectra.data import Samples, as_samples
 from spectra.devices import find_device
 from spectra.errors import SpectraError, StorageError
 from spectra.files import require_writable
@@ -58,8 +58,9 @@ def analyze(
     Raises:
         SpectraError: data or options that do not fit the checkpoint, or results of other settings.
     """
-    train = _as_samples(train)
-    test = _as_samples(test, train)
+    train = None if train is None else as_samples(train)
+    classes = None if train is None else train.num_classes
+    test = None if test is None else as_samples(test, classes)
     if isinstance(checkpoint, nn.Module):
         checkpoint = Checkpoint.of(checkpoint)
     if processes is not None and not processes.leads:
@@ -94,12 +95,6 @@ def analyze(
     if processes is not None:
         processes.tell(None)
     return _in_order(analysis, study.parts)
-
-
-def _as_samples(source: Samples | object | None, like: Samples | None = None) -> Samples | None:
-    if source is None or isinstance(source, Samples):
-        return source
-    return Samples.from_batches(source, None if like is None else like.num_classes)
 
 
 def _nothing_left(

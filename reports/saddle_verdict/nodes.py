@@ -3,7 +3,8 @@
     python reports/saddle_verdict/nodes.py DIR...
 
 Of every stored spectrum's first probe: the Ritz values within 0.01 λmax of zero, and the median
-distance between neighbours among the eleven that are nearest to zero, beside λmax.
+distance between neighbours among the eleven that are nearest to zero, beside λmax. Of every probe:
+the steps from the twelfth on in which β falls by more than 1 %.
 """
 
 import sys
@@ -21,5 +22,7 @@ for folder in sys.argv[1:]:
         spacing = float(np.median(np.diff(near)))
         within = int((np.abs(values) < 0.01 * values[-1]).sum())
         told = number(spacing), number(spacing / float(values[-1]))
-        rows.append([folder, s.label, str(within), *told])
-print(markdown(("folder", "class", "within 0.01 λmax", "spacing", "÷ λmax"), rows, (0, 1)))
+        falls = [int((run.betas[12:] < 0.99 * run.betas[11:-1]).sum()) for run in s.runs]
+        rows.append([folder, s.label, str(within), *told, " · ".join(map(str, falls))])
+header = ("folder", "class", "within 0.01 λmax", "spacing", "÷ λmax", "falls of β")
+print(markdown(header, rows, (0, 1)))

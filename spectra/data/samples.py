@@ -177,6 +177,11 @@ class Samples:
         return read_batches(source, num_classes, **options)
 
 
+def as_samples(source: Any, num_classes: int | None = None) -> Samples:
+    """Give samples as they are, and read what ``Samples.from_batches`` takes."""
+    return source if isinstance(source, Samples) else Samples.from_batches(source, num_classes)
+
+
 def _rank_in_class(targets: Tensor) -> Tensor:
     """Return each sample's place among those of its own label, in the order given."""
     order = torch.argsort(targets, stable=True)

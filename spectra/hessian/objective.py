@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spectra.data import IGNORED, Samples
+from spectra.data import IGNORED, Samples, as_samples
 from spectra.errors import SpectraError
 from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
 from spectra.hessian.network import (
@@ -95,7 +95,7 @@ class Objective:
         if not isinstance(dtype, torch.dtype):
             raise SpectraError(f"got the dtype {dtype!r}, expected torch.float32 or torch.float64")
         model, device = unwrapped(model), torch.device(device)
-        samples = source if isinstance(source, Samples) else Samples.from_batches(source)
+        samples = as_samples(source)
         samples = replace(
             samples, inputs=samples.inputs.to(device), targets=samples.targets.to(device)
         )
