@@ -5,7 +5,7 @@
     compiled     the same program, both halves compiled by torch.compile
 
 As many batches are kept as the budget allows; for the others the first half runs in every product,
-eight convolution passes instead of six. On a GPU a linearized or compiled product over all batches
+nine convolution passes instead of six. On a GPU a linearized or compiled product over all batches
 is recorded as one CUDA graph.
 """
 

@@ -3,10 +3,10 @@
     H v = ∂_v(∇f)(θ) = apply(θ, batch, prepare(θ, batch), v)
 
 Forward-over-reverse is traced once per shape into a graph of plain tensor operations. What does not
-depend on v goes to `prepare`: the forward pass and the gradients with respect to the activations.
-The rest, two convolutions for each of the three of a gradient, goes to `apply`. Between the two lie
-tensors that may be kept, and then a product costs six convolution passes, twice a gradient. What is
-cheap to compute from what lies there already is not kept, but computed again in `apply`.
+depend on v goes to `prepare`: the gradient, its three convolutions for each layer. The rest, two
+for each of these, goes to `apply`. Between the two lie tensors that may be kept, and then a product
+costs six convolution passes, twice a gradient. What is cheap to compute from what lies there
+already is not kept, but computed again in `apply`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -24,6 +25,12 @@ from spectra.hessian.products import Function, Parameters, forward_over_reverse
 
 aten = torch.ops.aten
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_LAYERS: dict[type, Callable[..., Tensor]] = {
+    nn.Linear: F.linear,
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+}
 Bound = Callable[..., Function]  # the tensors of a batch -> the weighted sum of its losses
 
 
@@ -41,10 +48,14 @@ class Program:
 
 
 def written_out(network: nn.Module) -> nn.Module:
-    """Copy a network, its evaluation-mode batch norms written out as one affine map.
+    """Copy a network, its evaluation-mode batch norms written out as the affine maps they are.
 
-    torch's own kernel is the faster one where autograd runs, but traced it breaks into more
-    operations than the map itself, and more tensors to keep.
+    One that follows a convolution (or a linear layer) is drawn into its weights,
+
+        s∘(W∗x + b) + t = (s∘W)∗x + (s∘b + t),   s = γ/√(σ² + ε),   t = β − s∘μ
+
+    so that what derivatives of γ and β ask of it is done on weights and not on activations. The
+    function of W, b, γ and β stays the same, and with it the Hessian.
 
     Args:
         network: in evaluation mode.
@@ -56,7 +67,14 @@ def written_out(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if type(module) in _NORMS:
             module.__class__ = _Affine
+        elif type(module) in _LAYERS and not module._forward_hooks:  # they may change the output
+            module.register_forward_hook(_sign)
     return network
+
+
+def _sign(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Note on an output which layer made it of what, for the batch norm that may come next."""
+    output.made_of = (layer, inputs[0], output._version)  # type: ignore[attr-defined]
 
 
 class _Affine(nn.BatchNorm2d):
@@ -69,8 +87,29 @@ class _Affine(nn.BatchNorm2d):
         shift = -self.running_mean * scale
         if self.bias is not None:
             shift = shift + self.bias
+        drawn_in = _drawn_in(input, scale, shift)
+        if drawn_in is not None:
+            return drawn_in
         shape = (-1,) + (1,) * (input.dim() - 2)
         return input * scale.view(shape) + shift.view(shape)
+
+
+def _drawn_in(made: Tensor, scale: Tensor, shift: Tensor) -> Tensor | None:
+    """Let the layer that made a tensor scale and shift its channels; None where it cannot.
+
+    The layer's own output is then computed in vain, and falls out of the traced program.
+    """
+    layer, x, version = getattr(made, "made_of", (None, None, None))
+    if layer is None or made._version != version:  # changed in place since
+        return None
+    if made.dim() != layer.weight.dim() or getattr(layer, "padding_mode", "zeros") != "zeros":
+        return None
+    weight = layer.weight * scale.view((-1,) + (1,) * (layer.weight.dim() - 1))
+    bias = shift if layer.bias is None else layer.bias * scale + shift
+    how = () if type(layer) is nn.Linear else (
+        layer.stride, layer.padding, layer.dilation, layer.groups
+    )  # fmt: skip
+    return _LAYERS[type(layer)](x, weight, bias, *how)
 
 
 def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:
