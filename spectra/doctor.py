@@ -41,7 +41,7 @@ from spectra.hessian.network import culprit, forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
 
 PRODUCTS_PER_EXAMINATION = 5
-PRODUCTS_PER_CERTIFICATE = 3  # in float64
+PRODUCTS_PER_CERTIFICATE = 3  # two of them in float64
 _SMALLEST = torch.finfo(torch.float64).tiny  # a zero operator has a noise floor, too
 _DOCTORS_PROBE = 2**64 - 1  # the examination's start vector is none of the Lanczos probes'
 
@@ -142,8 +142,8 @@ def certify(
 ) -> Certificate:
     """Recompute the Rayleigh quotient of a vector in two independent float64 passes.
 
-    Three products are spent, of which the third measures the size of the operator; more where the
-    second one has to be differenced.
+    Three products are spent, of which the third measures the size of the operator, in its own
+    precision; more where the second one has to be differenced.
 
     Args:
         operator: the fixed operator; only what it is the Hessian of is used, not its products.
@@ -167,8 +167,10 @@ def certify(
         other, noise, _ = central_difference(second, y)
     else:
         other, noise = second.product(y, choice.path), 0.0
-    z = random_start(objective.dim, seed=0, probe=_DOCTORS_PROBE, device=objective.device)
-    size = objective.dim**0.5 * _norm(first.product(z, choice.reference))
+    z = random_start(
+        objective.dim, seed=0, probe=_DOCTORS_PROBE, dtype=objective.dtype, device=objective.device
+    )
+    size = objective.dim**0.5 * _norm(objective.product(z, choice.path))
     operations = objective.dim + objective.count
     floor = _norm(hy - other) + noise + operations * 2.0**-53 * max(size, _norm(hy), _SMALLEST)
     return Certificate(
