@@ -4,19 +4,14 @@ Our own file is what `torch.save` makes of a dictionary with the names of `Check
 all, the weights as `state_dict`, and `format`, `version` and `torch`. Files of others hold a bare
 state dict, or one named `state_dict`, `model_state_dict`, `model` or `net`.
 
-No file runs code: all load with `weights_only=True`, and a model factory is imported because the
-caller names it, never because a file does.
-
-References:
-    torch.load and weights_only, https://docs.pytorch.org/docs/stable/notes/serialization.html
+No file runs code (see `untrusted`), and a model factory is imported because the caller names it,
+never because a file does.
 """
 
 import hashlib
 import io
 import re
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +26,10 @@ from .files import replacing
 from .losses import LossSpec
 from .models import ARCHITECTURES, ModelSpec, canonical_names, infer_spec, strip_wrappers
 from .networks import DigitsNet, ResNet, copied, unwrapped
+from .untrusted import FORMAT, WAY_OUT, is_own, read, refused, unpickle
 
-FORMAT, VERSION = "spectra-checkpoint", 1
+VERSION = 1
 COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
-_WAY_OUT = "name the network with --arch, --num-classes or --model PACKAGE.MODULE:FUNCTION"
 
 
 @dataclass(frozen=True)
@@ -156,9 +151,9 @@ def save_checkpoint(
     buffer = io.BytesIO()
     try:
         torch.save(payload, buffer)
-        _unpickle(buffer)
+        unpickle(buffer)
     except Exception as error:
-        what = _refused(error) or f"{type(error).__name__}: {error}"
+        what = refused(error) or f"{type(error).__name__}: {error}"
         raise SpectraError(
             f"{path.name} was not written, it could not be loaded again ({what}): metrics, recipe "
             "and training may hold tensors, numbers, strings, lists and dictionaries"
@@ -194,9 +189,9 @@ def load_checkpoint(
             cannot be told, if names or shapes disagree, or if weights are NaN or infinite.
     """
     path = Path(path)
-    payload, sha256 = _read(path)
+    payload, sha256 = read(path)
     said: dict[str, Any] = payload if isinstance(payload, dict) else {}
-    own: dict[str, Any] = said if _is_own(payload) else {}
+    own: dict[str, Any] = said if is_own(payload) else {}
     if own and own.get("version") != VERSION:
         raise SpectraError(
             f"{path.name} has the format version {own.get('version')!r}, expected {VERSION}: "
@@ -227,73 +222,6 @@ def load_checkpoint(
         recipe=own.get("recipe"),
         training=own.get("training"),
     )
-
-
-def _read(path: Path) -> tuple[object, str]:
-    try:
-        file = open(path, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise SpectraError(
-            f"there is no checkpoint file {str(path)!r} to read ({error.strerror}); nothing was "
-            "analysed: check the path"
-        ) from error
-    # One handle for both, so that the fingerprint is of the bytes that were loaded.
-    with file:
-        start = file.peek(6)[:6]
-        try:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return _unpickle(file), sha256
-        except Exception as error:
-            if refused := _refused(error):
-                raise SpectraError(
-                    f"{path.name} was refused: it holds {refused}, and loading that can run code; "
-                    "expected tensors and plain values: where it was made, save the weights alone "
-                    f"(torch.save(model.state_dict(), ...)), and {_WAY_OUT}"
-                ) from error
-            torch_wrote = start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc"))
-            harm = "no PyTorch checkpoint" if start else "empty"
-            raise SpectraError(
-                f"{path.name} is {'truncated or damaged' if torch_wrote else harm}, expected a "
-                "whole file that torch.save wrote: copy or save it again"
-            ) from error
-
-
-def _unpickle(file: io.BytesIO | io.BufferedReader) -> object:
-    file.seek(0)
-    theirs = torch.serialization.get_safe_globals()
-    ours = [entry for entry in _numpy_scalars() if entry not in theirs]
-    with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
-        warnings.simplefilter("ignore")  # what torch warns of here ends in one of our errors
-        payload = torch.load(file, map_location="cpu", weights_only=True)
-    # torch does not look at the checksums; a flipped bit would pass as another weight.
-    if _is_own(payload) and (damaged := zipfile.ZipFile(file).testzip()):
-        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-    return payload
-
-
-def _is_own(payload: object) -> bool:
-    return isinstance(payload, dict) and payload.get("format") == FORMAT
-
-
-def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """List what a pickled NumPy number names, under NumPy 1's and NumPy 2's module names."""
-    scalar = np.float64(0).__reduce__()[0]
-    assert callable(scalar)
-    codes = "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
-    return [
-        np.dtype,
-        *{type(np.dtype(code)) for code in codes},
-        (scalar, "numpy._core.multiarray.scalar"),
-        (scalar, "numpy.core.multiarray.scalar"),
-    ]
-
-
-def _refused(error: Exception) -> str | None:
-    """Name the object for which the safe unpickler refused a file."""
-    if "TorchScript" in str(error):
-        return "a TorchScript program"
-    found = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
-    return f"a pickled {found.group(1)}" if found else None
 
 
 def _numbers(said: Mapping[str, Any]) -> dict[str, float]:
@@ -334,7 +262,7 @@ def _choose_spec(
     file: str,
 ) -> ModelSpec:
     """Settle the network: what the caller says, then what the file says, then its names."""
-    spec = ModelSpec.from_dict(said["model"]) if _is_own(said) and said.get("model") else None
+    spec = ModelSpec.from_dict(said["model"]) if is_own(said) and said.get("model") else None
     if factory is not None:
         classes = num_classes or (spec.num_classes if spec else _last_width(state))
         return ModelSpec(factory.partition(":")[2], classes, factory=factory)
@@ -370,7 +298,7 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) ->
         raise SpectraError(
             f"{file} does not fit the network {type(network).__name__} ({'; '.join(found)}); "
             "random weights would have been analysed: rename the file's tensors, or "
-            f"{_WAY_OUT}"
+            f"{WAY_OUT}"
         )
     _require_finite(state, file)
     network.load_state_dict(dict(state), strict=False)

@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "losses": {"errors", "devices"},
     "data": {"errors", "devices"},
     "data.__main__": {"errors", "data"},
-    "checkpoint": {"errors", "files", "networks", "models", "data", "losses"},
+    "untrusted": {"errors"},
+    "checkpoint": {"errors", "files", "untrusted", "networks", "models", "data", "losses"},
     "hessian": {"errors", "devices", "networks", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}
