@@ -5,7 +5,7 @@ trace and density with errors, and the certificate in float64. The released prot
 PyHessian's own product, power iteration and Hutchinson trace; the Lanczos recurrence of its wheel
 is broken, so that its 100 steps count as as many of its products, without the Gram-Schmidt passes.
 The two take turns, class by class: a busy minute hits both. Class counts are CIFAR-10-LT's at ratio
-100, scaled unless `--classes` takes some of them whole or `--cap` the first images of each; images
+100, scaled unless `--classes` takes some of them whole, or `--cap` the first images of each; images
 are random unless `--data` names CIFAR. The goal is the ratio of the products, PyHessian's in all
 beside ours, times 2.2.
 """
@@ -123,8 +123,8 @@ class Released:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--samples", type=int, help="of ten scaled classes: 248, --quick 20")
-    parser.add_argument("--classes", help="these alone, but whole: 8,9")
-    parser.add_argument("--cap", type=int, help="of all ten classes these many at most, unscaled")
+    parser.add_argument("--classes", help="these alone, unscaled: 8,9")
+    parser.add_argument("--cap", type=int, help="so many of each class at most, unscaled")
     parser.add_argument("--steps", type=int, help="100, or 5 with --quick")
     parser.add_argument("--data", help="folder of CIFAR-10")
     parser.add_argument("--device", default="auto")
@@ -135,10 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     samples = args.samples or (20 if args.quick else 248)
     steps = args.steps or (5 if args.quick else 100)
     device = find_device(args.device)
-    if args.classes:
-        counts = {c: COUNTS[c] for c in map(int, args.classes.split(","))}
-    elif args.cap:
-        counts = {c: min(n, args.cap) for c, n in enumerate(COUNTS)}
+    if args.classes or args.cap:
+        chosen = map(int, args.classes.split(",")) if args.classes else range(len(COUNTS))
+        counts = {c: min(COUNTS[c], args.cap or COUNTS[c]) for c in chosen}
     else:
         counts = {c: max(1, round(n * samples / sum(COUNTS))) for c, n in enumerate(COUNTS)}
     held = samples_of(counts, args.data)

@@ -4,9 +4,11 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 
 @pytest.fixture
@@ -59,6 +61,38 @@ def test_an_epoch_is_compared_with_its_bare_passes(bench):
     for row in results.values():
         assert (row["of_bare"] == 1) == (row["path"] == "bare")
         assert row["images_per_second"] == pytest.approx(20 / row["seconds"])
+
+
+def test_the_whole_job_takes_turns_with_the_released_protocol(bench, monkeypatch):
+    turns: list[int] = []
+
+    class Hessian:
+        """As many products as its methods are told, none of them with a Hessian."""
+
+        def __init__(self, model: nn.Module, loss: nn.Module, dataloader: Any, cuda: bool) -> None:
+            self.params = list(model.parameters())
+            turns.append(sum(len(targets) for _, targets in dataloader))
+
+        def dataloader_hv_product(self, v: list[Tensor]) -> tuple[float, list[Tensor]]:
+            return 1.0, v
+
+        def eigenvalues(self, **options: Any) -> None:
+            self.dataloader_hv_product(self.params)
+
+        def trace(self, **options: Any) -> None:
+            for _ in range(2):
+                self.dataloader_hv_product(self.params)
+
+    peer = ModuleType("pyhessian")
+    peer.hessian = Hessian  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyhessian", peer)
+    results = bench("job", "--classes", "8,9", "--cap", "2", "--steps", "3", "--device", "cpu")
+    assert turns == [2, 2]
+    ours, theirs = results["spectra"], results["released"]
+    assert (ours["classes"], ours["failed"], ours["products"]) == (2, [], 2 * (3 + 20))
+    assert (theirs["products"], theirs["sample_products"]) == (2 * (3 + 3), 2 * 2 * (3 + 3))
+    assert theirs["goal"] == pytest.approx(2.2 * 12 / 46)
+    assert theirs["ratio"] == theirs["seconds"] / ours["seconds"] > 0
 
 
 def test_processes_share_a_product_that_stays_the_same(bench):
