@@ -91,7 +91,8 @@ def test_the_whole_job_takes_turns_with_the_released_protocol(bench, monkeypatch
     ours, theirs = results["spectra"], results["released"]
     assert (ours["classes"], ours["failed"], ours["products"]) == (2, [], 2 * (3 + 20))
     assert (theirs["products"], theirs["sample_products"]) == (2 * (3 + 3), 2 * 2 * (3 + 3))
-    assert theirs["goal"] == pytest.approx(2.2 * 12 / 46)
+    assert ours["sample_products"] == 2 * ours["products"]
+    assert theirs["goal"] == pytest.approx(2.2 * 24 / 92)
     assert theirs["ratio"] == theirs["seconds"] / ours["seconds"] > 0
 
 

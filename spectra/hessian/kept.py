@@ -81,6 +81,8 @@ class KeptProducts:
         self.note = ""  # what went otherwise than planned, the last time that something did
         self.plain = False  # the plain path has taken over for the objective at hand
         self.kept_samples = 0  # of the objective at hand
+        self._kept_bytes = 0  # for them
+        self._space = 0  # bytes that there were room for when they were taken over
         self._programs: dict[int, Program] = {}  # by samples at once
         self._fixed: list[int] = []  # versions of what the programs hold as constants
         self._room = budget  # for the objective at hand; 0 once memory has run out
@@ -129,6 +131,17 @@ class KeptProducts:
             self._clear()
         return objective.own(self.path, objective.rows.here(), vector)
 
+    def share(self, selections: Sequence[int]) -> float:
+        """Tell for which share of some objectives' samples there is room, by the one at hand, 0..1.
+
+        Args:
+            selections: samples of each; one at a time is kept.
+        """
+        if self.kept_samples == 0:
+            return 0.0
+        fits = self._space * self.kept_samples / self._kept_bytes
+        return sum(min(n, fits) for n in selections) / sum(selections)
+
     def drop(self) -> None:
         """Give the memory back."""
         self._clear()
@@ -136,7 +149,7 @@ class KeptProducts:
 
     def _clear(self) -> None:
         self._pieces, self._replay, self._versions = [], None, []
-        self.kept_samples = 0
+        self.kept_samples = self._kept_bytes = 0
 
     def _change(self, objective: Objective) -> None:
         """Start anew for another objective; keep nothing where they change in every turn."""
@@ -185,6 +198,7 @@ class KeptProducts:
         left = self._room
         if left is None:
             left = (free_bytes(objective.device) - self.reserve) // _SHARE
+        self._space = left
         for piece in self._cut(objective):
             if left > 0:
                 batch = self._filled(objective, piece)
@@ -197,6 +211,7 @@ class KeptProducts:
                 if left >= 0:
                     piece = replace(piece, linear=linear)
                     self.kept_samples += len(piece.rows)
+                    self._kept_bytes = self._space - left
             self._pieces.append(piece)
 
     def _cut(self, objective: Objective) -> Iterator[_Piece]:

@@ -15,6 +15,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,14 +68,29 @@ def written_out(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if type(module) in _NORMS:
             module.__class__ = _Affine
-        elif type(module) in _LAYERS and not module._forward_hooks:  # they may change the output
-            module.register_forward_hook(_sign)
+        elif type(module) in _SIGNING:
+            module.__class__ = _SIGNING[type(module)]
     return network
 
 
-def _sign(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """Note on an output which layer made it of what, for the batch norm that may come next."""
-    output.made_of = (layer, inputs[0], output._version)  # type: ignore[attr-defined]
+def _signing(layer: type[nn.Module]) -> type[nn.Module]:
+    """Make a layer note on its output what it made it of, for the batch norm that may come next."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        output: Tensor = layer.forward(self, input)
+        made = (output, input, self.weight, self.bias)
+        if not any(tensor is not None and tensor.is_inference() for tensor in made):
+            output.made_of = (self, *made[1:], _versions(made))  # type: ignore[attr-defined]
+        return output
+
+    return type(layer.__name__, (layer,), {"forward": forward})
+
+
+_SIGNING = {layer: _signing(layer) for layer in _LAYERS}
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [-1 if tensor is None else tensor._version for tensor in tensors]
 
 
 class _Affine(nn.BatchNorm2d):
@@ -99,17 +115,20 @@ def _drawn_in(made: Tensor, scale: Tensor, shift: Tensor) -> Tensor | None:
 
     The layer's own output is then computed in vain, and falls out of the traced program.
     """
-    layer, x, version = getattr(made, "made_of", (None, None, None))
-    if layer is None or made._version != version:  # changed in place since
+    if not hasattr(made, "made_of"):
         return None
-    if made.dim() != layer.weight.dim() or getattr(layer, "padding_mode", "zeros") != "zeros":
+    layer, x, weight, bias, versions = made.made_of
+    if _versions((made, x, weight, bias)) != versions:  # changed in place since
         return None
-    weight = layer.weight * scale.view((-1,) + (1,) * (layer.weight.dim() - 1))
-    bias = shift if layer.bias is None else layer.bias * scale + shift
-    how = () if type(layer) is nn.Linear else (
-        layer.stride, layer.padding, layer.dilation, layer.groups
-    )  # fmt: skip
-    return _LAYERS[type(layer)](x, weight, bias, *how)
+    if made.dim() != weight.dim() or getattr(layer, "padding_mode", "zeros") != "zeros":
+        return None
+    weight = weight * scale.view((-1,) + (1,) * (weight.dim() - 1))
+    bias = shift if bias is None else bias * scale + shift
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    how = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    function = next(f for kind, f in _LAYERS.items() if isinstance(layer, kind))
+    return function(x, weight, bias, *how)
 
 
 def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:

@@ -71,15 +71,31 @@ def test_a_way_that_is_not_faster_is_not_used(
     monkeypatch.setattr(ways, "_WORTH_COMPILING", float("inf"))
     clock = {"linearized": 2.0, "kept-graph": 2.0, "plain": 1.0} | {slow: 3.0}
 
-    def time(self: object, product: object) -> float:
+    def time(self: object, product: object) -> tuple[float, float]:
         owner = getattr(product, "__self__", None)
-        return clock[owner.name if isinstance(owner, KeptProducts) else "plain"]
+        return (9.0, clock[owner.name if isinstance(owner, KeptProducts) else "plain"])
 
     monkeypatch.setattr(ways._Trial, "time", time)
     objective, choice = setting(device)
     way = choose_way(objective, choice, MUCH)
     assert way.name == choice.path
     assert f"{slow} is not faster here than {choice.path}" in way.notes
+
+
+def test_what_there_is_no_room_to_keep_is_timed_as_it_will_run(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """Half of the samples are kept: half at the price of a second product, half of a first."""
+    monkeypatch.setattr(ways._Trial, "time", lambda self, product: (4.0, 1.0))
+    monkeypatch.setattr(KeptProducts, "share", lambda self, selections: 0.5)
+    objective, choice = setting(device)
+    trial = ways._Trial(objective, choice, Work([4], 10), None, 0)
+    trial.seconds[choice.path] = 3.0
+    trial.padding = 1.0
+    assert trial.better("linearized", choice.path) is not None
+    assert trial.seconds["linearized"] == 2.5
+    monkeypatch.setattr(KeptProducts, "share", lambda self, selections: 0.25)
+    assert trial.better("linearized", choice.path) is None
 
 
 def test_a_network_that_cannot_be_traced_keeps_its_plain_path_and_says_why(
