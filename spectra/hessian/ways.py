@@ -26,11 +26,16 @@ from spectra.hessian.products import PRODUCTS, KeptName, PathName, ProductName
 # stays in the caches, cut so that little is filled up.
 _SIZES = {"cuda": (512, 64)}
 _MOST_ON_CPU = 40
-_PER_BATCH = 1.2  # samples that each batch costs beside its own: the launches of its operations
+# Samples that each batch costs beside its own: launches, and what is done on weights. 1.2 and 4.4
+# were measured, on an AMD EPYC before norms were drawn into weights and on an Intel Xeon after it.
+_PER_BATCH = 2.0
 _WORTH_TRACING = 30.0  # seconds of plain products to come
 _WORTH_COMPILING = 2000.0  # seconds of linearized products to come: a tenth of it is saved
 _FASTER = 0.95  # of the time of the other way: timings scatter
 _PROVEN = 1e-10  # relative, in float64
+# Where samples are fitted to the last bits, p - 1 of the softmax is rounding, and two plain paths
+# say different things: so many times what they differ by is put up with, up to a bound.
+_SCATTER, _STILL_PROVEN = 10.0, 1e-6
 # Relative, in the precision at hand: another rounding turns single ReLUs whose input is nearly
 # zero, and each moves the product by its share: up to 5e-4 on ResNet-32.
 _CLOSE = {torch.float32: 2e-3, torch.float64: _PROVEN}
@@ -237,9 +242,14 @@ class _Trial:
         vector = self.vector.to(whole.dtype)
         kept.product(whole.select(self._first[:size]), vector)
         other = whole.select(self._spread[:size])
-        gap = _relative(kept.product(other, vector), other.product(vector, path))
+        expected = other.product(vector, path)
+        gap = _relative(kept.product(other, vector), expected)
         if kept.note:
             raise SpectraError(kept.note)
+        if gap > bound:
+            second = self.choice.path if path != self.choice.path else self.choice.reference
+            scatter = _SCATTER * _relative(other.product(vector, second), expected)
+            bound = max(bound, min(scatter, _STILL_PROVEN))
         if not gap <= bound:
             precision = str(whole.dtype).removeprefix("torch.")
             raise SpectraError(f"{gap:.1e} away from {path} in {precision}")

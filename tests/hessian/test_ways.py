@@ -98,6 +98,34 @@ def test_what_there_is_no_room_to_keep_is_timed_as_it_will_run(
     assert trial.better("linearized", choice.path) is None
 
 
+def fitted(margin: float, device: torch.device) -> Objective:
+    """A network with a batch norm that is so sure of every sample, and right."""
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+    model, (x, _) = build(lambda: layers.append(nn.Linear(32, CLASSES)), 3, 4, 4)
+    with torch.no_grad():
+        top = model(x).topk(2, 1)[0]
+        for p in model[4].parameters():
+            p.mul_(margin / (top[:, 0] - top[:, 1]).min())
+        return Objective.of(model, (x, model(x).argmax(1)), dtype=torch.float64, device=device)
+
+
+def test_samples_that_are_fitted_to_the_last_bits_do_not_cost_the_fast_way(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There p - 1 is rounding, and right ways differ by more than elsewhere, plain ones as well."""
+    objective = fitted(18.0, device)
+    choice = choose_product(objective)
+    assert choose_way(objective, choice, MUCH, product="linearized").kept is not None
+    right = KeptProducts.product
+    monkeypatch.setattr(KeptProducts, "product", lambda *given: (1 + 2e-6) * right(*given))
+    with pytest.raises(SpectraError, match="away from"):
+        choose_way(objective, choice, MUCH, product="linearized")
+    monkeypatch.setattr(KeptProducts, "product", right)
+    monkeypatch.setattr(ways, "_SCATTER", 0.0)
+    with pytest.raises(SpectraError, match="away from"):
+        choose_way(objective, choice, MUCH, product="linearized")
+
+
 def test_a_network_that_cannot_be_traced_keeps_its_plain_path_and_says_why(
     monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
