@@ -16,7 +16,7 @@ PEERS = ("pyhessian", "hessian_eigenthings", "curvlinops")
 
 
 def draw(record: dict, path: Path) -> None:
-    """Draw horizontal bars: ours dark, peers light, the floor of six convolution passes a line."""
+    """Draw bars, ours dark, peers light, and a line at two gradients: six convolution passes."""
     rows = {
         name: min(
             row["gradients"] for key, row in record["results"].items() if key in (name, other)
@@ -70,14 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--out", type=Path, default=RESULTS.parent.parent / "docs")
+    parser.add_argument("--machine", default="", help="part of its name; else the last by name")
     args = parser.parse_args(arguments)
     for name, plot, file in (
         ("product", draw, "speed.png"),
         ("scaling", draw_scaling, "scaling.png"),
     ):
-        found = sorted(args.results.glob(f"{name}-*.json"), key=lambda path: path.stat().st_mtime)
+        files = sorted(args.results.glob(f"{name}-*.json"))
+        found = [path for path in files if args.machine in path.name]
         if not found:
-            print(f"no result of {name}.py: {file} is left as it is")
+            print(f"no such result of {name}.py: {file} is left as it is")
             continue
         plot(json.loads(found[-1].read_text()), args.out / file)
         print(f"written: {file}, from {found[-1].name}")

@@ -75,14 +75,15 @@ def _agree(
     checkpoint: Checkpoint,
     settings: Mapping[str, Any],
 ) -> bool:
-    """Compare what is held with what is wanted; more probes tell the same, better."""
+    """Compare what is held with what is wanted; of a matrix more probes tell the same, better."""
     network = held.get("network")
+    probes, wanted = held.get("probes", 1), settings["probes"]
     return bool(
         weights.get("sha256") == checkpoint.sha256
         and checkpoint.draw_sha256 in (None, data.get("draw_sha256"))
         and network in (None, checkpoint.model_spec.to_dict())
         and all(held.get(key) == value for key, value in settings.items() if key != "probes")
-        and held.get("probes", 1) >= settings["probes"]
+        and (probes == wanted if settings.get("augment") == "resample" else probes >= wanted)
     )
 
 

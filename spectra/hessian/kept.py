@@ -81,8 +81,8 @@ class KeptProducts:
         self.note = ""  # what went otherwise than planned, the last time that something did
         self.plain = False  # the plain path has taken over for the objective at hand
         self.kept_samples = 0  # of the objective at hand
-        self._kept_bytes = 0  # for them
-        self._space = 0  # bytes that there were room for when they were taken over
+        self._kept_bytes = 0  # that they take
+        self._space = 0  # bytes that could have been kept when they were taken over
         self._programs: dict[int, Program] = {}  # by samples at once
         self._fixed: list[int] = []  # versions of what the programs hold as constants
         self._room = budget  # for the objective at hand; 0 once memory has run out
@@ -132,15 +132,23 @@ class KeptProducts:
         return objective.own(self.path, objective.rows.here(), vector)
 
     def share(self, selections: Sequence[int]) -> float:
-        """Tell for which share of some objectives' samples there is room, by the one at hand, 0..1.
+        """Estimate which share of the samples of some objectives would be kept, 0..1.
 
         Args:
-            selections: samples of each; one at a time is kept.
+            selections: samples of each; one objective at a time is kept. Each sample is taken to
+                need the bytes of one that is kept now.
         """
         if self.kept_samples == 0:
             return 0.0
-        fits = self._space * self.kept_samples / self._kept_bytes
-        return sum(min(n, fits) for n in selections) / sum(selections)
+        fits = self._space * self.kept_samples // self._kept_bytes
+        whole = fits // self.sizes[0] * self.sizes[0]
+        kept = sum(n if n <= fits else whole for n in selections)
+        return kept / max(1, sum(selections))
+
+    def forgo(self) -> None:
+        """Keep nothing of the objective at hand."""
+        self._clear()
+        self._room = 0
 
     def drop(self) -> None:
         """Give the memory back."""

@@ -74,7 +74,7 @@ def written_out(network: nn.Module) -> nn.Module:
 
 
 def _signing(layer: type[nn.Module]) -> type[nn.Module]:
-    """Make a layer note on its output what it made it of, for the batch norm that may come next."""
+    """Derive a layer whose outputs say what they were made of, to a batch norm that comes next."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
         output: Tensor = layer.forward(self, input)

@@ -71,9 +71,9 @@ def test_a_way_that_is_not_faster_is_not_used(
     monkeypatch.setattr(ways, "_WORTH_COMPILING", float("inf"))
     clock = {"linearized": 2.0, "kept-graph": 2.0, "plain": 1.0} | {slow: 3.0}
 
-    def time(self: object, product: object) -> tuple[float, float]:
+    def time(self: object, product: object) -> float:
         owner = getattr(product, "__self__", None)
-        return (9.0, clock[owner.name if isinstance(owner, KeptProducts) else "plain"])
+        return clock[owner.name if isinstance(owner, KeptProducts) else "plain"]
 
     monkeypatch.setattr(ways._Trial, "time", time)
     objective, choice = setting(device)
@@ -85,8 +85,13 @@ def test_a_way_that_is_not_faster_is_not_used(
 def test_what_there_is_no_room_to_keep_is_timed_as_it_will_run(
     monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    """Half of the samples are kept: half at the price of a second product, half of a first."""
-    monkeypatch.setattr(ways._Trial, "time", lambda self, product: (4.0, 1.0))
+    """Half of the samples are kept: half at the price of one that is, half of one that is not."""
+
+    def time(self: object, product: Callable[..., Tensor]) -> float:
+        owner = product.__self__  # type: ignore[attr-defined]
+        return 4.0 if owner._room == 0 else 1.0
+
+    monkeypatch.setattr(ways._Trial, "time", time)
     monkeypatch.setattr(KeptProducts, "share", lambda self, selections: 0.5)
     objective, choice = setting(device)
     trial = ways._Trial(objective, choice, Work([4], 10), None, 0)
@@ -98,32 +103,48 @@ def test_what_there_is_no_room_to_keep_is_timed_as_it_will_run(
     assert trial.better("linearized", choice.path) is None
 
 
-def fitted(margin: float, device: torch.device) -> Objective:
-    """A network with a batch norm that is so sure of every sample, and right."""
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
-    model, (x, _) = build(lambda: layers.append(nn.Linear(32, CLASSES)), 3, 4, 4)
-    with torch.no_grad():
-        top = model(x).topk(2, 1)[0]
-        for p in model[4].parameters():
-            p.mul_(margin / (top[:, 0] - top[:, 1]).min())
-        return Objective.of(model, (x, model(x).argmax(1)), dtype=torch.float64, device=device)
-
-
+@pytest.mark.parametrize(
+    ("gap", "scatter", "proven"),
+    [(3e-9, 1e-9, True), (3e-9, 1e-10, False), (3e-6, 1e-6, False)],
+)
 def test_samples_that_are_fitted_to_the_last_bits_do_not_cost_the_fast_way(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+    gap: float, scatter: float, proven: bool, monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    """There p - 1 is rounding, and right ways differ by more than elsewhere, plain ones as well."""
-    objective = fitted(18.0, device)
-    choice = choose_product(objective)
-    assert choose_way(objective, choice, MUCH, product="linearized").kept is not None
-    right = KeptProducts.product
-    monkeypatch.setattr(KeptProducts, "product", lambda *given: (1 + 2e-6) * right(*given))
-    with pytest.raises(SpectraError, match="away from"):
-        choose_way(objective, choice, MUCH, product="linearized")
-    monkeypatch.setattr(KeptProducts, "product", right)
-    monkeypatch.setattr(ways, "_SCATTER", 0.0)
-    with pytest.raises(SpectraError, match="away from"):
-        choose_way(objective, choice, MUCH, product="linearized")
+    """There p - 1 is rounding, and two plain paths differ by more than elsewhere as well."""
+    objective, choice = setting(device)
+
+    def relative(a: Tensor, b: Tensor) -> float:
+        return gap if a is products[-1] else scatter
+
+    products: list[Tensor] = []
+    multiply = KeptProducts.product
+
+    def product(*given: object) -> Tensor:
+        products.append(multiply(*given))  # type: ignore[arg-type]
+        return products[-1]
+
+    monkeypatch.setattr(KeptProducts, "product", product)
+    monkeypatch.setattr(ways, "_relative", relative)
+    if proven:
+        way = choose_way(objective, choice, MUCH, product="linearized")
+        assert any("fitted to the last bits" in note for note in way.notes)
+    else:
+        with pytest.raises(SpectraError, match="away from"):
+            choose_way(objective, choice, MUCH, product="linearized")
+
+
+def test_the_share_that_is_kept_counts_whole_batches(device: torch.device) -> None:
+    objective, _ = setting(device)  # nine samples
+    vector = torch.ones(objective.dim, dtype=torch.float64, device=device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(3,))
+    assert kept.share([9]) == 0.0  # nothing is known yet
+    kept.product(objective, vector)
+    kept._space = 2 * kept._kept_bytes // 3 + kept._kept_bytes // 9  # for seven samples
+    assert kept.share([9]) == 6 / 9
+    assert kept.share([9, 3]) == 9 / 12
+    kept.forgo()
+    kept.product(objective, vector)
+    assert (kept.kept_samples, kept.share([9])) == (0, 0.0)
 
 
 def test_a_network_that_cannot_be_traced_keeps_its_plain_path_and_says_why(
