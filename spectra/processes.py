@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +39,9 @@ from spectra.errors import SpectraError
 # machine open its data minutes after the others. To end sooner what seems to stand still, press
 # Ctrl-C: --resume goes on after the last finished class and probe.
 TIMEOUT = timedelta(minutes=30)
+
+# Of the leader's wait for the others at the end: they end within moments of one another, or are lost.
+FAREWELL = 10.0  # seconds
 
 
 class LostProcess(SpectraError):
@@ -180,19 +184,26 @@ class Processes:
             raise stopped[0]
 
     def close(self, code: int) -> None:
-        """Leave the others, once all is done; after an error, end at once.
+        """End this process, with its group as it is: no process has a use for the others any more.
+
+        Nothing is taken down: a group that has lost a process may wait for it for ever, and gloo's
+        threads may abort a process whose peers leave while it does.
 
         Args:
             code: exit code of this process.
         """
-        # A group that has lost a process may wait for it for ever; and gloo's threads may abort a
-        # process whose peers leave first, after all its work is done and its results are written.
-        if code != 0 or (not self.leads and "gloo" in dist.get_backend()):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        with contextlib.suppress(RuntimeError):
-            dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with contextlib.suppress(RuntimeError):  # the store went with its process, or nobody came
+            self.store.set(f"spectra/gone/{self.rank}", "")
+            # Without torchrun the leader's process holds the store, and whoever is still to ask who
+            # tells needs it.
+            if self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+                others = [f"spectra/gone/{other}" for other in range(self.size)]
+                end = time.monotonic() + FAREWELL
+                while time.monotonic() < end and not self.store.check(others):
+                    time.sleep(0.02)
+        os._exit(code)
 
     def _listen(self) -> None:
         """End with one line when torchrun sends SIGTERM, as it does once a process is lost.
