@@ -40,7 +40,7 @@ from spectra.errors import SpectraError
 # Ctrl-C: --resume goes on after the last finished class and probe.
 TIMEOUT = timedelta(minutes=30)
 
-# Of the leader's wait for the others at the end: they end within moments of one another, or are lost.
+# Of the leader's wait for the others at the end: they are there within moments, or are lost.
 FAREWELL = 10.0  # seconds
 
 

@@ -15,6 +15,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +27,12 @@ from spectra.hessian.products import Function, Parameters, forward_over_reverse
 
 aten = torch.ops.aten
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_LAYERS: dict[type, Callable[..., Tensor]] = {
-    nn.Linear: F.linear,
-    nn.Conv1d: F.conv1d,
-    nn.Conv2d: F.conv2d,
-    nn.Conv3d: F.conv3d,
+_HOW = ("stride", "padding", "dilation", "groups")
+_LAYERS: dict[type[nn.Module], tuple[Callable[..., Tensor], Sequence[str]]] = {
+    nn.Linear: (F.linear, ()),
+    nn.Conv1d: (F.conv1d, _HOW),
+    nn.Conv2d: (F.conv2d, _HOW),
+    nn.Conv3d: (F.conv3d, _HOW),
 }
 Bound = Callable[..., Function]  # the tensors of a batch -> the weighted sum of its losses
 
@@ -73,20 +75,24 @@ def written_out(network: nn.Module) -> nn.Module:
     return network
 
 
-def _signing(layer: type[nn.Module]) -> type[nn.Module]:
+def _signing(
+    layer: type[nn.Module], function: Callable[..., Tensor], how: Sequence[str]
+) -> type[nn.Module]:
     """Derive a layer whose outputs say what they were made of, to a batch norm that comes next."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
         output: Tensor = layer.forward(self, input)
         made = (output, input, self.weight, self.bias)
-        if not any(tensor is not None and tensor.is_inference() for tensor in made):
-            output.made_of = (self, *made[1:], _versions(made))  # type: ignore[attr-defined]
+        plain = getattr(self, "padding_mode", "zeros") == "zeros"
+        if plain and not any(tensor is not None and tensor.is_inference() for tensor in made):
+            again = partial(function, **{name: getattr(self, name) for name in how})
+            output.made_of = (again, *made[1:], _versions(made))  # type: ignore[attr-defined]
         return output
 
     return type(layer.__name__, (layer,), {"forward": forward})
 
 
-_SIGNING = {layer: _signing(layer) for layer in _LAYERS}
+_SIGNING = {layer: _signing(layer, *called) for layer, called in _LAYERS.items()}
 
 
 def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
@@ -117,18 +123,15 @@ def _drawn_in(made: Tensor, scale: Tensor, shift: Tensor) -> Tensor | None:
     """
     if not hasattr(made, "made_of"):
         return None
-    layer, x, weight, bias, versions = made.made_of
+    again, x, weight, bias, versions = made.made_of
     if _versions((made, x, weight, bias)) != versions:  # changed in place since
         return None
-    if made.dim() != weight.dim() or getattr(layer, "padding_mode", "zeros") != "zeros":
+    if made.dim() != weight.dim():  # no batch, or its channels are not the second dimension
         return None
     weight = weight * scale.view((-1,) + (1,) * (weight.dim() - 1))
     bias = shift if bias is None else bias * scale + shift
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, weight, bias)
-    how = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    function = next(f for kind, f in _LAYERS.items() if isinstance(layer, kind))
-    return function(x, weight, bias, *how)
+    drawn_in: Tensor = again(x, weight, bias)
+    return drawn_in
 
 
 def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:
@@ -158,7 +161,12 @@ def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:
 
     like = list(at.values())
     inputs = [*like, *batch, *(torch.zeros_like(value) for value in like)]
-    graph = make_fx(torch.func.functionalize(product, remove="mutations"))(*inputs)
+    flat_product = torch.func.functionalize(product, remove="mutations")
+    try:  # of shapes alone: half the time, and nothing is computed
+        traced = make_fx(flat_product, tracing_mode="fake", _allow_non_fake_inputs=True)
+        graph = traced(*inputs)
+    except Exception:  # an operation without a description by shapes needs a batch
+        graph = make_fx(flat_product)(*inputs)
     _refuse_values(graph.graph)
     _tidy(graph.graph)
     prepare, apply = _cut(graph, vectors=len(names))

@@ -270,6 +270,31 @@ def test_a_program_that_holds_for_its_first_batch_alone_is_found_out(
         choose_way(objective, choose_product(objective), MUCH, product="linearized")
 
 
+@torch.library.custom_op("spectra_tests::clipped", mutates_args=())
+def clipped(x: Tensor) -> Tensor:
+    """Prepare inputs by an operation that no one has described by shapes alone."""
+    return x.clamp(-1, 1)
+
+
+def test_an_operation_that_needs_real_values_is_traced_with_a_batch(device: torch.device) -> None:
+    class Clipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(clipped(x)).tanh()
+            return out
+
+    objective = over(Clipping(), random_inputs(40), device)
+    choice = choose_product(objective)
+    way = choose_way(objective, choice, MUCH, product="linearized")
+    v = torch.ones(objective.dim, dtype=torch.float64, device=device)
+    plain = objective.product(v, choice.path)
+    assert way.kept is not None
+    assert float((way.kept.product(objective, v) - plain).norm() / plain.norm()) < 1e-12
+
+
 def test_running_out_of_memory_in_the_trial_is_not_taken_for_success(
     monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
