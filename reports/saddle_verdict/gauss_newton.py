@@ -1,0 +1,47 @@
+"""Print the two halves of a class's trace: of the Gauss-Newton matrix, and what H has beside it.
+
+    python reports/saddle_verdict/gauss_newton.py CKPT DIR CLASS
+
+H = mean of Jᵀ(diag p − ppᵀ)J + Σ (p − y)_k ∇²z_k. The first part is positive semidefinite; its trace is the mean
+over the samples of Σ_y p_y ‖∇ log p_y‖², taken exactly, in float64. The trace of H is that of the analysis of the
+same checkpoint (`esd.json`). Also printed: the share of the class's loss in its three hardest images.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import spectra
+from spectra.gathering import loss_of
+
+file, data, label = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+checkpoint = spectra.load_checkpoint(file)
+samples = spectra.open_data(checkpoint.data, path=data)
+part = samples.select(torch.nonzero(samples.targets == label)[:, 0])
+network = checkpoint.model.double().eval()
+loss = loss_of(checkpoint, spectra.Plan())
+parameters = list(network.parameters())
+trace = 0.0
+losses = []
+for x, y in zip(part.prepared(torch.float64), part.targets, strict=True):
+    logits = network(x[None])
+    classes = torch.arange(logits.shape[1])
+    told = loss.per_sample(logits.expand(len(classes), -1), classes)  # −log p_y of every y
+    losses.append(float(told[y].detach()))
+    for one in told:
+        slope = torch.autograd.grad(one, parameters, retain_graph=True)
+        size = sum(float(g.square().sum()) for g in slope)
+        trace += float(torch.exp(-one.detach())) * size / len(part)
+hardest = sum(sorted(losses)[-3:]) / sum(losses)
+row = {
+    "checkpoint": checkpoint.file,
+    "epoch": checkpoint.epoch,
+    "class": label,
+    "samples": len(part),
+    "loss": sum(losses) / len(part),
+    "gauss_newton_trace": trace,
+    "share_of_three_hardest": hardest,
+}
+print(json.dumps(row))
