@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -183,7 +183,7 @@ class Processes:
         if stopped:
             raise stopped[0]
 
-    def close(self, code: int) -> None:
+    def close(self, code: int) -> NoReturn:
         """End this process, with its group as it is: no process has a use for the others any more.
 
         Nothing is taken down: a group that has lost a process may wait for it for ever, and gloo's
@@ -192,18 +192,21 @@ class Processes:
         Args:
             code: exit code of this process.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with contextlib.suppress(RuntimeError):  # the store went with its process, or nobody came
-            self.store.set(f"spectra/gone/{self.rank}", "")
-            # Without torchrun the leader's process holds the store, and whoever is still to ask who
-            # tells needs it.
-            if self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
-                others = [f"spectra/gone/{other}" for other in range(self.size)]
-                end = time.monotonic() + FAREWELL
-                while time.monotonic() < end and not self.store.check(others):
-                    time.sleep(0.02)
-        os._exit(code)
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # a full disk, a closed pipe
+                    stream.flush()
+            with contextlib.suppress(RuntimeError):  # the store went with its process
+                self.store.set(f"spectra/gone/{self.rank}", "")
+                # Without torchrun the leader's process holds the store, and whoever is still to
+                # ask who tells needs it.
+                if self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+                    others = [f"spectra/gone/{other}" for other in range(self.size)]
+                    end = time.monotonic() + FAREWELL
+                    while time.monotonic() < end and not self.store.check(others):
+                        time.sleep(0.02)
+        finally:
+            os._exit(code)
 
     def _listen(self) -> None:
         """End with one line when torchrun sends SIGTERM, as it does once a process is lost.

@@ -1,10 +1,10 @@
-"""Print the two halves of a class's trace: of the Gauss-Newton matrix, and what H has beside it.
+"""Print the trace of a class's Gauss-Newton matrix, and how few images have the class's loss.
 
     python reports/saddle_verdict/gauss_newton.py CKPT DIR CLASS
 
-H = mean of Jᵀ(diag p − ppᵀ)J + Σ (p − y)_k ∇²z_k. The first part is positive semidefinite; its trace is the mean
-over the samples of Σ_y p_y ‖∇ log p_y‖², taken exactly, in float64. The trace of H is that of the analysis of the
-same checkpoint (`esd.json`). Also printed: the share of the class's loss in its three hardest images.
+H = mean of Jᵀ(diag p − ppᵀ)J + Σ (p − y)_k ∇²z_k. The first part is positive semidefinite; its
+trace is the mean over the samples of Σ_y p_y ‖∇ log p_y‖², taken exactly, in float64. What the
+trace of H (`esd.json` of the same checkpoint) has beside it is that of the second part.
 """
 
 import json

@@ -11,6 +11,7 @@ already is not kept, but computed again in `apply`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 from collections.abc import Callable, Sequence
@@ -162,10 +163,11 @@ def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:
     like = list(at.values())
     inputs = [*like, *batch, *(torch.zeros_like(value) for value in like)]
     flat_product = torch.func.functionalize(product, remove="mutations")
-    try:  # of shapes alone: half the time, and nothing is computed
-        traced = make_fx(flat_product, tracing_mode="fake", _allow_non_fake_inputs=True)
-        graph = traced(*inputs)
-    except Exception:  # an operation without a description by shapes needs a batch
+    graph = None
+    with contextlib.suppress(Exception):  # of shapes alone: half the time, and nothing is computed
+        by_shapes = make_fx(flat_product, tracing_mode="fake", _allow_non_fake_inputs=True)
+        graph = by_shapes(*inputs)
+    if graph is None:  # an operation without a description by shapes needs a batch
         graph = make_fx(flat_product)(*inputs)
     _refuse_values(graph.graph)
     _tidy(graph.graph)

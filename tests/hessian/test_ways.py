@@ -276,7 +276,17 @@ def clipped(x: Tensor) -> Tensor:
     return x.clamp(-1, 1)
 
 
-def test_an_operation_that_needs_real_values_is_traced_with_a_batch(device: torch.device) -> None:
+def test_an_operation_that_needs_real_values_is_traced_with_a_batch(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    modes, make_fx = [], tracing.make_fx
+
+    def watched(f: Callable[..., object], tracing_mode: str = "real", **more: bool) -> object:
+        modes.append(tracing_mode)
+        return make_fx(f, tracing_mode=tracing_mode, **more)
+
+    monkeypatch.setattr(tracing, "make_fx", watched)
+
     class Clipping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -289,6 +299,7 @@ def test_an_operation_that_needs_real_values_is_traced_with_a_batch(device: torc
     objective = over(Clipping(), random_inputs(40), device)
     choice = choose_product(objective)
     way = choose_way(objective, choice, MUCH, product="linearized")
+    assert modes[:2] == ["fake", "real"]
     v = torch.ones(objective.dim, dtype=torch.float64, device=device)
     plain = objective.product(v, choice.path)
     assert way.kept is not None
