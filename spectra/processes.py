@@ -200,7 +200,7 @@ class Processes:
                 self.store.set(f"spectra/gone/{self.rank}", "")
                 # Without torchrun the leader's process holds the store, and whoever is still to
                 # ask who tells needs it.
-                if self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+                if self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                     others = [f"spectra/gone/{other}" for other in range(self.size)]
                     end = time.monotonic() + FAREWELL
                     while time.monotonic() < end and not self.store.check(others):

@@ -9,14 +9,13 @@ trace of H (`esd.json` of the same checkpoint) has beside it is that of the seco
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 
 import spectra
 from spectra.gathering import loss_of
 
-file, data, label = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+file, data, label = sys.argv[1], sys.argv[2], int(sys.argv[3])
 checkpoint = spectra.load_checkpoint(file)
 samples = spectra.open_data(checkpoint.data, path=data)
 part = samples.select(torch.nonzero(samples.targets == label)[:, 0])
@@ -34,7 +33,6 @@ for x, y in zip(part.prepared(torch.float64), part.targets, strict=True):
         slope = torch.autograd.grad(one, parameters, retain_graph=True)
         size = sum(float(g.square().sum()) for g in slope)
         trace += float(torch.exp(-one.detach())) * size / len(part)
-hardest = sum(sorted(losses)[-3:]) / sum(losses)
 row = {
     "checkpoint": checkpoint.file,
     "epoch": checkpoint.epoch,
@@ -42,6 +40,6 @@ row = {
     "samples": len(part),
     "loss": sum(losses) / len(part),
     "gauss_newton_trace": trace,
-    "share_of_three_hardest": hardest,
+    "share_of_three_hardest": sum(sorted(losses)[-3:]) / sum(losses),
 }
 print(json.dumps(row))
