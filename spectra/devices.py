@@ -1,6 +1,7 @@
 """Where the numbers are computed, and in which arithmetic."""
 
 import contextlib
+import ctypes
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,22 @@ def at_once(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is glibc.
+
+    Each update of a training run asks for the activations' hundreds of megabytes again. glibc
+    gives them back to the system in between, and every page that comes anew is a fault and is
+    zeroed: on two cores (bf16, batches of 128) a tenth to a third of the time.
+
+    References:
+        mallopt(3), M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, size in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28)):
+            libc.mallopt(parameter, size)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import torch
 from .checkpoint import load_checkpoint
 from .command_line import Parser, exit_code, integers
 from .data import open_data
-from .devices import find_device
+from .devices import find_device, keep_freed_memory
 from .errors import SpectraError
 from .training import ENTRIES, WAYS, Recipe, find_recipe, train
 
@@ -133,6 +133,7 @@ def _recipes() -> str:
 
 def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
     """Train one recipe with one seed, and say how it did."""
+    keep_freed_memory()
     try:
         run = train(
             recipe,

@@ -1,5 +1,10 @@
 """The device: found by name or refused in one line; its arithmetic set and put back."""
 
+import platform
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -43,3 +48,31 @@ def test_the_arithmetic_is_set_on_cuda_and_put_back(precision: str, deterministi
     assert settings() == before
     with arithmetic(torch.device("cpu"), precision=precision, deterministic=not before[-1]):
         assert settings() == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_memory_that_was_freed_is_used_again() -> None:
+    """Pages that the system must hand out anew, for four blocks of 64 MB again and again."""
+    count = """
+        import resource, sys, torch
+        from spectra.devices import keep_freed_memory
+        if sys.argv[1] == "keep":
+            keep_freed_memory()
+        def use():
+            blocks = [torch.ones(1 << 24) for _ in range(4)]
+        use()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            use()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(count), how],
+                capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for how in ("keep", "give back")
+    }  # fmt: skip
+    assert 20 * faults["keep"] < faults["give back"]

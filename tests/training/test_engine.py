@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,45 @@ def test_rounding_alone_is_no_difference() -> None:
     infinite = [torch.tensor([torch.inf])]
     assert engine.difference(infinite, infinite, infinite) == 0
     assert engine.difference([torch.tensor([torch.nan])], values[:1], values[:1]) == torch.inf
+
+
+def _in_bf16(network: Any, x: Tensor) -> Any:
+    """Round the logits once more than the plain path, in bf16 alone."""
+    logits = network(x)
+    return logits * (1 + 2**-8) if torch.is_autocast_enabled("cpu") else logits
+
+
+def _far_in_bf16(network: Any, x: Tensor) -> Any:
+    logits = network(x)
+    return logits * 1.5 if torch.is_autocast_enabled("cpu") else logits
+
+
+def _far(network: Any, x: Tensor) -> Any:
+    """Be wrong by less than bf16 rounds, in every arithmetic."""
+    return network(x) * 1.02
+
+
+@pytest.mark.parametrize("step", ["sgd", "sam"])
+@pytest.mark.parametrize(
+    ("program", "way"), [(_in_bf16, "compiled"), (_far_in_bf16, "plain"), (_far, "plain")]
+)
+def test_compiled_bf16_is_measured_by_what_bf16_does_to_the_plain_update(
+    step: str, program: Callable[..., Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound between two roundings is set to nothing, so that float32 decides."""
+    monkeypatch.setitem(engine.COMPILED, "bf16", 0.0)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: partial(program, network))
+    recipe = _recipe(step, precision="bf16")
+    found, plain = _build(recipe, "compiled"), _build(recipe, "plain")
+    for each in (found, plain):
+        _set(each, 1)
+    batch = _batches(found, 1)[0]
+    found.update(batch)
+    plain.update(batch)
+    assert found.way == way, found.note
+    if way == "plain":
+        assert "from float32's" in found.note
+        _assert_same_weights(found, plain, 0.0)
 
 
 def test_a_compiler_that_fails_leaves_the_plain_path_and_a_line(
