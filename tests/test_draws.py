@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from spectra import (
     Plan,
@@ -57,6 +59,7 @@ def test_the_command_writes_every_draw_and_prints_their_span(
     assert main([str(SGD), *flags]) == 0
     document = json.loads((tmp_path / "draws.json").read_text(encoding="utf-8"))
     assert [len(one["lambda_max"]) for one in document["draws"]] == [2, 2]
+    assert all(seen["fixed_operator"] for one in document["draws"] for seen in one["examination"])
     assert document["checkpoint"]["file"] == SGD.name
     printed = capsys.readouterr().out
     assert printed.count("| class ") == 3
@@ -77,6 +80,23 @@ def test_what_would_be_ignored_is_refused(change: dict[str, Any]) -> None:
     still = replace(train, augmentation=None)
     with pytest.raises(SpectraError, match="images with an augmentation"):
         next(over_draws(checkpoint, PLAN, still))
+
+
+def test_an_operator_of_rounding_alone_is_marked() -> None:
+    """A class that is fitted to the last bits: 1 - p is rounding, and not symmetric."""
+    checkpoint, train = load_checkpoint(SGD), open_data(load_checkpoint(SGD).data)
+    (sound,) = over_draws(checkpoint, replace(PLAN, classes=(0,)), train, draws=2)
+    assert sound.fixed
+    assert "!" not in table([sound])
+    head = [m for m in checkpoint.model.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight *= 10
+        head.bias *= 10
+    (noise,) = over_draws(checkpoint, replace(PLAN, classes=(0,)), train, draws=2)
+    assert noise.losses == (0.0, 0.0)
+    assert not noise.fixed
+    assert min(seen.asymmetry for seen in noise.examination) > 0.1
+    assert "class 0 !" in table([noise])
 
 
 def test_ends_that_have_not_converged_are_marked() -> None:

@@ -17,6 +17,7 @@ import torch
 
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
+from spectra.doctor import PRODUCTS_PER_EXAMINATION, Examination, examine
 from spectra.errors import SpectraError
 from spectra.gathering import gather, loss_of, start_of
 from spectra.hessian import HessianOperator, choose_product
@@ -46,6 +47,7 @@ class Draws:
     lambda_max: tuple[float, ...]
     residual_min: tuple[float, ...]  # ‖Hy − λmin y‖, by one more product: some eigenvalue is
     residual_max: tuple[float, ...]  # within it
+    examination: tuple[Examination, ...]  # is it a fixed symmetric matrix, before it is used
     cosines_squared: tuple[float, ...]  # of every pair of λmax's vectors
     product: str  # the way of computing them
     batch_size: int
@@ -55,6 +57,11 @@ class Draws:
         """Give max(0, −λmin)/λmax of each draw, infinite where λmax is not positive."""
         found = map(nonconvexity, self.lambda_min, self.lambda_max)
         return tuple(math.inf if ratio is None else ratio for ratio in found)
+
+    @property
+    def fixed(self) -> bool:
+        """Tell whether every draw's operator acts as a fixed symmetric matrix."""
+        return all(seen.fixed_operator for seen in self.examination)
 
     @property
     def converged(self) -> bool:
@@ -101,17 +108,17 @@ def over_draws(
         )
     parts = list(choose_parts(plan, train, train))
     if progress is not None:
-        products = draws * (plan.steps + _ENDS)
+        products = draws * (PRODUCTS_PER_EXAMINATION + plan.steps + _ENDS)
         progress.begin(products * len(parts), products * sum(len(p.index) for p in parts))
     loss, choice = loss_of(checkpoint, plan), None
     for part in parts:
 
-        def tick(label: str = part.label, work: int = len(part.index)) -> None:
+        def tick(products: int = 1, label: str = part.label, work: int = len(part.index)) -> None:
             if progress is not None:
-                progress.tick(label, 1, work)
+                progress.tick(label, products, products * work)
 
         seeds = tuple(plan.seed + k for k in range(draws))
-        found, losses, tops = [], [], []
+        found, losses, tops, examination = [], [], [], []
         for seed in seeds:
             drawn = train.frozen(1, seed).select(part.index)
             objective = gather(checkpoint, plan, drawn, loss)
@@ -119,6 +126,8 @@ def over_draws(
             if part.classes:  # of one class the weights are no part of H_c
                 objective = objective.unweighted()
             operator = HessianOperator.of(objective, choice, callback=tick)
+            examination.append(examine(operator, seed=plan.seed))
+            tick(PRODUCTS_PER_EXAMINATION - 4)  # four of them went through the operator
             start, vectors = start_of(operator, plan.seed, 0), RitzVectors(None, part.label)
             run = lanczos(operator, start, steps=plan.steps)
             vectors.take(run)
@@ -138,6 +147,7 @@ def over_draws(
             lambda_max=tuple(e.lambda_max for e in found),
             residual_min=tuple(e.residual_min for e in found),
             residual_max=tuple(e.residual_max for e in found),
+            examination=tuple(examination),
             cosines_squared=tuple((inner[above[0], above[1]] ** 2).tolist()),
             product=choice.path,
             batch_size=objective.batch_size,
@@ -152,7 +162,7 @@ def table(found: Sequence[Draws]) -> str:
 
     rows = [
         [
-            one.label + " ~" * (not one.converged),
+            f"{one.label} {'!' * (not one.fixed)}{'~' * (not one.converged)}".rstrip(),
             *(str(one.count), str(len(one.seeds)), span(one.losses)),
             *(span(one.lambda_min), span(one.lambda_max), span(one.ratios)),
             span(one.cosines_squared),
@@ -164,6 +174,7 @@ def table(found: Sequence[Draws]) -> str:
             markdown(_HEADER, rows),
             "",
             "Smallest · median · largest over the draws, or over their pairs; ratio: |λmin|/λmax."
-            + " ~: not converged, more steps are needed." * any(not one.converged for one in found),
+            + " !: the operator of some draw is no fixed matrix." * any(not o.fixed for o in found)
+            + " ~: not converged, more steps are needed." * any(not o.converged for o in found),
         ]
     )
