@@ -17,7 +17,7 @@ from common import interleaved, options, save, table
 from torch import Tensor
 
 from spectra.data import Samples
-from spectra.devices import arithmetic, device_name, find_device
+from spectra.devices import arithmetic, device_name, find_device, keep_freed_memory
 from spectra.losses import LossSpec
 from spectra.models import ModelSpec
 from spectra.training.engine import Engine
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     device = find_device(args.device)
     gpu = device.type == "cuda"
+    if not gpu:
+        keep_freed_memory()  # as the command does; both arms have it
     paths = (args.paths or ("plain,graph,compiled-graph" if gpu else "plain")).split(",")
     precisions = (args.precisions or ("float32,tf32,bf16" if gpu else "float32,bf16")).split(",")
     n = args.samples or (640 if args.quick else IMAGES)

@@ -133,7 +133,9 @@ def _recipes() -> str:
 
 def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
     """Train one recipe with one seed, and say how it did."""
-    keep_freed_memory()
+    device = find_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         run = train(
             recipe,
@@ -141,7 +143,7 @@ def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
             folder=folder,
             save_at=options.save_at,
             eval_every=options.eval_every,
-            device=find_device(options.device),
+            device=device,
             update=options.update,
             resume=options.resume,
             overwrite=options.overwrite,

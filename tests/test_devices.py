@@ -52,14 +52,14 @@ def test_the_arithmetic_is_set_on_cuda_and_put_back(precision: str, deterministi
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_memory_that_was_freed_is_used_again() -> None:
-    """Pages that the system must hand out anew, for four blocks of 64 MB again and again."""
+    """Pages that the system must hand out anew, for sixteen blocks of 16 MB again and again."""
     count = """
         import resource, sys, torch
         from spectra.devices import keep_freed_memory
         if sys.argv[1] == "keep":
             keep_freed_memory()
         def use():
-            blocks = [torch.ones(1 << 24) for _ in range(4)]
+            blocks = [torch.ones(1 << 22) for _ in range(16)]
         use()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(5):
@@ -75,4 +75,4 @@ def test_memory_that_was_freed_is_used_again() -> None:
         )
         for how in ("keep", "give back")
     }  # fmt: skip
-    assert 20 * faults["keep"] < faults["give back"]
+    assert 5 * faults["keep"] < faults["give back"]

@@ -59,7 +59,9 @@ def test_the_command_writes_every_draw_and_prints_their_span(
     assert main([str(SGD), *flags]) == 0
     document = json.loads((tmp_path / "draws.json").read_text(encoding="utf-8"))
     assert [len(one["lambda_max"]) for one in document["draws"]] == [2, 2]
-    assert all(seen["fixed_operator"] for one in document["draws"] for seen in one["examination"])
+    doctor = [seen for one in document["draws"] for seen in one["doctor"]]
+    assert [seen["fixed_operator"] for seen in doctor] == [True] * 4
+    assert all(0 < seen["noise_floor"] < 1e-3 for seen in doctor)
     assert document["checkpoint"]["file"] == SGD.name
     printed = capsys.readouterr().out
     assert printed.count("| class ") == 3
@@ -93,9 +95,8 @@ def test_an_operator_of_rounding_alone_is_marked() -> None:
         head.weight *= 10
         head.bias *= 10
     (noise,) = over_draws(checkpoint, replace(PLAN, classes=(0,)), train, draws=2)
-    assert noise.losses == (0.0, 0.0)
+    assert max(noise.losses) < 1e-9
     assert not noise.fixed
-    assert min(seen.asymmetry for seen in noise.examination) > 0.1
     assert "class 0 !" in table([noise])
 
 

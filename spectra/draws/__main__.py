@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def _run(options: argparse.Namespace) -> None:
     said = describe(checkpoint, plan, train, train, find_device(plan.device), chosen=shared)
     document: dict[str, Any] = {k: v for k, v in said.to_dict().items() if k != "spectra"}
     document["settings"]["augment"] = "frozen:1"  # one draw for each seed
-    document |= {"schema": SCHEMA, "draws": [asdict(one) for one in found]}
+    document |= {"schema": SCHEMA, "draws": [one.to_dict() for one in found]}
     write_json(folder / "draws.json", document)
     if not options.quiet:
         print(f"{table(found)}\n\n{folder / 'draws.json'}")

@@ -3,7 +3,8 @@
 Each draw k is frozen and makes a matrix H_k, that of ``--augment frozen:1 --seed SEED+k``. Its ends
 say what a single draw looks like; the angles between the vectors y_k of the largest eigenvalues
 say whether the draws agree on where the curvature is. With cos² = ⟨y_j, y_k⟩² near 1 for all pairs,
-an analysis that draws anew in every product sees nearly one matrix.
+an analysis that draws anew in every product sees nearly one matrix. Every draw's operator is
+examined first (five products); one that is no fixed matrix is used, and marked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -47,7 +49,7 @@ class Draws:
     lambda_max: tuple[float, ...]
     residual_min: tuple[float, ...]  # ‖Hy − λmin y‖, by one more product: some eigenvalue is
     residual_max: tuple[float, ...]  # within it
-    examination: tuple[Examination, ...]  # is it a fixed symmetric matrix, before it is used
+    examinations: tuple[Examination, ...]  # is it a fixed symmetric matrix?
     cosines_squared: tuple[float, ...]  # of every pair of λmax's vectors
     product: str  # the way of computing them
     batch_size: int
@@ -61,7 +63,7 @@ class Draws:
     @property
     def fixed(self) -> bool:
         """Tell whether every draw's operator acts as a fixed symmetric matrix."""
-        return all(seen.fixed_operator for seen in self.examination)
+        return all(seen.fixed_operator for seen in self.examinations)
 
     @property
     def converged(self) -> bool:
@@ -70,6 +72,17 @@ class Draws:
         sizes = [max(map(abs, pair)) for pair in ends]
         found = zip(self.residual_min, self.residual_max, strict=True)
         return all(max(r) <= TOLERANCE * s for r, s in zip(found, sizes, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what a file holds; ``doctor`` is as in an analysis, one for each draw."""
+        entry = asdict(self)
+        del entry["examinations"]
+        ends = zip(self.examinations, self.lambda_min, self.lambda_max, strict=True)
+        entry["doctor"] = [
+            asdict(seen) | {"noise_floor": seen.noise_floor(max(abs(low), abs(high)))}
+            for seen, low, high in ends
+        ]
+        return entry
 
 
 def over_draws(
@@ -118,7 +131,7 @@ def over_draws(
                 progress.tick(label, products, products * work)
 
         seeds = tuple(plan.seed + k for k in range(draws))
-        found, losses, tops, examination = [], [], [], []
+        found, losses, tops, examinations = [], [], [], []
         for seed in seeds:
             drawn = train.frozen(1, seed).select(part.index)
             objective = gather(checkpoint, plan, drawn, loss)
@@ -126,7 +139,7 @@ def over_draws(
             if part.classes:  # of one class the weights are no part of H_c
                 objective = objective.unweighted()
             operator = HessianOperator.of(objective, choice, callback=tick)
-            examination.append(examine(operator, seed=plan.seed))
+            examinations.append(examine(operator, seed=plan.seed))
             tick(PRODUCTS_PER_EXAMINATION - 4)  # four of them went through the operator
             start, vectors = start_of(operator, plan.seed, 0), RitzVectors(None, part.label)
             run = lanczos(operator, start, steps=plan.steps)
@@ -147,7 +160,7 @@ def over_draws(
             lambda_max=tuple(e.lambda_max for e in found),
             residual_min=tuple(e.residual_min for e in found),
             residual_max=tuple(e.residual_max for e in found),
-            examination=tuple(examination),
+            examinations=tuple(examinations),
             cosines_squared=tuple((inner[above[0], above[1]] ** 2).tolist()),
             product=choice.path,
             batch_size=objective.batch_size,

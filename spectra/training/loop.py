@@ -167,7 +167,7 @@ def train(
                 )
             add_row(row)
             ran_on = {"device": device_name(device), "torch": str(torch.__version__)}
-            ran_on["update"] = engine.note or engine.way
+            ran_on["update"] = engine.note or engine.way + engine.about
             seconds = before + time.monotonic() - started
             if kept or last:
                 on_train = evaluate(network, samples, scale=recipe.scale)
