@@ -324,7 +324,7 @@ def _many_programs() -> AbstractContextManager[object]:
     import torch._dynamo.config  # takes a second
 
     limits = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
-    return torch._dynamo.config.patch(limits)  # type: ignore[no-any-return, attr-defined]
+    return torch._dynamo.config.patch(limits)  # type: ignore[no-any-return]
 
 
 def _gaps(
