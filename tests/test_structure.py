@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
-    "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "plan", "gathering"}
+    "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "doctor", "plan", "gathering"}
     | {"readings", "study", "writing"},
     "draws.__main__": {"errors", "devices", "files", "command_line", "draws", "resuming"},
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
