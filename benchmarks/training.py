@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     results = {}
     for name, (step, precision, path) in settings.items():
-        engine = engines.get(name)
+        engine, base = engines.get(name), seconds.get(f"{step} float32 {path}")
         results[name] = {
             "step": step,
             "precision": precision,
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "note": engine.note if engine else "",
             "seconds": seconds[name],
             "of_bare": seconds[name] / seconds[f"{step} {precision} bare"],
-            "of_float32": seconds[name] / seconds.get(f"{step} float32 {path}", float("nan")),
+            "of_float32": seconds[name] / base if base else None,
             "images_per_second": n / seconds[name],
             "seconds_of_200_epochs": 200 * IMAGES / n * seconds[name],
         }
