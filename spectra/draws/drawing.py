@@ -74,7 +74,7 @@ class Draws:
         return all(max(r) <= TOLERANCE * s for r, s in zip(found, sizes, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what a file holds; ``doctor`` has an analysis's keys, each draw's own noise floor."""
+        """Give what a file holds; ``doctor`` has an analysis's keys, one of them for each draw."""
         entry = asdict(self)
         del entry["examinations"]
         ends = zip(self.examinations, self.lambda_min, self.lambda_max, strict=True)
