@@ -85,7 +85,6 @@ class Engine:
         # A graph reads these from memory, where each epoch writes them.
         self.lr: float | Tensor = self._number(recipe.lr) if way.endswith("graph") else recipe.lr
         self.radius, self.noise = self._number(0.0), self._number(0.0)
-        self._bf16 = recipe.precision == "bf16"
         self._fast: dict[int, Callable[[Batch], Tensor]] = {}  # by batch size
         self.loss, self._climbs = LossSpec(), False
 
@@ -172,10 +171,9 @@ class Engine:
 
     def _forward(self, network: Callable[[Tensor], Tensor], batch: Batch, part: slice) -> Pass:
         inputs, targets = batch["inputs"][part], batch["targets"][part]
+        bf16 = self.recipe.precision == "bf16"
         # Without the cache a recorded graph never holds a stale copy of the weights.
-        with torch.autocast(
-            inputs.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False
-        ):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             logits = network(inputs)
         scores = logits.to(self.dtype)
         sizes = self.loss.sample_weights(targets).to(self.dtype)
@@ -193,27 +191,31 @@ class Engine:
         before = [_clones(kind) for kind in self._state()]
         bound = (REPLAYED if self.way == "graph" else COMPILED)[self.recipe.precision]
 
-        def outcome(step: Callable[[Batch], Tensor], bf16: bool = self._bf16) -> list[list[Tensor]]:
+        def outcome(step: Callable[[Batch], Tensor]) -> list[list[Tensor]]:
             self._restore(before)
-            self._bf16, kept = bf16, self._bf16
-            try:
-                result = step(batch).clone()
-            finally:
-                self._bf16 = kept
+            result = step(batch).clone()
             return [*(_clones(kind) for kind in self._state()), [result]]
 
         try:
             expected = outcome(plain)
             start = [*before, [torch.zeros_like(expected[-1][0])]]
             with _many_programs() if self.way.startswith("compiled") else nullcontext():
-                fast = self._faster(batch)
+                network: Callable[[Tensor], Tensor] = self.network
+                if self.way.startswith("compiled"):
+                    network = torch.compile(self.network, dynamic=False)
+                fast: Callable[[Batch], Tensor] = partial(self._step, network)
+                if self.way.endswith("graph"):
+                    # Recorded on another batch, so that one that is not read would show.
+                    fast = recorded(fast, {k: torch.zeros_like(v) for k, v in batch.items()})
                 found = outcome(fast)
                 gap = max(_gaps(found, expected, start))
                 why, sound = f"its update is {gap:.1e} from the plain one", gap <= bound
-                if not sound and self._bf16 and self.way == "compiled":
-                    outcomes = (outcome(fast, bf16=False), found, expected)
-                    exact = outcome(plain, bf16=False)
-                    seen, mine, own = (_gaps(each, exact, start) for each in outcomes)
+                if not sound and self.recipe.precision == "bf16" and self.way == "compiled":
+                    both = (
+                        partial(self._step, _in_float32(each)) for each in (network, self.network)
+                    )
+                    twin, exact = map(outcome, both)
+                    seen, mine, own = (_gaps(o, exact, start) for o in (twin, found, expected))
                     sound = as_near(seen, mine, own)
                     self.about = f": {max(mine):.1e} from float32's, the plain one {max(own):.1e}"
                     why += f"{self.about}, in float32 {max(seen):.1e}"
@@ -225,17 +227,6 @@ class Engine:
         self.note = f"the {self.way} update is not used ({why[:200]}); the plain one is"
         self.way = "plain"
         return plain
-
-    def _faster(self, batch: Batch) -> Callable[[Batch], Tensor]:
-        """Compile the network, record the update, or both."""
-        network: Callable[[Tensor], Tensor] = self.network
-        if self.way.startswith("compiled"):
-            network = torch.compile(self.network, dynamic=False)
-        fast = partial(self._step, network)
-        if self.way.endswith("graph"):
-            # Recorded on another batch, so that one that is not read would show.
-            return recorded(fast, {k: torch.zeros_like(v) for k, v in batch.items()})
-        return fast
 
     def _state(self) -> list[list[Tensor]]:
         """List all that an update changes, kind by kind."""
@@ -317,6 +308,16 @@ def as_near(seen: Sequence[float], found: Sequence[float], plain: Sequence[float
         and same <= max(COMPILED["float32"], UNSEEN * rough)
         for same, near, rough in zip(seen, found, plain, strict=True)
     )
+
+
+def _in_float32(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Switch autocast off around a network."""
+
+    def forward(inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return network(inputs)
+
+    return forward
 
 
 def _many_programs() -> AbstractContextManager[object]:
