@@ -7,14 +7,13 @@
 
 The faster ways are checked before they are used: from the same weights and batch they must move
 weights, momenta, batch-norm statistics and what pgd remembers as the plain one does, each up to
-rounding (or, compiled in bf16, as near float32 as the plain one is, see `as_near`), else the run
+rounding (or, compiled in bf16, as near float32 as the plain one is, see `nearness`), else the run
 goes on with the plain one and a line says so. That is no idle fear: imbsam and sse-sam take two
 gradients of one pass, a compiled backward frees its buffers in the first, and told to keep them
 (torch 2.13) it took a cached program that does not: 12 % of the update was wrong, silently. They
 run plain or as a graph.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,17 +27,11 @@ from torch import Tensor, nn
 from ..devices import Named, recorded
 from ..errors import SpectraError
 from ..losses import LossSpec
+from .nearness import COMPILED, REPLAYED, as_near, gaps
 from .recipes import Recipe
 from .steps import Escape, Gradient, Pass, Weights, descend, imbsam, lpf_sgd, pgd, sam, sgd, sse_sam
 
 WAYS = ("auto", "plain", "compiled", "graph", "compiled-graph")
-# Largest relative difference from the plain update, by the arithmetic: of the same kernels
-# replayed, which may add in another order, and of compiled ones.
-REPLAYED = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
-COMPILED = {"float64": 1e-9, "float32": 1e-3, "tf32": 1e-2, "bf16": 3e-2}
-# Of `as_near`: how far bf16 may take the plain update, how many times as far the compiled one, and
-# which part of that the two may differ by in float32.
-ROUGH, AS_NEAR, UNSEEN = 0.3, 2, 0.25
 Batch = Named  # inputs (n, ...), targets (n,), and noise (draws, parameters) if used
 
 
@@ -208,14 +201,14 @@ class Engine:
                     # Recorded on another batch, so that one that is not read would show.
                     fast = recorded(fast, {k: torch.zeros_like(v) for k, v in batch.items()})
                 found = outcome(fast)
-                gap = max(_gaps(found, expected, start))
+                gap = max(gaps(found, expected, start))
                 why, sound = f"its update is {gap:.1e} from the plain one", gap <= bound
                 if not sound and self.recipe.precision == "bf16" and self.way == "compiled":
                     both = (
                         partial(self._step, _in_float32(each)) for each in (network, self.network)
                     )
                     twin, exact = map(outcome, both)
-                    seen, mine, own = (_gaps(o, exact, start) for o in (twin, found, expected))
+                    seen, mine, own = (gaps(o, exact, start) for o in (twin, found, expected))
                     sound = as_near(seen, mine, own)
                     self.about = f": {max(mine):.1e} from float32's, the plain one {max(own):.1e}"
                     why += f"{self.about}, in float32 {max(seen):.1e}"
@@ -255,61 +248,6 @@ class Engine:
         self.escape.since.copy_(state["since"])
 
 
-def difference(
-    found: Sequence[Tensor], expected: Sequence[Tensor], before: Sequence[Tensor]
-) -> float:
-    """Measure how far some tensors ended from where they should have.
-
-    Args:
-        found: where they are.
-        expected: where they should be.
-        before: where they were.
-
-    Returns:
-        ‖found − expected‖ / ‖expected − before‖ over those that differ, less what rounding at
-        their size explains; infinite for a NaN, or for integers or infinities that differ.
-    """
-    gap = step = size = 0.0
-    eps = 0.0
-    for a, b, old in zip(found, expected, before, strict=True):
-        if torch.equal(a, b):
-            moved = (b - old).double().norm() if bool(torch.isfinite(b - old).all()) else 0.0
-            step = math.hypot(step, float(moved))
-            continue
-        if not a.is_floating_point() or not bool(torch.isfinite(a - b).all()):
-            return math.inf
-        gap = math.hypot(gap, float((a - b).double().norm()))
-        step = math.hypot(step, float((b - old).double().norm()))
-        size, eps = math.hypot(size, float(b.double().norm())), torch.finfo(a.dtype).eps
-    excess = max(gap - 4 * eps * size, 0.0)
-    if excess == 0.0:
-        return 0.0
-    return excess / step if step > 0 else math.inf
-
-
-def as_near(seen: Sequence[float], found: Sequence[float], plain: Sequence[float]) -> bool:
-    """Tell whether a compiled update in bf16 is as good as the plain one in bf16.
-
-    Rounding carries some activations over the kinks of a network, which moves its gradient by far
-    more than rounding does, and by how much depends on the batch: 2 to 15 % in bf16, and up to 3 %
-    between two sound ways in float32 (ResNet-32 in its first steps). So both are measured from
-    float32's update. A fault that all precisions have shows in float32; one of the program for bf16
-    alone has to be larger than what bf16 itself does.
-
-    Args:
-        seen: distances from the plain update in float32, one for each kind of value that an update
-            moves: of the compiled one in float32.
-        found: of the compiled one in bf16.
-        plain: of the plain one in bf16.
-    """
-    return all(
-        rough <= ROUGH
-        and near <= max(COMPILED["bf16"], AS_NEAR * rough)
-        and same <= max(COMPILED["float32"], UNSEEN * rough)
-        for same, near, rough in zip(seen, found, plain, strict=True)
-    )
-
-
 def _in_float32(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Switch autocast off around a network."""
 
@@ -326,15 +264,6 @@ def _many_programs() -> AbstractContextManager[object]:
 
     limits = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
     return torch._dynamo.config.patch(limits)  # type: ignore[no-any-return]
-
-
-def _gaps(
-    found: Sequence[Sequence[Tensor]],
-    expected: Sequence[Sequence[Tensor]],
-    before: Sequence[Sequence[Tensor]],
-) -> list[float]:
-    """Measure the difference of each kind of value."""
-    return [difference(*kinds) for kinds in zip(found, expected, before, strict=True)]
 
 
 def _clones(values: Sequence[Tensor]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from spectra.data import open_data
 from spectra.errors import SpectraError
 from spectra.models import ModelSpec
-from spectra.training import Recipe, engine, find_recipe, steps
+from spectra.training import Recipe, engine, find_recipe, nearness, steps
 from spectra.training.engine import Batch, Engine
 
 COUNTS = (40, 30, 20, 10)
@@ -245,39 +245,6 @@ def test_a_fast_update_that_differs_anywhere_is_not_used(
     _assert_same_weights(found, plain, 0.0)
 
 
-def test_rounding_alone_is_no_difference() -> None:
-    values = [torch.randn(1000, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
-    moved = [v + 0.1 for v in values]
-    rounded = [m * (1 + 1e-7) for m in moved]
-    assert engine.difference(rounded, moved, values) == 0
-    assert engine.difference([m + 1e-3 for m in moved], moved, values) == pytest.approx(
-        0.01, rel=0.01
-    )
-    infinite = [torch.tensor([torch.inf])]
-    assert engine.difference(infinite, infinite, infinite) == 0
-    assert engine.difference([torch.tensor([torch.nan])], values[:1], values[:1]) == torch.inf
-
-
-@pytest.mark.parametrize(
-    ("seen", "found", "plain", "near"),
-    [
-        ((0.03, 1e-6), (0.11, 1e-3), (0.14, 1e-3), True),
-        ((0.0, 0.0), (0.20, 1e-3), (0.14, 1e-3), True),
-        ((0.03, 1e-6), (0.30, 1e-3), (0.14, 1e-3), False),  # more than twice as far
-        ((0.12, 1e-6), (0.18, 1e-3), (0.14, 1e-3), False),  # a fault that bf16 hides
-        ((0.03, 0.02), (0.11, 1e-3), (0.14, 1e-3), False),  # of another kind of value
-        ((0.03, 1e-6), (0.11, 0.05), (0.14, 1e-3), False),
-        ((0.0, 0.0), (0.4, 0.0), (0.4, 0.0), False),  # bf16 itself is no update
-        ((0.0, 0.0), (math.inf, 0.0), (math.inf, 0.0), False),
-        ((math.inf, 0.0), (0.1, 0.0), (0.1, 0.0), False),
-    ],
-)
-def test_a_compiled_update_in_bf16_is_as_near_float32_as_the_plain_one(
-    seen: tuple[float, ...], found: tuple[float, ...], plain: tuple[float, ...], near: bool
-) -> None:
-    assert engine.as_near(seen, found, plain) is near
-
-
 def _in_bf16(network: Any, x: Tensor) -> Any:
     """Be off by as much as a number in bf16 is, in bf16 alone."""
     logits = network(x)
@@ -300,7 +267,7 @@ def test_where_two_roundings_differ_float32_decides(
     step: str, program: Callable[..., Any], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On so small a network the two are near each other: the bound between them is lowered."""
-    monkeypatch.setitem(engine.COMPILED, "bf16", 3e-3)
+    monkeypatch.setitem(nearness.COMPILED, "bf16", 3e-3)
     monkeypatch.setattr(torch, "compile", lambda network, **_: partial(program, network))
     recipe = _recipe(step, precision="bf16")
     found, plain = _build(recipe, "compiled"), _build(recipe, "plain")
