@@ -4,11 +4,12 @@ import platform
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
 
-from spectra.devices import arithmetic, device_name, find_device
+from spectra.devices import arithmetic, bf16_cost, device_name, find_device
 from spectra.errors import SpectraError
 
 BACKENDS = torch.backends
@@ -48,6 +49,15 @@ def test_the_arithmetic_is_set_on_cuda_and_put_back(precision: str, deterministi
     assert settings() == before
     with arithmetic(torch.device("cpu"), precision=precision, deterministic=not before[-1]):
         assert settings() == before
+
+
+def test_bf16_costs_what_its_convolution_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def convolve(image: torch.Tensor, weight: torch.Tensor, padding: int) -> None:
+        assert image.dtype == weight.dtype
+        time.sleep(0.04 if image.dtype == torch.bfloat16 else 0.01)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", convolve)
+    assert 2 < bf16_cost() < 6
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")

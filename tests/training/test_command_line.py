@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spectra import train
 from spectra.checkpoint import load_checkpoint
 from spectra.data import DataSpec
 from spectra.train import main, parse
@@ -77,6 +78,21 @@ def test_a_short_run_leaves_a_checkpoint_that_opens(
     assert run["recipe"] == checkpoint.recipe
     assert run["counts"][0] / run["counts"][-1] == pytest.approx(10, rel=0.1)
     assert run["seconds"] > 0
+
+
+@pytest.mark.parametrize(("cost", "precision"), [(8.0, "bf16"), (0.5, "bf16"), (8.0, "float32")])
+def test_bf16_on_a_processor_without_it_is_told(
+    cost: float,
+    precision: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "bf16_cost", lambda: cost)
+    flags = ["--epochs", "1", "--device", "cpu", "--precision", precision]
+    assert main(["digits-lt-ce-sgd", *flags, "--out", str(tmp_path / "run")]) == 0
+    told = "8.0 times as long" in capsys.readouterr().err
+    assert told is (precision == "bf16" and cost > 1)
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
