@@ -190,10 +190,11 @@ def _refuse_values(graph: fx.Graph) -> None:
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Drop what nobody reads, and let every gradient of a convolution stand alone."""
+    """Drop what nobody reads or what adds nothing; let a convolution's gradients stand alone."""
     for node in list(graph.nodes):
-        if node.target is aten.alias.default:
-            node.replace_all_uses_with(node.args[0])
+        same = node.args[0] if node.target is aten.alias.default else _without_zeros(node)
+        if same is not None:
+            node.replace_all_uses_with(same)
             graph.erase_node(node)
     for node in list(graph.nodes):
         if node.target is not aten.convolution_backward.default:
@@ -211,6 +212,19 @@ def _tidy(graph: fx.Graph) -> None:
             for user in users:
                 user.replace_all_uses_with(item)
     graph.eliminate_dead_code()
+
+
+def _without_zeros(node: fx.Node) -> fx.Node | None:
+    """Find the term that alone makes a sum, like the tangent of every ReLU's gradient."""
+    if node.target is not aten.add.Tensor or node.kwargs:
+        return None
+    for term, other in (node.args, node.args[::-1]):
+        if isinstance(term, fx.Node) and isinstance(other, fx.Node):
+            whole, part = node.meta["val"], other.meta["val"]
+            alike = (whole.shape, whole.dtype) == (part.shape, part.dtype)
+            if term.target is aten.zeros_like.default and alike:
+                return other
+    return None
 
 
 def _cut(program: fx.GraphModule, *, vectors: int) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -439,19 +439,34 @@ def test_a_norm_drawn_into_the_layer_before_it_leaves_every_second_derivative(
     assert not kept.note
 
 
-def test_products_scale_no_activation(device: torch.device) -> None:
+def test_products_scale_no_activation_and_add_no_zeros(device: torch.device) -> None:
     objective, _ = problem(residual_net(), images(4), device)
     kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
     program = kept._program(objective, objective.batch(slice(0, 4)))
     assert isinstance(program.apply, fx.GraphModule)
-    multiplied = [
-        node.meta["val"].shape
-        for node in program.apply.graph.nodes
-        if node.target is torch.ops.aten.mul.Tensor
-    ]
+    aten, nodes = torch.ops.aten, program.apply.graph.nodes
+    multiplied = [node.meta["val"].shape for node in nodes if node.target is aten.mul.Tensor]
     weights = {p.shape for p in objective.network.parameters()}
     assert multiplied
     assert not [shape for shape in multiplied if len(shape) == 4 and shape not in weights]
+    added = [term.target for node in nodes if node.target is aten.add.Tensor for term in node.args]
+    assert aten.convolution.default in added
+    assert aten.zeros_like.default not in added
+
+
+def test_a_sum_with_zeros_keeps_its_shape_and_its_precision(device: torch.device) -> None:
+    """Only zeros that neither widen nor promote the other term are left out."""
+
+    def spread(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return torch.zeros_like(output.expand(3, *output.shape)).add(output).sum(0)
+
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
+    model[0].register_forward_hook(spread)
+    draw = torch.Generator().manual_seed(2)
+    objective, v = problem(model, torch.randn(4, 5, generator=draw, dtype=torch.float64), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    assert off(kept.product(objective, v), objective.product(v, "double-backward")) < 1e-12
+    assert not kept.note
 
 
 def test_written_out_norms_are_the_same_function_with_the_same_names() -> None:
