@@ -126,10 +126,12 @@ def save(
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     cpu = names[0].strip() if names else platform.processor() or platform.machine()
+    instructions = torch.backends.cpu.get_cpu_capability()
     record = {
         "benchmark": name,
         "machine": {
             "cpu": cpu,
+            "instructions": instructions,
             "cores": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
             "system": f"{platform.system()} {platform.machine()}",
@@ -143,8 +145,9 @@ def save(
         "results": results,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    where = settings.get("device", cpu)
-    where = cpu if where.startswith("cpu") else where
+    where = settings.get("device", "cpu")
+    if where.startswith("cpu"):  # one name covers processors of very different speed
+        where = f"{cpu} {instructions}"
     path = folder / f"{name}-{re.sub('[^a-z0-9]+', '-', where.lower()).strip('-')}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
