@@ -19,7 +19,7 @@ import torch
 from .checkpoint import load_checkpoint
 from .command_line import Parser, exit_code, integers
 from .data import open_data
-from .devices import bf16_cost, find_device, keep_freed_memory
+from .devices import find_device, keep_freed_memory
 from .errors import SpectraError
 from .training import ENTRIES, WAYS, Recipe, find_recipe, train
 
@@ -136,12 +136,6 @@ def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
     device = find_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-        if recipe.precision == "bf16" and not options.quiet and (cost := bf16_cost()) > 1:
-            print(
-                f"bf16 is slow on this processor: a convolution takes {cost:.1f} times as long as "
-                "in float32; leave --precision away",
-                file=sys.stderr,
-            )
     try:
         run = train(
             recipe,

@@ -252,7 +252,7 @@ def test_a_convex_problem_is_never_proven_to_curve_down(dtype: torch.dtype, marg
         run = lanczos(H, random_start(H.dim, seed=seed, probe=0, dtype=dtype), steps=H.dim)
         assert run.basis is not None
         shift = torch.cat([torch.ones(CLASSES * 6), torch.zeros(CLASSES)])  # an exact null vector
-        vectors = [*(run.vector(i) for i in range(min(4, run.steps))), shift, 1 - shift]
+        vectors = [*(run.vector(i) for i in range(min(2, run.steps))), shift, 1 - shift]
         for vector in vectors:
             c = certify(H, vector)
             quotients.append(c.rayleigh_quotient)

@@ -16,6 +16,7 @@ from spectra.writing import number
 from tests.made_up import train_digits
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
+FEW = ("--max-samples", "60")
 FILES = ("report.html", "report.md", "report.pdf", "report.png")
 
 
@@ -28,7 +29,7 @@ def analysed(folder: Path, repository: Path, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     folder = tmp_path_factory.mktemp("report") / "exact"
-    return analysed(folder, repository, "--overall", "--classes", "8,9", "--probes", "3")
+    return analysed(folder, repository, "--overall", "--classes", "8,9", "--probes", "3", *FEW)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def released(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     run = train_digits(folder / "short")
-    flags = ["--classes", "0,8", "--steps", "6", "--quiet", "--out", str(folder / "followed")]
+    flags = ["--classes", "0,8", "--steps", "6", *FEW, "--quiet"]
+    flags += ["--out", str(folder / "followed")]
     assert trajectory.main([str(run), *flags]) == 0
     return folder / "followed"
 

@@ -220,9 +220,10 @@ def _without_zeros(node: fx.Node) -> fx.Node | None:
         return None
     for term, other in (node.args, node.args[::-1]):
         if isinstance(term, fx.Node) and isinstance(other, fx.Node):
-            whole, part = node.meta["val"], other.meta["val"]
-            alike = (whole.shape, whole.dtype) == (part.shape, part.dtype)
-            if term.target is aten.zeros_like.default and alike:
+            whole, part = (each.meta["val"] for each in (node, other))
+            alike = whole.dtype == part.dtype and whole.shape == part.shape
+            # Another layout is a copy that a view behind the sum may need.
+            if term.target is aten.zeros_like.default and alike and whole.stride() == part.stride():
                 return other
     return None
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv
 from torch import Tensor
 
 from spectra.krylov.basis import Place
@@ -244,7 +244,7 @@ def _below(run: Tridiagonal, failure: float) -> float:
     theta = run.ritz().values
     if run.residual_norm == 0 or run.dim == 1:
         return float(theta[0])
-    overlap = math.sqrt(float(beta_distribution.ppf(failure, 0.5, (run.dim - 1) / 2)))
+    overlap = math.sqrt(float(betaincinv(0.5, (run.dim - 1) / 2, failure)))
     target = float(np.log(run.betas).sum()) + math.log(run.residual_norm / overlap)
     # The d = θ_1 - λmin with Σ log(θ_i - θ_1 + d) = target, by bisection on log d.
     high = target / run.steps  # d if all θ were equal: it can only be smaller

@@ -24,8 +24,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy.special import ndtr
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from spectra.errors import SpectraError
@@ -104,7 +103,7 @@ class Estimate:
         """Give Student's t confidence interval, or None where the standard error is unknown."""
         if self.stderr is None:
             return None
-        reach = float(student.ppf((1 + level) / 2, self.samples - 1)) * self.stderr
+        reach = float(stdtrit(self.samples - 1, (1 + level) / 2)) * self.stderr
         return self.value - reach, self.value + reach
 
 
@@ -247,7 +246,7 @@ class SpectralMeasure:
         mean, p = values.mean(axis=0), len(values)
         if p < 3:
             return Density(grid, mean, None, None)
-        reach = student.ppf(0.975, p - 1) * values.std(axis=0, ddof=1) / np.sqrt(p)
+        reach = stdtrit(p - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(p)
         return Density(grid, mean, np.maximum(mean - reach, 0), np.minimum(mean + reach, ceiling))
 
 

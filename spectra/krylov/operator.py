@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from spectra.errors import SpectraError
+
+if TYPE_CHECKING:
+    import scipy.sparse.linalg
 
 CPU = torch.device("cpu")
 DENSE_LIMIT = 5000  # a 5000 x 5000 float64 matrix takes 0.2 GB and 5000 products
@@ -100,8 +103,9 @@ class SymmetricOperator:
             matrix[:, j] = self @ matrix[:, j]
         return matrix
 
-    def to_scipy(self) -> LinearOperator:
+    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
         """Show A to SciPy as a float64 LinearOperator (for `eigsh` and its relatives)."""
+        from scipy.sparse.linalg import LinearOperator  # takes half a second
 
         def multiply(array: np.ndarray) -> np.ndarray:
             product = self @ torch.from_numpy(np.array(array, dtype=np.float64).reshape(-1))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import save_checkpoint
 from ..data import Samples
-from ..devices import arithmetic, device_name
+from ..devices import arithmetic, bf16_cost, device_name
 from ..errors import SpectraError
 from ..models import ModelSpec
 from .engine import Batch, Engine
@@ -132,6 +132,13 @@ def train(
             deterministic=engine.way == "plain",
         ),
     ):  # fmt: skip
+        slow = recipe.precision == "bf16" and device.type == "cpu" and not quiet
+        if slow and (cost := bf16_cost()) > 1.5:
+            tqdm.write(
+                f"bf16 is slow on this processor: a convolution takes about {cost:.0f} times as "
+                "long as in float32, the default precision",
+                file=sys.stderr,
+            )
         shown: dict[str, str] = {}
         for epoch in range(first, recipe.epochs + 1):
             bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)

@@ -227,7 +227,9 @@ def test_the_committed_digits_are_todays_recipe_and_numbers(
     for split, samples in zip(("train", "test"), digits, strict=True):
         scores = evaluate(held.model, samples)
         assert scores.class_accuracy == held.metrics[f"{split}_class_accuracy"]
-        assert scores.class_loss == pytest.approx(held.metrics[f"{split}_class_loss"], rel=1e-4)
+        # A sample's loss is rounded at the size of its logits, by each processor in its own way.
+        expected = pytest.approx(held.metrics[f"{split}_class_loss"], rel=1e-4, abs=1e-6)
+        assert scores.class_loss == expected
 
 
 def test_bf16_trains_and_keeps_float32_weights(digits: Splits, tmp_path: Path) -> None:
@@ -291,7 +293,7 @@ def test_a_killed_process_resumes_to_the_weights_of_an_uninterrupted_run(tmp_pat
     """Killed without warning, wherever it happens to be."""
     command = [
         sys.executable, "-m", "spectra.train", "digits-lt-ce-drw-sam",
-        "--epochs", "12", "--quiet", "--device", "cpu", "--state-every", "0",
+        "--epochs", "6", "--quiet", "--device", "cpu", "--state-every", "0",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
