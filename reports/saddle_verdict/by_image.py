@@ -2,9 +2,9 @@
 
     python reports/saddle_verdict/by_image.py CKPT DIR CLASS
 
-The class's λmin is yᵀHy of its vector y (40 Lanczos steps, float32 products), and H the mean of the
-images' own: yᵀHy = Σᵢ yᵀHᵢy / n, each term by double backward in float64. The ends without the wrong
-images are of the mean over the others, after 40 steps as well.
+The class's λmin is yᵀHy of its vector y (40 Lanczos steps, float32 products), and H the mean of
+the images' own: yᵀHy = Σᵢ yᵀHᵢy / n, each term by double backward in float64. The ends without the
+wrong images are of the mean over the others, after 40 steps as well.
 """
 
 import json
@@ -23,14 +23,16 @@ loss = loss_of(checkpoint, spectra.Plan())
 
 
 def ends(rows):
-    """Give λmin and λmax of the mean over some rows of the class, their residuals, and y of λmin."""
+    """Give λmin and λmax of the mean over some rows, their residuals, and the vector of λmin."""
     H = spectra.hessian_operator(checkpoint.model, part.select(rows), loss, dtype=torch.float32)
     start = spectra.random_start(H.dim, seed=0, probe=0, dtype=torch.float32)
     run = spectra.lanczos(H, start, steps=40)
-    low, high = run.vector(0).double(), run.vector(-1).double()
-    values = [float(v @ (H @ v.float()).double()) for v in (low, high)]
-    off = [float(((H @ v.float()).double() - t * v).norm()) for v, t in zip((low, high), values)]
-    return values, off, low
+    values, residuals = [], []
+    for v in (run.vector(0), run.vector(-1)):
+        product = (H @ v.float()).double()
+        values.append(float(v.double() @ product))
+        residuals.append(float((product - values[-1] * v.double()).norm()))
+    return values, residuals, run.vector(0).double()
 
 
 (low, high), residuals, y = ends(torch.arange(len(part)))
@@ -59,7 +61,7 @@ row = {
     "residuals": residuals,
     "sum_of_terms": sum(terms),
     "wrong": [{"image": i, "loss": losses[i], "term": terms[i]} for i in wrong],
-    "most_negative_other": min(t for t, good in zip(terms, right) if good),
+    "most_negative_other": min(t for t, good in zip(terms, right, strict=True) if good),
     "without_wrong": {"lambda_min": rest[0], "lambda_max": rest[1], "residuals": rest_residuals},
 }
 print(json.dumps(row))
