@@ -428,17 +428,8 @@ def test_a_lost_process_ends_the_run_with_one_line_and_resumable_results(
     repository: Path, tmp_path: Path
 ) -> None:
     """One sample a class for two processes; one process goes on where two have stopped."""
-    flags = [
-        "--classes",
-        "4,5,6,7,8,9",
-        "--steps",
-        "25",
-        "--max-samples",
-        "1",
-        "--dtype",
-        "float64",
-    ]
-    flags += ["--device", "cpu", "--quiet"]
+    flags = ["--classes", "4,5,6,7,8,9", "--steps", "25", "--max-samples", "1"]
+    flags += ["--dtype", "float64", "--device", "cpu", "--quiet"]
     folder, port = tmp_path / "two", free_port()
     both = [start(r, 2, port, [*flags, "--out", str(folder)], repository) for r in (0, 1)]
     deadline = time.monotonic() + 240

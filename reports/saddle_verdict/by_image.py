@@ -19,7 +19,7 @@ from spectra.gathering import loss_of
 file, data, label = sys.argv[1], sys.argv[2], int(sys.argv[3])
 checkpoint = spectra.load_checkpoint(file)
 samples = spectra.open_data(checkpoint.data, path=data)
-part = samples.select(torch.nonzero(samples.targets == label)[:, 0])
+part = samples.of_class(label)
 loss = loss_of(checkpoint, spectra.Plan())
 
 
