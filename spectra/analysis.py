@@ -16,7 +16,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples, as_samples
 from spectra.devices import find_device
 from spectra.errors import SpectraError, StorageError
-from spectra.files import require_writable
+from spectra.files import Keeping, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import LostProcess, Processes
 from spectra.results import Analysis, ClassSpectrum
@@ -35,7 +35,7 @@ def analyze(
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> Analysis:
-    """Compute the spectra that a plan asks for, saving after every one.
+    """Compute the spectra that a plan asks for, saving as they come.
 
     Args:
         checkpoint: the opened checkpoint, or a network in memory (see `Checkpoint.of`).
@@ -86,12 +86,13 @@ def analyze(
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
     meter.begin(*study.cost(todo))
-    for part in todo:
-        with study.assisted(part):
-            for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
-                analysis = study.noted(analysis.with_spectrum(spectrum))
-                if folder is not None:
-                    analysis.save(folder)
+    keep: Keeping[Analysis] = Keeping(lambda held: None if folder is None else held.save(folder))
+    with keep:
+        for part in todo:
+            with study.assisted(part):
+                for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
+                    analysis = study.noted(analysis.with_spectrum(spectrum))
+                    keep(analysis)
     if processes is not None:
         processes.tell(None)
     return _in_order(analysis, study.parts)

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ _EPILOG = """\
 examples:
   python -m spectra.compare reports/cifar10-lt-ce-drw-sgd/{exact,resample,released}
   python -m spectra.compare SGD=reports/a/exact SGD=reports/a/released SAM=reports/b/exact
-  python -m spectra.compare reports/a/{exact,released} --after 10,30,100
+  python -m spectra.compare reports/a/{exact,released} --classes 8 --after 10,30,100
 
 NAME=DIR gives a run its name, else it is that of the checkpoint's file. Folders of one run stand
 together, class by class."""
@@ -45,6 +46,7 @@ def _run(options: argparse.Namespace) -> None:
         file = str(analysis.checkpoint.get("file"))
         held.append((name or re.sub(r"\.(pt|pth|tar|ckpt)$", "", file), analysis))
     _require_one_run_a_name(held)
+    held = _of_classes(held, options.classes)
     text = settling(held, options.after) if options.after else compare(held)
     if options.out is not None:
         out = Path(options.out)
@@ -60,6 +62,23 @@ def _named(folder: str) -> tuple[str, str]:
         return "", folder
     name, mark, path = folder.partition("=")
     return (name, path) if mark else ("", folder)
+
+
+def _of_classes(
+    held: Sequence[tuple[str, Analysis]], classes: Sequence[int]
+) -> list[tuple[str, Analysis]]:
+    """Keep the spectra of these classes alone; all where none is named."""
+    if not classes:
+        return list(held)
+    wanted = [f"class {c}" for c in classes]
+    stored = {label: None for _, analysis in held for label in analysis.labels}
+    for label in wanted:
+        if label not in stored:
+            raise SpectraError(f"got {label}, expected one of: {', '.join(stored) or 'nothing'}")
+    return [
+        (name, replace(analysis, spectra=tuple(s for s in analysis.spectra if s.label in wanted)))
+        for name, analysis in held
+    ]
 
 
 def _require_one_run_a_name(held: Sequence[tuple[str, Analysis]]) -> None:
@@ -82,6 +101,9 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "folders", metavar="[NAME=]DIR", nargs="+", help="folder with esd.json and esd.npz"
+    )
+    parser.add_argument(
+        "--classes", type=integers, default=(), metavar="0,8", help="these classes alone"
     )
     parser.add_argument(
         "--after",

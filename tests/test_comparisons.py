@@ -203,6 +203,23 @@ def test_the_command_reads_folders_and_writes_table_and_figure(
     assert "no results can be read" in capsys.readouterr().err
 
 
+def test_some_classes_alone_can_be_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tail = [spectrum_of(c, **runs_of(VALUES)) for c in (7, 8)]
+    head = spectrum_of(8, **runs_of(VALUES)), replace(spectrum_of(0), label="head", classes=(0,))
+    analysis_of(*tail).save(tmp_path / "a")
+    analysis_of(*head).save(tmp_path / "b")
+    folders = [f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}"]
+    assert main([*folders, "--classes", "7", "--out", str(tmp_path / "out")]) == 0
+    (row,) = rows_of(capsys.readouterr().out)  # B has no class 7
+    assert (row["run"], row["class"]) == ("A", "class 7")
+    assert main([*folders, "--classes", "8"]) == 0
+    assert [row["run"] for row in rows_of(capsys.readouterr().out)] == ["A", "B"]
+    assert main([*folders, "--classes", "8,0"]) == 2  # the head is no class, though it has one
+    assert "got class 0, expected one of: class 7, class 8, head" in capsys.readouterr().err
+
+
 def test_two_checkpoints_of_one_name_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,7 +141,7 @@ class Objective:
         return Rows(self.network, self.parameters, self.frozen)
 
     @cached_property
-    def _parts(self) -> dict[int, list[tuple[Samples, Tensor]]]:
+    def _parts(self) -> dict[int, list[tuple[Samples, Tensor | None]]]:
         return {}  # by batch size: views, in order
 
     @property
@@ -287,15 +287,16 @@ class Objective:
 
     def batch(self, rows: slice | Int[Tensor, " k"]) -> Batch:
         """Prepare some samples: inputs laid out on the device, targets, weights in `dtype`."""
-        return self._prepared(self.samples.select(rows), self.weights[rows])
+        weights = self.weights[rows].to(self.dtype)
+        return *self._prepared(self.samples.select(rows)), weights
 
-    def _prepared(self, samples: Samples, weights: Tensor) -> Batch:
+    def _prepared(self, samples: Samples) -> tuple[Tensor, Tensor]:
         x = samples.prepared(self.dtype, self.device, generator=self.redraw)
         if x.dim() == 4:
             # A copy with its own strides: one channel is channels-last in any layout, and the
             # kernels, and with them the last bits, would follow the layout of the source.
             x = torch.empty_like(x, memory_format=self.rows.layout).copy_(x)
-        return x, samples.targets, weights.to(self.dtype)
+        return x, samples.targets
 
     def _functions(self) -> Iterator[Function]:
         """Yield the weighted sum of the losses of each batch, as a function of the parameters."""
@@ -303,23 +304,25 @@ class Objective:
         if parts is None:
             size, count = self.batch_size, len(self.samples)
             cuts = [slice(i, i + size) for i in range(0, count, size)]
-            parts = [(self.samples.select(cut), self.weights[cut]) for cut in cuts]
+            parts = [(self.samples.select(cut), _unless_one(self.weights[cut])) for cut in cuts]
             self._parts[size] = parts
-        for part in reversed(parts) if self.backwards else parts:
-            yield partial(self._weighted_sum, *self._prepared(*part))
+        for samples, weights in reversed(parts) if self.backwards else parts:
+            weights = None if weights is None else weights.to(self.dtype)
+            yield partial(self._weighted_sum, *self._prepared(samples), weights)
 
     def _weighted_sum(
-        self, inputs: Tensor, targets: Tensor, weights: Tensor, parameters: Parameters
+        self, inputs: Tensor, targets: Tensor, weights: Tensor | None, parameters: Parameters
     ) -> Tensor:
         output = torch.func.functional_call(self.network, parameters, (inputs,))
         losses = self.loss.per_sample(logits_of(output), targets)
-        if losses.shape != weights.shape:
+        count = len(targets)
+        if losses.shape != (count,):
             raise SpectraError(
-                f"got a loss of shape {tuple(losses.shape)} for {len(weights)} samples, "
-                f"expected ({len(weights)},): a reduced loss cannot be weighted by sample and "
+                f"got a loss of shape {tuple(losses.shape)} for {count} samples, expected "
+                f"({count},): a reduced loss cannot be weighted by sample and "
                 'the result would depend on the batches; use reduction="none"'
             )
-        return (losses * weights).sum()
+        return (losses if weights is None else losses * weights).sum()
 
     def _total(self, share: Callable[[Function], Tensor]) -> Tensor:
         """Sum over the batches in float64; halve the batch when memory runs out."""
@@ -380,3 +383,12 @@ class Objective:
         if isinstance(self.loss, LossSpec):
             require_outputs(logits, int(self.samples.targets.max()) + 1)
         return seen
+
+
+def _unless_one(weights: Tensor) -> Tensor | None:
+    """Leave out weights that change nothing.
+
+    A factor without a tangent costs a forward-mode product up to a millisecond for every batch:
+    torch carries a symbolic zero along for it, and works out its shapes in Python.
+    """
+    return None if bool((weights == 1).all()) else weights

@@ -58,7 +58,7 @@ def follow(
     Args:
         run_dirs: folders of runs; all are looked through before the first product.
         plan: what to compute at every epoch.
-        folder: where the results go, saved after every spectrum; nothing is written when None.
+        folder: where the results go, saved as they come; nothing is written when None.
         resume: take over what `folder` holds of the same checkpoints and settings.
         published: which published values stand beside each run, as in `published.curve_for`; one
             for all, or one a run.
