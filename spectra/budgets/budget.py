@@ -51,7 +51,6 @@ from .stored import (
     stored_run,
 )
 
-_KEPT = (5, 20, 32, 36)  # epochs of the short runs that `quick` follows
 _EMPTY = "not computed yet"
 
 
@@ -62,6 +61,7 @@ class _Means:
     released: Mapping[str, Any]  # what it changes in a plan
     around: Plan  # of a landscape
     survey: Survey
+    kept: tuple[int, ...] = (5, 20, 32, 36, 40)  # epochs of a short run that are followed
 
 
 _QUICK = Plan(overall=True, classes=(0, 8), steps=30, probes=3, max_samples=64)
@@ -292,15 +292,16 @@ class Budget:
             )
 
     def _short_run(self, step: str) -> Path:
-        recipe = find_recipe(f"{BUDGETS[self.name].runs}-{step}")
-        recipe = replace(recipe, epochs=40)
+        means = BUDGETS[self.name]
+        *kept, epochs = means.kept
+        recipe = replace(find_recipe(f"{means.runs}-{step}"), epochs=epochs)
         folder = self.root / "runs" / "notebooks" / f"digits-{step}"
         held = folder / "run.json"
         asked = json.loads(json.dumps(recipe.to_dict()))
         if not held.exists() or json.loads(held.read_text(encoding="utf-8"))["recipe"] != asked:
             print(f"training {recipe.name} for {recipe.epochs} epochs")
             samples, test = (open_data(recipe.data_spec, split=s) for s in ("train", "test"))
-            train(recipe, samples, test, folder=folder, save_at=_KEPT, overwrite=True, quiet=True)
+            train(recipe, samples, test, folder=folder, save_at=kept, overwrite=True, quiet=True)
         return folder
 
     def _stored_run(self, step: str, plan: Plan, asked: Collection[str]) -> RunTrajectory:

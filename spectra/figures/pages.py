@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,14 +244,30 @@ def save(figures: Sequence[Figure], folder: str | Path, stem: str = "esd") -> li
     }
     with mpl.rc_context(fname=STYLE):
         for i, figure in enumerate(figures):
-            for kind, metadata in dateless.items():
-                path = Path(folder) / f"{stem}{f'-{i + 1}' if i else ''}.{kind}"
-                with replacing(path) as partial:
-                    figure.savefig(partial, format=kind, metadata=metadata)
-                    if kind == "png":
-                        _shrink(partial)
-                paths.append(path)
+            with _laid_out(figure):
+                for kind, metadata in dateless.items():
+                    path = Path(folder) / f"{stem}{f'-{i + 1}' if i else ''}.{kind}"
+                    with replacing(path) as partial:
+                        figure.savefig(partial, format=kind, metadata=metadata)
+                        if kind == "png":
+                            _shrink(partial)
+                    paths.append(path)
     return paths
+
+
+@contextlib.contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay a page out once for all its files: a layout takes longer than the drawing."""
+    engine = figure.get_layout_engine()
+    if engine is None:
+        yield
+        return
+    engine.execute(figure)
+    figure.set_layout_engine(None)  # "none" leaves a place for one, and every page is drawn twice
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
 
 
 def _shrink(path: Path) -> None:

@@ -19,13 +19,14 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectra.devices import Named, recorded
 from spectra.hessian.batching import free_bytes, out_of_memory
+from spectra.hessian.norms import Maps, written_out
 from spectra.hessian.objective import Batch, Objective
 from spectra.hessian.products import Function, KeptName, Parameters, PathName, differentiated
-from spectra.hessian.tracing import Program, trace, written_out
+from spectra.hessian.tracing import Program, trace
 
 Linear = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # v to H v, both by parameter
 _SHARE = 2  # of free memory: the rest is for the basis and for a batch at work
@@ -84,6 +85,8 @@ class KeptProducts:
         self._kept_bytes = 0  # that they take
         self._space = 0  # bytes that could have been kept when they were taken over
         self._programs: dict[int, Program] = {}  # by samples at once
+        self._written: tuple[nn.Module, Maps] | None = None  # the network that they were traced of
+        self._at: Parameters = {}  # the parameters of the objective at hand, as that one takes them
         self._fixed: list[int] = []  # versions of what the programs hold as constants
         self._room = budget  # for the objective at hand; 0 once memory has run out
         self._made = _FEW  # products since the last one took over
@@ -177,7 +180,7 @@ class KeptProducts:
         moving = [parameter._version for parameter in objective.rows.here().values()]
         others = [tensor._version for tensor in _tensors(objective)]
         if others != self._fixed:
-            self._programs, self._fixed = {}, others
+            self._programs, self._written, self._fixed = {}, None, others
         if not self._pieces or moving + others != self._versions:
             self._take_over(objective)
             self._versions = moving + others
@@ -187,7 +190,10 @@ class KeptProducts:
         return self._sum(objective, vector)
 
     def _sum(self, objective: Objective, vector: Tensor) -> Tensor:
-        names = list(objective.rows.here())
+        names, maps = objective.rows.live, None
+        if self.name != "kept-graph":
+            maps = self._network(objective)[1]
+            vector = maps.of(vector)
         direction = list(objective.rows.split(vector).values())
         total: Tensor | None = None
         for piece in reversed(self._pieces) if objective.backwards else self._pieces:
@@ -198,11 +204,22 @@ class KeptProducts:
             part = objective.rows.flatten(dict(zip(names, linear(direction), strict=True)))
             total = part.double() if total is None else total.add_(part)
         assert total is not None
-        return total
+        return total if maps is None else maps.back(total)
+
+    def _network(self, objective: Objective) -> tuple[nn.Module, Maps]:
+        """Write the network out for the programs, once for all of them."""
+        if self._written is None:
+            self._written = written_out(objective.network, objective.rows.places)
+        return self._written
 
     def _take_over(self, objective: Objective) -> None:
         """Keep as much of an objective as the budget allows."""
         self._clear()
+        self._at = objective.rows.here()
+        if self.name != "kept-graph":
+            theta = self._network(objective)[1].of(objective.rows.flatten(self._at))
+            # Copies: to trace views of one vector takes long, and goes wrong the second time.
+            self._at = {name: part.clone() for name, part in objective.rows.split(theta).items()}
         left = self._room
         if left is None:
             left = (free_bytes(objective.device) - self.reserve) // _SHARE
@@ -246,7 +263,7 @@ class KeptProducts:
 
     def _linear(self, objective: Objective, batch: Batch) -> tuple[Linear, int]:
         """Compute all that the products with one batch share; count its bytes."""
-        at = objective.rows.here()
+        at = self._at
         if self.name == "kept-graph":
             known = {_start(p) for p in objective.network.parameters()}
             with _counted_saves() as sizes:
@@ -260,12 +277,12 @@ class KeptProducts:
     def _program(self, objective: Objective, batch: Batch) -> Program:
         size = len(batch[1])
         if size not in self._programs:
-            out = replace(objective, network=written_out(objective.network))
+            out = replace(objective, network=self._network(objective)[0])
 
             def bound(inputs: Tensor, targets: Tensor, weights: Tensor) -> Function:
                 return partial(out._weighted_sum, inputs, targets, weights)
 
-            program = trace(bound, objective.rows.here(), batch)
+            program = trace(bound, self._at, batch)
             self._programs[size] = program.compiled() if self.name == "compiled" else program
         return self._programs[size]
 

@@ -39,6 +39,17 @@ class Rows:
         """Names of the parameters that are not frozen."""
         return [name for name in self.names if name not in self.frozen]
 
+    @property
+    def places(self) -> dict[str, slice]:
+        """Say where in a flat vector the parameters lie that are not frozen."""
+        found, start = {}, 0
+        for name in self.names:
+            end = start + self.network.get_parameter(name).numel()
+            if name not in self.frozen:
+                found[name] = slice(start, end)
+            start = end
+        return found
+
     def here(self, shift: Float[Tensor, " n"] | None = None) -> Parameters:
         """Look up the parameters that are not frozen, or a place nearby.
 
@@ -55,13 +66,8 @@ class Rows:
     def split(self, vector: Float[Tensor, " n"]) -> Parameters:
         """Cut a flat vector into pieces of the parameters' shapes, but for the frozen ones."""
         pieces: Parameters = {}
-        offset = 0
-        for name in self.names:
-            like = self.network.get_parameter(name)
-            piece = vector[offset : offset + like.numel()].view(like.shape)
-            offset += like.numel()
-            if name in self.frozen:
-                continue
+        for name, place in self.places.items():
+            piece = vector[place].view(self.network.get_parameter(name).shape)
             if piece.dim() == 4:
                 piece = piece.contiguous(memory_format=self.layout)
             pieces[name] = piece

@@ -12,29 +12,17 @@ already is not kept, but computed again in `apply`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from spectra.hessian.products import Function, Parameters, forward_over_reverse
 
 aten = torch.ops.aten
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_HOW = ("stride", "padding", "dilation", "groups")
-_LAYERS: dict[type[nn.Module], tuple[Callable[..., Tensor], Sequence[str]]] = {
-    nn.Linear: (F.linear, ()),
-    nn.Conv1d: (F.conv1d, _HOW),
-    nn.Conv2d: (F.conv2d, _HOW),
-    nn.Conv3d: (F.conv3d, _HOW),
-}
 Bound = Callable[..., Function]  # the tensors of a batch -> the weighted sum of its losses
 
 
@@ -49,90 +37,6 @@ class Program:
         """Compile both halves; the compiler runs at their first calls."""
         halves = (self.prepare, self.apply)
         return Program(*(torch.compile(half, dynamic=False) for half in halves))
-
-
-def written_out(network: nn.Module) -> nn.Module:
-    """Copy a network, its evaluation-mode batch norms written out as the affine maps they are.
-
-    One that follows a convolution (or a linear layer) is drawn into its weights,
-
-        s∘(W∗x + b) + t = (s∘W)∗x + (s∘b + t),   s = γ/√(σ² + ε),   t = β − s∘μ
-
-    so that what derivatives of γ and β ask of it is done on weights and not on activations. The
-    function of W, b, γ and β stays the same, and with it the Hessian.
-
-    Args:
-        network: in evaluation mode.
-
-    Returns:
-        A module whose parameters and buffers have the same names and values.
-    """
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if type(module) in _NORMS:
-            module.__class__ = _Affine
-        elif type(module) in _SIGNING:
-            module.__class__ = _SIGNING[type(module)]
-    return network
-
-
-def _signing(
-    layer: type[nn.Module], function: Callable[..., Tensor], how: Sequence[str]
-) -> type[nn.Module]:
-    """Derive a layer whose outputs say what they were made of, to a batch norm that comes next."""
-
-    def forward(self: Any, input: Tensor) -> Tensor:
-        output: Tensor = layer.forward(self, input)
-        made = (output, input, self.weight, self.bias)
-        plain = getattr(self, "padding_mode", "zeros") == "zeros"
-        if plain and not any(tensor is not None and tensor.is_inference() for tensor in made):
-            again = partial(function, **{name: getattr(self, name) for name in how})
-            output.made_of = (again, *made[1:], _versions(made))  # type: ignore[attr-defined]
-        return output
-
-    return type(layer.__name__, (layer,), {"forward": forward})
-
-
-_SIGNING = {layer: _signing(layer, *called) for layer, called in _LAYERS.items()}
-
-
-def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [-1 if tensor is None else tensor._version for tensor in tensors]
-
-
-class _Affine(nn.BatchNorm2d):
-    def forward(self, input: Tensor) -> Tensor:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        scale = torch.rsqrt(self.running_var + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.running_mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias
-        drawn_in = _drawn_in(input, scale, shift)
-        if drawn_in is not None:
-            return drawn_in
-        shape = (-1,) + (1,) * (input.dim() - 2)
-        return input * scale.view(shape) + shift.view(shape)
-
-
-def _drawn_in(made: Tensor, scale: Tensor, shift: Tensor) -> Tensor | None:
-    """Let the layer that made a tensor scale and shift its channels; None where it cannot.
-
-    The layer's own output is then computed in vain, and falls out of the traced program.
-    """
-    if not hasattr(made, "made_of"):
-        return None
-    again, x, weight, bias, versions = made.made_of
-    if _versions((made, x, weight, bias)) != versions:  # changed in place since
-        return None
-    if made.dim() != weight.dim():  # no batch, or its channels are not the second dimension
-        return None
-    weight = weight * scale.view((-1,) + (1,) * (weight.dim() - 1))
-    bias = shift if bias is None else bias * scale + shift
-    drawn_in: Tensor = again(x, weight, bias)
-    return drawn_in
 
 
 def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectra.hessian import KeptProducts, Objective
+from spectra.hessian.norms import written_out
 from spectra.hessian.products import KeptName
-from spectra.hessian.tracing import written_out
 from spectra.losses import LossSpec
 from tests.zoo import CLASSES, MODELS, build
 
@@ -440,9 +440,10 @@ def test_a_norm_drawn_into_the_layer_before_it_leaves_every_second_derivative(
 
 
 def test_products_scale_no_activation_and_add_no_zeros(device: torch.device) -> None:
-    objective, _ = problem(residual_net(), images(4), device)
+    objective, v = problem(residual_net(), images(4), device)
     kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
-    program = kept._program(objective, objective.batch(slice(0, 4)))
+    kept.product(objective, v)
+    (program,) = kept._programs.values()
     assert isinstance(program.apply, fx.GraphModule)
     aten, nodes = torch.ops.aten, program.apply.graph.nodes
     multiplied = [node.meta["val"].shape for node in nodes if node.target is aten.mul.Tensor]
@@ -479,12 +480,53 @@ def test_a_sum_with_zeros_is_more_than_its_other_term(sum_of: str, device: torch
 
 def test_written_out_norms_are_the_same_function_with_the_same_names() -> None:
     model = residual_net()
-    out = written_out(model)
+    out, maps = written_out(model, {})
+    assert len(maps.weights) == 0
     assert list(out.state_dict()) == list(model.state_dict())
     x = images(3)
     with torch.no_grad():
         assert off(out(x), model(x)) < 1e-14
     assert type(model.bn1) is nn.BatchNorm2d  # the caller's is left as it was
+
+
+def test_norms_by_their_maps_are_the_same_function_and_give_the_same_gradient(
+    device: torch.device,
+) -> None:
+    objective, _ = problem(residual_net(), images(3), device)
+    model, rows, x = objective.network, objective.rows, images(3).to(device)
+    out, maps = written_out(model, rows.places)
+    assert len(maps.weights) == 2 * 4  # two norms of four channels
+
+    def loss(network: nn.Module, at: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(network, at, (x,)).square().sum()
+
+    here = rows.here()
+    mapped = rows.split(maps.of(rows.flatten(here)))
+    assert off(loss(out, mapped), loss(model, here)) < 1e-14
+    expected = rows.flatten(torch.func.grad(lambda at: loss(model, at))(here))
+    by_maps = rows.flatten(torch.func.grad(lambda at: loss(out, at))(mapped))
+    assert off(by_maps, expected) > 0.01
+    assert off(maps.back(by_maps), expected) < 1e-12
+
+
+@pytest.mark.parametrize("how", ["one weight for two norms", "a frozen bias", "no weight"])
+def test_norms_whose_map_is_not_theirs_alone_keep_their_parameters(
+    how: str, device: torch.device
+) -> None:
+    model = residual_net()
+    one, other = model.bn1, model.bn2
+    if how == "one weight for two norms":
+        other.weight = one.weight
+    elif how == "a frozen bias":
+        one.bias.requires_grad_(False)
+    else:
+        model.bn1 = nn.BatchNorm2d(one.num_features, affine=False).double().eval()
+    objective, v = problem(model, images(4), device)
+    _, maps = written_out(objective.network, objective.rows.places)
+    assert len(maps.weights) == (0 if how == "one weight for two norms" else 4)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    assert off(kept.product(objective, v), objective.product(v, "double-backward")) < 1e-10
+    assert not kept.note
 
 
 def test_a_linearized_product_convolves_twice_as_often_as_a_gradient_at_most(
