@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-# Shape annotations are checked while the tests run, and only then (design: conventions).
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Shape annotations are checked while the tests run, and only then (design: conventions). Modules
+# without any are left alone: each call there would take longer for nothing.
 if importlib.util.find_spec("beartype") is not None:
     from jaxtyping import install_import_hook
 
-    install_import_hook("spectra", "beartype.beartype")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+    with_shapes = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for path in (REPOSITORY / "spectra").rglob("*.py")
+        if "from jaxtyping import" in path.read_text(encoding="utf-8")
+    ]
+    install_import_hook(with_shapes, "beartype.beartype")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

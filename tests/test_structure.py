@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "spectra"
@@ -162,6 +163,16 @@ def test_a_library_is_known_to_few_rooms(library: str, rooms: set[str]) -> None:
         if any(name.split(".")[0] == library for name in imports_of(path))
     }
     assert knowing == rooms
+
+
+def test_shapes_are_checked_while_the_tests_run() -> None:
+    pytest.importorskip("beartype")
+    from jaxtyping import TypeCheckError
+
+    from spectra.losses import LossSpec
+
+    with pytest.raises(TypeCheckError):
+        LossSpec().per_sample(torch.zeros(2, 3), torch.zeros(4, dtype=torch.long))
 
 
 def test_only_the_study_knows_the_released_protocol() -> None:
