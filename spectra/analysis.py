@@ -1,7 +1,7 @@
 """The hallway: from an opened checkpoint and its data to the spectrum of every class.
 
 Each set of samples that was asked for is studied and saved; nothing is computed twice after an
-interruption.
+interruption, nor, after the process was killed, but for the last seconds.
 """
 
 from __future__ import annotations
@@ -86,13 +86,14 @@ def analyze(
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
     meter.begin(*study.cost(todo))
-    keep: Keeping[Analysis] = Keeping(lambda held: None if folder is None else held.save(folder))
+    keep: Keeping[Analysis] = Keeping(lambda found: None if folder is None else found.save(folder))
     with keep:
         for part in todo:
             with study.assisted(part):
                 for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
                     analysis = study.noted(analysis.with_spectrum(spectrum))
-                    keep(analysis)
+                    # The vectors of an unfinished part lie in a file of their own, already.
+                    keep(analysis, at_once=not spectrum.complete)
     if processes is not None:
         processes.tell(None)
     return _in_order(analysis, study.parts)

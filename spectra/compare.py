@@ -71,10 +71,11 @@ def _of_classes(
     if not classes:
         return list(held)
     wanted = [f"class {c}" for c in classes]
-    stored = {label: None for _, analysis in held for label in analysis.labels}
-    for label in wanted:
-        if label not in stored:
-            raise SpectraError(f"got {label}, expected one of: {', '.join(stored) or 'nothing'}")
+    labels = {label for _, analysis in held for label in analysis.labels}
+    known = sorted(int(label[6:]) for label in labels if label.startswith("class "))
+    if missing := [c for c in classes if c not in known]:
+        stored = ", ".join(map(str, known)) or "none"
+        raise SpectraError(f"got class {missing[0]}, expected one that is stored: {stored}")
     return [
         (name, replace(analysis, spectra=tuple(s for s in analysis.spectra if s.label in wanted)))
         for name, analysis in held

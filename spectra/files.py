@@ -4,9 +4,9 @@ import contextlib
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -82,11 +82,11 @@ def write_pair(
 
 
 class Keeping(Generic[Held]):
-    """Write a growing whole again and again, for a twentieth of the time at most.
+    """Write a growing whole again and again, for about a twentieth of the time.
 
-    The whole is written at once where the last time was quick, else when twenty times that has
-    passed, and always on leaving, by an error, too. So a hundred classes cost no more to save than
-    ten, and a process that is killed loses little.
+    The whole is written when twenty times the duration of the last write has passed, and always on
+    leaving, by an error, too (which a failing write then takes the place of). So a hundred classes
+    cost no more to save than ten, and a process that is killed loses what came within that time.
 
     Args:
         write: takes the whole.
@@ -103,17 +103,22 @@ class Keeping(Generic[Held]):
     def __exit__(self, *_: object) -> None:
         self._flush()
 
-    def __call__(self, whole: Held) -> None:
+    def __call__(self, whole: Held, *, at_once: bool = False) -> None:
         """Take the whole as it is now in the place of what it was."""
         self._waiting = [whole]
-        if time.monotonic() >= self._due:
+        if at_once or monotonic() >= self._due:
             self._flush()
 
     def _flush(self) -> None:
-        start = time.monotonic()
-        while self._waiting:  # what cannot be written is not tried again on the way out
-            self._write(self._waiting.pop())
-        now = time.monotonic()
+        start = monotonic()
+        try:
+            for whole in self._waiting:
+                self._write(whole)
+        except Exception:
+            self._waiting = []  # what cannot be written is not tried again on the way out
+            raise
+        self._waiting = []
+        now = monotonic()
         self._due = now + 20 * (now - start)
 
 

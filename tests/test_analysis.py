@@ -686,12 +686,32 @@ def test_a_full_disk_stops_the_run_and_no_class_counts_as_failed(
         return save(self, folder)
 
     monkeypatch.setattr(Analysis, "save", full)
+    monkeypatch.setattr("spectra.files.monotonic", lambda: 0.0)  # nothing waits
     with pytest.raises(StorageError):
         analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
     monkeypatch.undo()
     assert Analysis.load(tmp_path).finished == ("overall", "class 0")
     done = analyze(checkpoint(), plan, train=samples(), folder=tmp_path, resume=True)
     assert [s.error for s in done.spectra] == [None] * 4
+
+
+def test_only_what_is_finished_waits_to_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vectors of an unfinished class lie on the disk, and resume only beside its results."""
+    times = iter(range(1000))  # each look at the clock comes a second later
+    save, saved = Analysis.save, []
+
+    def slow(self: Analysis, folder: str | Path) -> Path:
+        saved.append([s.complete for s in self.spectra])
+        return save(self, folder)
+
+    monkeypatch.setattr(Analysis, "save", slow)
+    monkeypatch.setattr("spectra.files.monotonic", lambda: float(next(times)))
+    plan = replace(PLAN, overall=False, per_class=False, classes=(0, 1), probes=2, steps=3)
+    found = analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    assert saved == [[False], [True, False], [True, True]]
+    assert Analysis.load(tmp_path).finished == found.labels
 
 
 def test_what_fits_the_memory_is_learnt_once_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,7 +217,7 @@ def test_some_classes_alone_can_be_asked_for(
     assert main([*folders, "--classes", "8"]) == 0
     assert [row["run"] for row in rows_of(capsys.readouterr().out)] == ["A", "B"]
     assert main([*folders, "--classes", "8,0"]) == 2  # the head is no class, though it has one
-    assert "got class 0, expected one of: class 7, class 8, head" in capsys.readouterr().err
+    assert "got class 0, expected one that is stored: 7, 8\n" in capsys.readouterr().err
 
 
 def test_two_checkpoints_of_one_name_are_refused(

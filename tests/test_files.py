@@ -55,7 +55,7 @@ def test_trying_a_folder_out_leaves_nothing_in_it(tmp_path: Path) -> None:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr("spectra.files.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("spectra.files.monotonic", lambda: self.now)
 
 
 def test_a_growing_whole_is_written_for_a_twentieth_of_the_time(
@@ -99,6 +99,34 @@ def test_what_waits_to_be_written_is_written_on_the_way_out(
     with pytest.raises(error):
         run()
     assert written == ["a", "abc"]
+
+
+def test_what_cannot_wait_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = Clock(monkeypatch), []
+
+    def write(whole: str) -> None:
+        written.append(whole)
+        clock.now += 1.0
+
+    with Keeping(write) as keep:
+        keep("a")
+        keep("ab")
+        keep("abc", at_once=True)
+        assert written == ["a", "abc"]
+    assert written == ["a", "abc"]
+
+
+def test_a_write_that_was_interrupted_is_made_on_the_way_out() -> None:
+    written = []
+
+    def write(whole: str) -> None:
+        written.append(whole)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Keeping(write) as keep:
+        keep("a")
+    assert written == ["a", "a"]
 
 
 def test_what_cannot_be_written_is_tried_once() -> None:

@@ -8,7 +8,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import pytest
+from matplotlib import pyplot
 
 from spectra import Analysis, Plan, SpectraError, analyze, load_checkpoint, open_data
 from spectra.budgets import BUDGETS, Budget, beside, table
@@ -60,7 +62,10 @@ def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_notebook_runs_on_the_digits(path: Path, clone: Path, fewer: None) -> None:
     source = "\n".join(cells(path))
     assert len(CHOICE.findall(source)) == 1
-    exec(compile(CHOICE.sub('budget = "quick"', source), path.name, "exec"), {})
+    code = compile(CHOICE.sub('budget = "quick"', source), path.name, "exec")
+    with matplotlib.rc_context():
+        exec(code, {"__name__": "__main__"})
+    pyplot.close("all")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

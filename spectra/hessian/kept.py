@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from spectra.devices import Named, recorded
 from spectra.hessian.batching import free_bytes, out_of_memory
+from spectra.hessian.network import logits_of
 from spectra.hessian.norms import Maps, written_out
 from spectra.hessian.objective import Batch, Objective
 from spectra.hessian.products import Function, KeptName, Parameters, PathName, differentiated
@@ -30,6 +31,7 @@ from spectra.hessian.tracing import Program, trace
 
 Linear = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # v to H v, both by parameter
 _SHARE = 2  # of free memory: the rest is for the basis and for a batch at work
+_SAME = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative: outputs in another order
 _REPLAYED = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative: sums in another order
 _FEW = 3  # products after which what they share has paid for itself
 _TURNS = 2  # changes of objective after fewer than that, in a row, that are put up with
@@ -159,7 +161,7 @@ class KeptProducts:
         self._owner, self._changes = None, 0
 
     def _clear(self) -> None:
-        self._pieces, self._replay, self._versions = [], None, []
+        self._pieces, self._replay, self._versions, self._at = [], None, [], {}
         self.kept_samples = self._kept_bytes = 0
 
     def _change(self, objective: Objective) -> None:
@@ -209,17 +211,26 @@ class KeptProducts:
     def _network(self, objective: Objective) -> tuple[nn.Module, Maps]:
         """Write the network out for the programs, once for all of them."""
         if self._written is None:
-            self._written = written_out(objective.network, objective.rows.places)
+            written = written_out(objective.network, objective.rows.places)
+            if not self._same(objective, *written):
+                written = written_out(objective.network, {})
+            self._written = written
         return self._written
+
+    def _same(self, objective: Objective, network: nn.Module, maps: Maps) -> bool:
+        """Compare the outputs for one sample: a norm's parameters may be read by others, too."""
+        call, inputs = torch.func.functional_call, objective.batch(slice(0, 1))[0]
+        with torch.no_grad():
+            ours = logits_of(call(network, _mapped(objective, maps), (inputs,)))
+            theirs = logits_of(call(objective.network, objective.rows.here(), (inputs,)))
+        return bool((ours - theirs).norm() <= _SAME[objective.dtype] * theirs.norm())
 
     def _take_over(self, objective: Objective) -> None:
         """Keep as much of an objective as the budget allows."""
         self._clear()
         self._at = objective.rows.here()
         if self.name != "kept-graph":
-            theta = self._network(objective)[1].of(objective.rows.flatten(self._at))
-            # Copies: to trace views of one vector takes long, and goes wrong the second time.
-            self._at = {name: part.clone() for name, part in objective.rows.split(theta).items()}
+            self._at = _mapped(objective, self._network(objective)[1])
         left = self._room
         if left is None:
             left = (free_bytes(objective.device) - self.reserve) // _SHARE
@@ -309,6 +320,14 @@ class KeptProducts:
             self._replay = step
         else:
             self.note = f"not recorded as a CUDA graph ({why})"
+
+
+def _mapped(objective: Objective, maps: Maps) -> Parameters:
+    """Look the parameters up as a written-out network expects them."""
+    here = objective.rows.here()
+    parts = objective.rows.split(maps.of(objective.rows.flatten(here))) if maps.names else here
+    # Copies: tracing by shapes fails, from the second time on, with views of one vector.
+    return here | {name: parts[name].clone() for name in maps.names}
 
 
 def _through_graph(f: Function, at: Parameters) -> Linear:

@@ -2,7 +2,7 @@
 
 Nothing here touches the caller's module. Batch norm in evaluation mode is an affine map of its
 inputs, and torch's own kernel for it the fastest form of that map where autograd runs: written out
-as multiply and add it cost 4 % more on ResNet-32. `tracing` draws it into a layer before it.
+as multiply and add it cost 4 % more on ResNet-32. `norms` draws it into a layer before it.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ One that follows a convolution (or a linear layer) is drawn into that one's weig
 
 so that what derivatives of γ and β ask of it is done on weights and not on activations. And
 since (s, t) = A(γ, β) is linear, the loss may be differentiated by s and t themselves, with
-constants nowhere near it (torch carries a symbolic zero along for each, which takes half of the
-time to trace a residual network, and a quarter of its operations): H = Aᵀ H′ A.
+constants nowhere near it: H = Aᵀ H′ A. (Torch carries a symbolic zero along for each constant.
+Without them ResNet-32 is traced in two thirds of the time, 4.0 s in place of 6.2 on an AMD EPYC, to
+a program of 1423 operations in place of 1821; its convolutions take as long as ever.)
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _LAYERS: dict[type[nn.Module], tuple[Callable[..., Tensor], Sequence[str]]] = {
 class Maps:
     """A(γ, β) of the norms that are given s and t in their place, on flat vectors of length n."""
 
+    names: frozenset[str]  # of the parameters
     weights: Tensor  # (k,) where the γ lie, a row a channel
     biases: Tensor  # (k,) where the β of the same channels lie
     factors: Tensor  # (k,) c, in float64
@@ -49,7 +51,7 @@ class Maps:
 
     def of(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Put s and t in the place of γ and β, in parameters or in a direction: A v."""
-        if len(self.weights) == 0:
+        if not self.names:
             return vector
         c, mean = self.factors.to(vector.dtype), self.means.to(vector.dtype)
         mapped, scale = vector.clone(), vector[self.weights] * c
@@ -59,7 +61,7 @@ class Maps:
 
     def back(self, gradient: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
         """Turn a derivative by s and t into the one by γ and β, in place: Aᵀ g."""
-        if len(self.weights) == 0:
+        if not self.names:
             return gradient
         by_scale = gradient[self.weights] - self.means * gradient[self.biases]
         gradient[self.weights] = self.factors * by_scale
@@ -70,17 +72,19 @@ def written_out(network: nn.Module, places: Mapping[str, slice]) -> tuple[nn.Mod
     """Copy a network, its batch norms written out.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode. The copy shares its parameters.
         places: the parameters that it will be called with, and where in a flat vector they lie. A
             norm whose weight and bias are both among them, and belong to no other module, expects
             s and t in their place.
 
     Returns:
         A module whose parameters and buffers have the same names and values, and the maps that it
-        expects. At `Maps.of` the parameters it is the same function of them.
+        expects. At `Maps.of` the parameters it is the same function of them, unless something else
+        than a norm itself reads its γ or β.
     """
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network, {id(p): p for p in network.parameters()})
     holders = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    names: set[str] = set()
     norms: list[tuple[slice, slice, _Affine]] = []
     for name, module in network.named_modules():
         if type(module) in _SIGNING:
@@ -93,18 +97,23 @@ def written_out(network: nn.Module, places: Mapping[str, slice]) -> tuple[nn.Mod
         alone = all(holders[id(own)] == 1 for own in module.parameters(recurse=False))
         module.mapped = alone and weight in places and bias in places
         if module.mapped:
+            names |= {weight, bias}
             norms.append((places[weight], places[bias], module))
-    return network, _maps(norms)
+    return network, _maps(frozenset(names), norms)
 
 
-def _maps(norms: Sequence[tuple[slice, slice, _Affine]]) -> Maps:
+def _maps(names: frozenset[str], norms: Sequence[tuple[slice, slice, _Affine]]) -> Maps:
     if not norms:
-        return Maps(*(torch.arange(0) for _ in range(2)), *(torch.zeros(0) for _ in range(2)))
+        return Maps(names, torch.arange(0), torch.arange(0), torch.zeros(0), torch.zeros(0))
     weights, biases, modules = zip(*norms, strict=True)
     factors, means = zip(*(module.statistics() for module in modules), strict=True)
-    lie = (torch.cat([torch.arange(at.start, at.stop) for at in ats]) for ats in (weights, biases))
-    values = (torch.cat(each).double() for each in (factors, means))
-    return Maps(*(rows.to(factors[0].device) for rows in lie), *values)
+    device = factors[0].device
+
+    def rows(places: Sequence[slice]) -> Tensor:
+        return torch.cat([torch.arange(at.start, at.stop, device=device) for at in places])
+
+    c, mean = torch.cat(factors).double(), torch.cat(means).double()
+    return Maps(names, rows(weights), rows(biases), c, mean)
 
 
 def _signing(

@@ -529,6 +529,27 @@ def test_norms_whose_map_is_not_theirs_alone_keep_their_parameters(
     assert not kept.note
 
 
+class Reader(nn.Module):
+    """Reads a norm's parameters past the norm itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Residual()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x) * self.inner.bn1.weight.sum()
+        return out
+
+
+def test_a_norm_whose_parameters_others_read_keeps_them(device: torch.device) -> None:
+    model = Reader().double().eval()
+    model.inner.load_state_dict(residual_net().state_dict())
+    objective, v = problem(model, images(4), device)
+    kept = KeptProducts("linearized", objective, "double-backward", sizes=(4,))
+    assert off(kept.product(objective, v), objective.product(v, "double-backward")) < 1e-10
+    assert not kept.note
+
+
 def test_a_linearized_product_convolves_twice_as_often_as_a_gradient_at_most(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
