@@ -219,10 +219,10 @@ class KeptProducts:
 
     def _same(self, objective: Objective, network: nn.Module, maps: Maps) -> bool:
         """Compare the outputs for one sample: a norm's parameters may be read by others, too."""
-        call, inputs = torch.func.functional_call, objective.batch(slice(0, 1))[0]
+        rows, inputs = objective.rows, objective.batch(slice(0, 1))[0]
         with torch.no_grad():
-            ours = logits_of(call(network, _mapped(objective, maps), (inputs,)))
-            theirs = logits_of(call(objective.network, objective.rows.here(), (inputs,)))
+            ours = logits_of(rows.call(network, _mapped(objective, maps), inputs))
+            theirs = logits_of(rows.call(objective.network, rows.here(), inputs))
         return bool((ours - theirs).norm() <= _SAME[objective.dtype] * theirs.norm())
 
     def _take_over(self, objective: Objective) -> None:

@@ -313,7 +313,7 @@ class Objective:
     def _weighted_sum(
         self, inputs: Tensor, targets: Tensor, weights: Tensor | None, parameters: Parameters
     ) -> Tensor:
-        output = torch.func.functional_call(self.network, parameters, (inputs,))
+        output = self.rows.call(self.network, parameters, inputs)
         losses = self.loss.per_sample(logits_of(output), targets)
         count = len(targets)
         if losses.shape != (count,):

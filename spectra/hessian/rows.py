@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from spectra.errors import SpectraError
 from spectra.hessian.network import memory_format
@@ -49,6 +51,25 @@ class Rows:
                 found[name] = slice(start, end)
             start = end
         return found
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Say by which name a parameter goes where another module, or attribute, holds it, too."""
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        found: dict[str, str] = {}
+        for path, module in self.network.named_modules():  # each module by its first name
+            held = module.named_parameters(path, recurse=False, remove_duplicate=False)
+            found |= {own: names[id(p)] for own, p in held if own != names[id(p)]}
+        return found
+
+    def call(self, network: nn.Module, parameters: Parameters, inputs: Tensor) -> Any:
+        """Call the network, or a copy with the same names, with some parameters in their place.
+
+        A module that goes by two names takes them once: torch's own way of tying leaves it with
+        what it was called with.
+        """
+        tied = {own: parameters[name] for own, name in self.ties.items() if name in parameters}
+        return functional_call(network, parameters | tied, (inputs,), tie_weights=False)
 
     def here(self, shift: Float[Tensor, " n"] | None = None) -> Parameters:
         """Look up the parameters that are not frozen, or a place nearby.

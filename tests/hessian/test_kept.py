@@ -529,6 +529,43 @@ def test_norms_whose_map_is_not_theirs_alone_keep_their_parameters(
     assert not kept.note
 
 
+class TwoNames(nn.Module):
+    """One layer and one norm, each under two names; one weight under two names of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.second, self.again = self.first, self.norm
+        self.head = nn.Linear(6, CLASSES)
+        self.other = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.norm(self.first(x)))
+        out: Tensor = self.head(torch.tanh(self.again(self.second(h)))) + (h @ self.other.t()).sin()
+        return out
+
+
+@pytest.mark.parametrize("name", [None, *EAGER])
+def test_a_module_of_two_names_is_called_with_its_parameters_and_keeps_its_own(
+    name: KeptName | None, device: torch.device
+) -> None:
+    model = TwoNames().double().eval()
+    draw = torch.Generator().manual_seed(2)
+    objective, v = problem(model, torch.randn(4, 6, generator=draw, dtype=torch.float64), device)
+    before = {n: p.clone() for n, p in objective.network.named_parameters()}
+    expected = objective.product(v, "double-backward")
+    step = 1e-5 * v / v.norm()
+    slopes = [objective.gradient(shift=sign * step) for sign in (1, -1)]
+    assert off((slopes[0] - slopes[1]) / (2e-5 / v.norm()), expected) < 1e-7
+    found = objective.product(v, "reverse-over-forward")
+    if name is not None:
+        kept = KeptProducts(name, objective, "double-backward", sizes=(4,))
+        found = kept.product(objective, v)
+        assert not kept.note
+    assert off(found, expected) < 1e-12
+    assert all(torch.equal(p, before[n]) for n, p in objective.network.named_parameters())
+
+
 class Reader(nn.Module):
     """Reads a norm's parameters past the norm itself."""
 
