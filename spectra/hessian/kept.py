@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from spectra.devices import Named, recorded
 from spectra.hessian.batching import free_bytes, out_of_memory
 from spectra.hessian.network import logits_of
-from spectra.hessian.norms import Maps, written_out
+from spectra.hessian.norms import NO_MAPS, Maps, written_out
 from spectra.hessian.objective import Batch, Objective
 from spectra.hessian.products import Function, KeptName, Parameters, PathName, differentiated
 from spectra.hessian.tracing import Program, trace
@@ -192,11 +192,8 @@ class KeptProducts:
         return self._sum(objective, vector)
 
     def _sum(self, objective: Objective, vector: Tensor) -> Tensor:
-        names, maps = objective.rows.live, None
-        if self.name != "kept-graph":
-            maps = self._network(objective)[1]
-            vector = maps.of(vector)
-        direction = list(objective.rows.split(vector).values())
+        names, maps = objective.rows.live, self._network(objective)[1]
+        direction = list(objective.rows.split(maps.of(vector)).values())
         total: Tensor | None = None
         for piece in reversed(self._pieces) if objective.backwards else self._pieces:
             linear = piece.linear
@@ -206,10 +203,12 @@ class KeptProducts:
             part = objective.rows.flatten(dict(zip(names, linear(direction), strict=True)))
             total = part.double() if total is None else total.add_(part)
         assert total is not None
-        return total if maps is None else maps.back(total)
+        return maps.back(total)
 
     def _network(self, objective: Objective) -> tuple[nn.Module, Maps]:
-        """Write the network out for the programs, once for all of them."""
+        """Write the network out for the programs, once; a kept graph takes it as it is."""
+        if self._written is None and self.name == "kept-graph":
+            self._written = objective.network, NO_MAPS
         if self._written is None:
             written = written_out(objective.network, objective.rows.places)
             if not self._same(objective, *written):
@@ -228,9 +227,7 @@ class KeptProducts:
     def _take_over(self, objective: Objective) -> None:
         """Keep as much of an objective as the budget allows."""
         self._clear()
-        self._at = objective.rows.here()
-        if self.name != "kept-graph":
-            self._at = _mapped(objective, self._network(objective)[1])
+        self._at = _mapped(objective, self._network(objective)[1])
         left = self._room
         if left is None:
             left = (free_bytes(objective.device) - self.reserve) // _SHARE

@@ -68,6 +68,9 @@ class Maps:
         return gradient
 
 
+NO_MAPS = Maps(frozenset(), *[torch.arange(0)] * 2, *[torch.zeros(0)] * 2)
+
+
 def written_out(network: nn.Module, places: Mapping[str, slice]) -> tuple[nn.Module, Maps]:
     """Copy a network, its batch norms written out.
 
@@ -104,7 +107,7 @@ def written_out(network: nn.Module, places: Mapping[str, slice]) -> tuple[nn.Mod
 
 def _maps(names: frozenset[str], norms: Sequence[tuple[slice, slice, _Affine]]) -> Maps:
     if not norms:
-        return Maps(names, torch.arange(0), torch.arange(0), torch.zeros(0), torch.zeros(0))
+        return NO_MAPS
     weights, biases, modules = zip(*norms, strict=True)
     factors, means = zip(*(module.statistics() for module in modules), strict=True)
     device = factors[0].device
