@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from spectra import Checkpoint, Plan, Samples
     from spectra.processes import Processes
 
-EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted, 143 by SIGTERM"
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return "--resume" in self._option_string_actions
 
     def format_help(self) -> str:
-        """Add the exit codes, and what to do after the last of them."""
+        """Add the exit codes, and what to do after the last two of them."""
         rest = " (go on with --resume)" if self.resumes else ""
         return f"{super().format_help()}\n{EXIT_CODES}{rest}\n"
 
@@ -74,11 +76,12 @@ def exit_code(
         tells: says whether the line is this process's to print.
 
     Returns:
-        0 when it is done, 2 after an error that the user can mend, 130 on Ctrl-C.
+        0 when it is done, 2 after an error that the user can mend, 130 on Ctrl-C, 143 on SIGTERM.
     """
     try:
-        command()
-        sys.stdout.flush()
+        with _terminable():
+            command()
+            sys.stdout.flush()
         return 0
     except BrokenPipeError:  # `| head` has read what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the end of Python
@@ -87,15 +90,38 @@ def exit_code(
         if tells():
             print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        code = 128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
         if not tells():
-            return 130
+            return code
         rest = "nothing was finished yet"
         if (folder := held()) is not None:
             rest = f"what is finished lies in {folder}"
             rest += "; the same command with --resume goes on there" if parser.resumes else ""
         print(f"\ninterrupted: {rest}", file=sys.stderr)
-        return 130
+        return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, which schedulers send some seconds before they kill."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: with what it has finished saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other may set a handler
+        return
+
+    def end(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:  # torchrun's processes have one of their own
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def shared_exit_code(

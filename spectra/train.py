@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -188,7 +187,7 @@ def _repeat(options: argparse.Namespace, arguments: Sequence[str], home: Path) -
             time.sleep(0 if ended else 0.1)
     finally:
         for job in jobs:
-            job.send_signal(signal.SIGINT)
+            job.terminate()  # which ends it as SIGINT would, but cannot be ignored by inheritance
         for job in jobs:
             job.wait()
     if failed:

@@ -560,10 +560,11 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     assert resumed.json == expected[0]  # untouched
 
 
-def test_a_signal_from_the_terminal_leaves_results_that_open(
-    repository: Path, tmp_path: Path
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_from_terminal_or_scheduler_leaves_results_that_open(
+    sent: signal.Signals, code: int, repository: Path, tmp_path: Path
 ) -> None:
-    """The command as a process of its own: SIGINT after the first class."""
+    """The command as a process of its own, after its first class."""
     folder = tmp_path / "out"
     flags = ["--per-class", "--steps", "25", "--max-samples", "20", "--quiet"]
     flags += ["--out", str(folder), "--device", "cpu"]
@@ -579,9 +580,9 @@ def test_a_signal_from_the_terminal_leaves_results_that_open(
     while not (folder / "esd.json").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert "Traceback" not in err
     analysis = Analysis.load(folder)
     assert analysis.finished[0] == "class 0"

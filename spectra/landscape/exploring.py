@@ -21,7 +21,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.doctor import certify
 from spectra.errors import SpectraError
-from spectra.files import require_writable
+from spectra.files import Keeping, require_writable
 from spectra.gathering import gather, start_of
 from spectra.hessian import HessianOperator, Objective
 from spectra.krylov import lanczos
@@ -120,22 +120,22 @@ def explore(
     )
     meter = _Meter(study, survey, progress)
     vectors: list[Tensor] = []
-    for part in study.parts:
-        view, ends = _look(study, part, survey, meter)
-        vectors += ends
-        found = replace(found, views=(*found.views, view), notes=study.noted(about).notes)
-        if folder is not None:
-            found.save(folder)
-    if trained is not None:
-        thetas = [c.rayleigh_quotient for view in found.views for c in (view.low, view.high)]
-        names = [f"{view.label} {end}" for view in found.views for end in ("λmin", "λmax")]
-        found = replace(
-            found,
-            amplification=_amplify(trained, vectors, thetas, plan, survey, meter),
-            directions=(*names, *[CONTROL] * survey.controls),
-        )
-        if folder is not None:
-            found.save(folder)
+    place = None if folder is None else Path(folder)
+    with Keeping[Landscape](lambda whole: place and whole.save(place)) as keep:
+        for part in study.parts:
+            view, ends = _look(study, part, survey, meter)
+            vectors += ends
+            found = replace(found, views=(*found.views, view), notes=study.noted(about).notes)
+            keep(found)
+        if trained is not None:
+            thetas = [c.rayleigh_quotient for view in found.views for c in (view.low, view.high)]
+            names = [f"{view.label} {end}" for view in found.views for end in ("λmin", "λmax")]
+            found = replace(
+                found,
+                amplification=_amplify(trained, vectors, thetas, plan, survey, meter),
+                directions=(*names, *[CONTROL] * survey.controls),
+            )
+            keep(found)
     return found
 
 

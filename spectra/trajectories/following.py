@@ -15,6 +15,7 @@ from spectra.analysis import analyze
 from spectra.checkpoint import Checkpoint, load_checkpoint
 from spectra.data import DataSpec, Samples, open_data
 from spectra.errors import SpectraError, StorageError
+from spectra.files import Keeping
 from spectra.plan import Plan
 from spectra.processes import LostProcess, Processes
 from spectra.study import Progress
@@ -77,29 +78,30 @@ def follow(
         published = ("none",)  # theirs are of training samples
     leads = processes is None or processes.leads
     done: list[RunTrajectory] = []
-    for run, checkpoints, (train, test) in _gather(run_dirs, published, load, samples):
-        for k, checkpoint in enumerate(checkpoints, start=1):
-            epoch = f"epoch-{checkpoint.epoch}"
-            try:
-                analysis = analyze(
-                    checkpoint,
-                    plan,
-                    train=train,
-                    test=test,
-                    folder=None if folder is None else Path(folder) / run.name / epoch,
-                    resume=resume,
-                    progress=progress
-                    and _Placed(progress, f"{run.name} {epoch} ({k} of {len(checkpoints)})"),
-                    processes=processes,
-                )
-            except (StorageError, LostProcess):
-                raise
-            except SpectraError as error:
-                raise SpectraError(f"{run.name}, {epoch}: {error}") from error
-            run = replace(run, analyses=(*run.analyses, analysis))
-            if folder is not None and leads:
-                Trajectory((*done, run)).save(folder)
-        done.append(run)
+    place = None if folder is None else Path(folder)
+    with Keeping[Trajectory](lambda whole: leads and place and whole.save(place)) as keep:
+        for run, checkpoints, (train, test) in _gather(run_dirs, published, load, samples):
+            for k, checkpoint in enumerate(checkpoints, start=1):
+                epoch = f"epoch-{checkpoint.epoch}"
+                where = f"{run.name} {epoch} ({k} of {len(checkpoints)})"
+                try:
+                    analysis = analyze(
+                        checkpoint,
+                        plan,
+                        train=train,
+                        test=test,
+                        folder=place and place / run.name / epoch,
+                        resume=resume,
+                        progress=progress and _Placed(progress, where),
+                        processes=processes,
+                    )
+                except (StorageError, LostProcess):
+                    raise
+                except SpectraError as error:
+                    raise SpectraError(f"{run.name}, {epoch}: {error}") from error
+                run = replace(run, analyses=(*run.analyses, analysis))
+                keep(Trajectory((*done, run)))
+            done.append(run)
     return Trajectory(tuple(done))
 
 

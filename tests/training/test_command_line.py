@@ -1,13 +1,16 @@
 """`python -m spectra.train`: flags, errors, and small runs from end to end."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from spectra import train
 from spectra.checkpoint import load_checkpoint
 from spectra.data import DataSpec
 from spectra.train import main, parse
@@ -121,6 +124,31 @@ def test_seeds_give_the_runs_that_each_gives_alone(
     ]
     assert f"{50 * sum(found):.2f} ±" in last
     assert "2 seeds" in last
+
+
+def test_an_interrupt_ends_the_seeds_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where they ignore Ctrl-C, as what a shell has put into the background does."""
+    child = tmp_path / "python"
+    child.write_text("#!/bin/sh\ntrap '' INT\necho $$ >> started\nexec sleep 60\n")
+    child.chmod(0o700)
+    started = tmp_path / "started"
+
+    def interrupted(_: float) -> None:
+        deadline = time.monotonic() + 30
+        while not started.exists() or len(started.read_text().split()) < 2:
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(child))
+    monkeypatch.setattr(train.time, "sleep", interrupted)
+    assert main(["digits-lt-ce-sgd", "--seeds", "1,2,3", "--jobs", "2"]) == 130
+    for number in map(int, started.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
 
 
 def test_a_failing_seed_ends_alone(
