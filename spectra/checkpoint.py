@@ -24,11 +24,19 @@ from .data.spec import DataSpec
 from .errors import SpectraError
 from .files import replacing
 from .losses import LossSpec
-from .models import ARCHITECTURES, ModelSpec, canonical_names, infer_spec, strip_wrappers
+from .models import (
+    ARCHITECTURES,
+    ModelSpec,
+    canonical_names,
+    fitting_names,
+    infer_spec,
+    without_prefixes,
+)
 from .networks import DigitsNet, ResNet, copied, unwrapped
 from .untrusted import FORMAT, WAY_OUT, is_own, read, refused, unpickle
 
 VERSION = 1
+HEADS = ("classifier", "head", "heads")  # names that no other layer of a classifier has
 COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
 
 
@@ -62,7 +70,8 @@ class Checkpoint:
 
         Args:
             model: any classifier, wrapped or not; it is copied as it is now, and not changed.
-            num_classes: number of classes; told from the last parameter without it.
+            num_classes: number of classes; guessed from the head's shape without it: of a layer
+                with one of the names `HEADS`, else of the last linear one, else the last parameter.
             loss: the training loss, for `Plan(loss="trained")`, and the scale of a cosine head that
                 is none of ours: `LossSpec(scale=30.0)`.
             epoch: what the results name beside their numbers.
@@ -87,7 +96,9 @@ class Checkpoint:
         if isinstance(model, ResNet | DigitsNet):
             spec = infer_spec(model.state_dict())
         else:
-            spec = ModelSpec(type(model).__name__, num_classes or max(2, _last_width(parameters)))
+            spec = ModelSpec(
+                type(model).__name__, num_classes or max(2, _guess_classes(parameters))
+            )
         return cls(model, spec, None, loss, epoch, {}, digest.hexdigest(), name)
 
     @property
@@ -177,8 +188,8 @@ def load_checkpoint(
         model: the network, or the function that builds it as "package.module:function"; a network
             that is given is copied, not changed.
         arch: architecture, one of `ARCHITECTURES`; told from the parameter names without it.
-        num_classes: number of classes; told from the head's shape without it (for `model`, from
-            the last tensor of the file).
+        num_classes: number of classes; told from the head's shape without it (for `model`, guessed
+            as in `Checkpoint.of`).
 
     Returns:
         The checkpoint; `data` and `loss` are None for the files of others, and `head_scale` is 30
@@ -197,14 +208,15 @@ def load_checkpoint(
             f"{path.name} has the format version {own.get('version')!r}, expected {VERSION}: "
             "another version of spectra wrote it; update spectra"
         )
-    state = strip_wrappers(_state_dict(payload, path.name))
+    state = _state_dict(payload, path.name)
     if isinstance(model, nn.Module):
         network = copied(unwrapped(model))
-        spec = ModelSpec(type(network).__name__, num_classes or _last_width(state))
+        spec = ModelSpec(type(network).__name__, num_classes or _guess_classes(state))
     else:
         spec = _choose_spec(state, said, model, arch, num_classes, path.name)
         network = spec.build()
         state = state if spec.factory else canonical_names(state)
+    state = fitting_names(state, network.state_dict())
     network = network.to("cpu", torch.float32).eval()
     _load_weights(network, state, path.name)
     numbers = _numbers(said)
@@ -248,9 +260,18 @@ def _state_dict(payload: object, file: str) -> dict[str, Tensor]:
     )
 
 
-def _last_width(state: Mapping[str, Tensor]) -> int:
-    widths = [value.shape[0] for value in state.values() if value.ndim > 0]
-    return widths[-1] if widths else 0
+def _guess_classes(state: Mapping[str, Tensor]) -> int:
+    """Take the width of what is most like a head, the last one: it may be declared first."""
+    *_, names = without_prefixes(state)
+
+    def likeness(name: str) -> int:
+        layer, _, rest = name.partition(".")
+        weight = names.get(f"{layer}.weight")
+        linear = rest == "bias" and weight is not None and weight.ndim == 2
+        return 2 if layer in HEADS else int(linear)
+
+    sized = sorted((name for name, value in names.items() if value.ndim > 0), key=likeness)
+    return names[sized[-1]].shape[0] if sized else 0
 
 
 def _choose_spec(
@@ -264,7 +285,7 @@ def _choose_spec(
     """Settle the network: what the caller says, then what the file says, then its names."""
     spec = ModelSpec.from_dict(said["model"]) if is_own(said) and said.get("model") else None
     if factory is not None:
-        classes = num_classes or (spec.num_classes if spec else _last_width(state))
+        classes = num_classes or (spec.num_classes if spec else _guess_classes(state))
         return ModelSpec(factory.partition(":")[2], classes, factory=factory)
     if spec is not None and spec.factory is not None and arch is None:
         raise SpectraError(
@@ -278,7 +299,7 @@ def _choose_spec(
             named = arch or said.get("arch")
             if arch is None and named not in ARCHITECTURES:
                 raise
-            spec = ModelSpec(str(named), num_classes or _last_width(state))
+            spec = ModelSpec(str(named), num_classes or _guess_classes(state))
     spec = replace(spec, num_classes=num_classes or spec.num_classes)
     return spec if arch is None else replace(spec, arch=arch, factory=None)
 

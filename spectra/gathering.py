@@ -156,8 +156,8 @@ def classify(
         rows = rows[torch.isin(samples.targets.cpu(), named)]
     device, hits = objective.device, [torch.zeros(0, dtype=torch.bool)]
     # As in the products: plain kernels, and a random layer must not move the caller's state.
-    arithmetic = exact_arithmetic(device, tf32=objective.tf32)
-    with torch.no_grad(), arithmetic, forked_random_state(device):
+    arithmetic = exact_arithmetic(device, objective.dtype, tf32=objective.tf32)
+    with arithmetic, torch.no_grad(), forked_random_state(device):
         for start in range(0, len(rows), 256):
             part = samples.select(rows[start : start + 256])
             logits = logits_of(objective.network(part.prepared(objective.dtype, device)))

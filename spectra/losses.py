@@ -150,12 +150,24 @@ class LossSpec:
         return losses
 
     def sample_weights(self, targets: Int[Tensor, " n"]) -> Float64[Tensor, " n"]:
-        """Look up the class weight of each sample: 1 without weights, 0 for an ignored label."""
+        """Look up the class weight of each sample: 1 without weights, 0 for an ignored label.
+
+        Raises:
+            SpectraError: for labels that have no weight.
+        """
         kept = targets != self.ignore_index
         if self.weights is None:
             return kept.double()
         table = constant(tuple(self.weights), torch.float64, targets.device)
-        return table[torch.where(kept, targets, 0)] * kept
+        try:
+            return table[torch.where(kept, targets, 0)] * kept
+        except IndexError as error:  # on the CPU; a GPU's labels are not read back to be checked
+            labels = targets[kept]
+            raise SpectraError(
+                f"got labels from {int(labels.min())} to {int(labels.max())}, expected 0 to "
+                f"{len(self.weights) - 1}, since the loss has {len(self.weights)} class weights: "
+                "give it one for each class of the data"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Give the description as plain values."""
@@ -217,14 +229,20 @@ class CallableLoss:
         return kept.double()
 
 
-def as_loss(loss: LossSpec | CallableLoss | Callable[..., Any]) -> LossSpec | CallableLoss:
+def as_loss(loss: LossSpec | CallableLoss | Callable[..., Any] | object) -> LossSpec | CallableLoss:
     """Accept a described loss, or any function of (logits, targets) with one value a sample.
 
     Raises:
-        SpectraError: for a torch loss that reduces or holds class weights.
+        SpectraError: for a torch loss that reduces or holds class weights, or what is no function.
     """
     if isinstance(loss, LossSpec | CallableLoss):
         return loss
+    if not callable(loss):
+        raise SpectraError(
+            f"got the loss {loss!r}, expected a description or a function of (logits, targets) of "
+            "one value a sample, since a name alone leaves counts and scale open: use "
+            f"LossSpec(name), of {', '.join(LOSSES)}"
+        )
     reduction = getattr(loss, "reduction", "none")
     if reduction != "none":
         raise SpectraError(

@@ -6,8 +6,9 @@ wrappers and other code bases give to parameters become the ones used here.
 
 import importlib
 import inspect
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -122,10 +123,10 @@ def _from_factory(name: str, num_classes: int) -> nn.Module:
 def canonical_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the parameters of a foreign residual network to the names used here.
 
-    Wrappers' prefixes go; 1x1-convolution shortcuts `shortcut.0`, `shortcut.1` with the head
-    `linear`, as some write them, become `downsample.0`, `downsample.1` with the head `fc`.
+    What all names begin with goes; 1x1-convolution shortcuts `shortcut.0`, `shortcut.1` with the
+    head `linear`, as some write them, become `downsample.0`, `downsample.1` with the head `fc`.
     """
-    names = strip_wrappers(state_dict)
+    *_, names = without_prefixes(state_dict)
     if not any(re.search(r"\.(shortcut|downsample)\.0\.weight$", name) for name in names):
         return names
     return {
@@ -134,20 +135,39 @@ def canonical_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefixes that DataParallel (`module.`) and torch.compile (`_orig_mod.`) add."""
+def without_prefixes(state_dict: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Give a state dict as it is, then without each piece that all of its names begin with.
+
+    DataParallel adds `module.`, torch.compile `_orig_mod.`, a LightningModule what it calls the
+    network; AveragedModel adds `module.`, and a counter beside it that goes with it.
+    """
     names = dict(state_dict)
-    for prefix in ("module.", "_orig_mod.", "module."):
-        if names and all(name.startswith(prefix) for name in names):
-            names = {name.removeprefix(prefix): value for name, value in names.items()}
-    return names
+    while True:
+        yield names
+        kept = [name for name in names if name != "n_averaged"]
+        prefix, *others = {"".join(name.partition(".")[:2]) for name in kept} or {""}
+        counted = len(kept) < len(names)
+        if others or not prefix.endswith(".") or (counted and prefix != "module."):
+            return
+        names = {name.removeprefix(prefix): names[name] for name in kept}
+
+
+def fitting_names(state_dict: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """Take off what all names begin with, as far as most of them become those of a network.
+
+    Args:
+        state_dict: parameters and buffers by name.
+        expected: the network's own names.
+    """
+    versions = without_prefixes(state_dict)
+    return max(versions, key=lambda names: len(names.keys() & set(expected)))
 
 
 def infer_spec(state_dict: Mapping[str, Tensor]) -> ModelSpec:
     """Tell which network a bare state dict belongs to, from its names and shapes.
 
     Args:
-        state_dict: parameters and buffers by name, wrappers' prefixes allowed.
+        state_dict: parameters and buffers by name; all may begin with the same.
 
     Returns:
         Architecture, classes, head and input channels.
@@ -177,7 +197,7 @@ def infer_spec(state_dict: Mapping[str, Tensor]) -> ModelSpec:
         # A head without bias is the cosine one: (features, classes), not (classes, features).
         cosine = f"{name}.bias" not in shapes and shape[0] == features
         return ModelSpec(arch, shape[int(cosine)], "cosine" if cosine else "linear", stem[1])
-    seen = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:3])
+    seen = ", ".join(f"{k} {tuple(v.shape)}" for k, v in itertools.islice(state_dict.items(), 3))
     raise SpectraError(
         f"cannot tell the network from {len(shapes)} tensors, {blocks or 'no'} blocks per stage, "
         f"names like {seen or 'none'}: name it with --arch ({', '.join(ARCHITECTURES)}) or with "

@@ -15,7 +15,7 @@ References:
 import copy
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -198,7 +198,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Returns:
         The network itself: its parameters have their own names, and it takes tangents, which some
         of the wrappers do not.
+
+    Raises:
+        SpectraError: for a script of torch.jit.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SpectraError(
+            "got a model that torch.jit has compiled, expected the nn.Module that it was made of: "
+            "its parameters cannot be put in the place of others; build that one and load the "
+            "state_dict"
+        )
     while (inner := _inner(model)) is not None:
         model = inner
     return model
@@ -209,8 +218,12 @@ def _inner(model: nn.Module) -> nn.Module | None:
     return model._modules.get("module" if isinstance(model, _WRAPPERS) else "_orig_mod")
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Copy a network whole.
+
+    Args:
+        model: any module.
+        memo: what goes into the copy in the place of some of its parts, by their ids.
 
     Raises:
         SpectraError: if a tensor that it holds was computed, or nothing is held yet.
@@ -222,7 +235,7 @@ def copied(model: nn.Module) -> nn.Module:
             "be differentiated; pass one batch through it first"
         )
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except RuntimeError as error:
         if "deepcopy" not in str(error):
             raise

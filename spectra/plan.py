@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -32,7 +33,7 @@ class Plan:
 
     overall: bool = False
     per_class: bool = False
-    classes: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()  # one label alone is taken, too
     groups: bool = False
     split: Literal["train", "test"] = "train"
     loss: Literal["ce", "trained"] = "ce"
@@ -52,6 +53,14 @@ class Plan:
     basis: Literal["auto", "device", "host", "none"] = "auto"
 
     def __post_init__(self) -> None:
+        named: Any = self.classes
+        try:
+            labels = map(operator.index, named if isinstance(named, Iterable) else (named,))
+            object.__setattr__(self, "classes", tuple(labels))
+        except TypeError as error:
+            raise SpectraError(
+                f"got classes = {named!r}, expected labels: whole numbers, as in classes=(0, 8)"
+            ) from error
         for name in ("steps", "probes", "max_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -162,10 +171,17 @@ def choose_parts(plan: Plan, samples: Samples, train: Samples | None) -> Iterato
         train: training samples, whose counts make the groups.
 
     Raises:
-        SpectraError: for a class that the data do not have, or that has no sample.
+        SpectraError: for a class that the data do not have, a named class without samples (others
+            are left out), or a split without any.
     """
     targets = samples.targets.cpu()
     total = sum(samples.counts)
+    if total == 0:
+        raise SpectraError(
+            f"got no sample with a label in the {plan.split} split, expected at least one: every "
+            "Hessian would be 0/0; choose other samples"
+        )
+    present = [c for c, count in enumerate(samples.counts) if count]
 
     def part(label: str, name: str, classes: tuple[int, ...]) -> Part:
         chosen = torch.isin(targets, torch.tensor(classes)) if classes else targets >= 0
@@ -191,10 +207,9 @@ def choose_parts(plan: Plan, samples: Samples, train: Samples | None) -> Iterato
         yield part("overall", "all classes", ())
     if plan.groups:
         for name, members in (train if train is not None else samples).groups().items():
-            if not members:  # fewer than three classes
+            if set(members).isdisjoint(present):
                 continue
             span = f"{members[0]}–{members[-1]}" if len(members) > 1 else str(members[0])
             yield part(name, f"classes {span}", members)
-    present = [c for c, count in enumerate(samples.counts) if count]
     for c in present if plan.per_class else sorted(set(plan.classes)):
         yield part(f"class {c}", samples.class_names[c], (c,))

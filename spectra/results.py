@@ -113,8 +113,9 @@ class ClassSpectrum:
 
     @property
     def caveat(self) -> str | None:
-        """Say what these numbers are not, where the operator changed from product to product."""
-        return CAVEAT if self.protocol == "released" or self.operator == "resampled" else None
+        """Say what these numbers are not, where the operator was no fixed matrix."""
+        moving = self.protocol == "released" or self.operator == "resampled"
+        return CAVEAT if moving or self.doctor.get("fixed_operator") is False else None
 
     @property
     def proven(self) -> bool:

@@ -759,6 +759,31 @@ def test_two_classes_have_the_groups_that_two_classes_can_fill() -> None:
     assert labels == ("head", "mid")
 
 
+def test_empty_groups_and_classes_are_left_out_unless_they_are_named() -> None:
+    train, thin = samples(counts=(9, 5, 2)), samples(counts=(3, 0, 4))
+    plan = Plan(groups=True, per_class=True, split="test", steps=2, device="cpu")
+    labels = [part.label for part in choose_parts(plan, thin, train)]
+    assert labels == ["head", "tail", "class 0", "class 2"]
+    assert list(analyze(checkpoint(), plan, train=train, test=thin).labels) == labels
+    with pytest.raises(SpectraError, match="no sample of class 1 in the test split"):
+        list(choose_parts(replace(plan, classes=(1,), per_class=False), thin, train))
+    ignored = Samples.from_batches((thin.inputs, torch.full((7,), -100)), num_classes=3)
+    for changes in ({}, {"groups": False}, {"per_class": False}):
+        with pytest.raises(SpectraError, match="no sample with a label in the test split"):
+            list(choose_parts(replace(plan, **changes), ignored, train))
+
+
+@pytest.mark.parametrize("given", [2, np.int64(2), [2], (2,), np.array([2]), range(2, 3)])
+def test_one_class_or_any_row_of_them_may_be_named(given: Any) -> None:
+    assert Plan(classes=given) == Plan(classes=(2,))
+
+
+@pytest.mark.parametrize("given", ["2", 2.0, None, (0.5,)])
+def test_what_names_no_class_is_refused(given: Any) -> None:
+    with pytest.raises(SpectraError, match="expected labels: whole numbers"):
+        Plan(classes=given)
+
+
 def test_data_that_the_network_cannot_take_get_one_line() -> None:
     wrong = Samples.from_batches((torch.zeros(4, 7), torch.tensor([0, 1, 2, 0])))
     with pytest.raises(SpectraError, match=r"inputs of shape \(7,\)") as told:

@@ -161,6 +161,23 @@ def test_a_state_dict_opens_under_every_usual_name(tmp_path: Path, key: str | No
     assert same_weights(load_checkpoint(tmp_path / "a.pt").model, model)
 
 
+def test_files_of_lightning_and_of_averaged_weights_open(tmp_path: Path) -> None:
+    """A prefix on every name, or a counter beside it; the network is told, or given."""
+    model = network()
+    lightning = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": lightning, "epoch": 3}, tmp_path / "lightning.ckpt")
+    torch.save(AveragedModel(nn.DataParallel(model)).state_dict(), tmp_path / "swa.pt")
+    for file in ("lightning.ckpt", "swa.pt"):
+        assert same_weights(load_checkpoint(tmp_path / file).model, model)
+        assert same_weights(load_checkpoint(tmp_path / file, model=SPEC.build()).model, model)
+
+
+def test_a_network_that_keeps_everything_in_one_module_opens(tmp_path: Path) -> None:
+    theirs, mine = (nn.ModuleDict({"module": SPEC.build(seed=seed)}) for seed in (1, 2))
+    torch.save(theirs.state_dict(), tmp_path / "a.pt")
+    assert same_weights(load_checkpoint(tmp_path / "a.pt", model=mine).model, theirs)
+
+
 @pytest.mark.parametrize("shortcut", ["downsample", "shortcut"])
 def test_networks_with_convolution_shortcuts_open(tmp_path: Path, shortcut: str) -> None:
     """Such as a released net.pkl: old file layout, module. prefix, fc head, no epoch."""
@@ -219,6 +236,17 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "from torch import nn\n"
         "def sized(num_classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+        "class Ahead(nn.Module):\n"
+        "    def __init__(self, num_classes=7):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(4, num_classes)\n"
+        "        self.body = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten())\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(self.body(x))\n"
+        "def ahead(num_classes):\n"
+        "    return Ahead(num_classes)\n"
+        "def fixed():\n"
+        "    return Ahead()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield "foreign_nets:sized"
@@ -234,6 +262,40 @@ def test_a_network_comes_from_a_factory_or_as_an_object(tmp_path: Path, factorie
         assert opened.model_spec.num_classes == 7
     assert "cannot tell the network" in refusal(tmp_path / "a.pt")
     assert "the model factory 'absent:f' failed" in refusal(tmp_path / "a.pt", model="absent:f")
+
+
+@pytest.mark.parametrize("function", ["ahead", "fixed"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_head_that_comes_first_tells_the_classes(
+    tmp_path: Path, factories: str, function: str, prefix: str
+) -> None:
+    factory = factories.replace("sized", function)
+    theirs = ModelSpec("ahead", 7, factory=factory).build()
+    state = {prefix + name: value for name, value in theirs.state_dict().items()}
+    torch.save(state, tmp_path / "a.pt")
+    for model in (factory, theirs):
+        opened = load_checkpoint(tmp_path / "a.pt", model=model)
+        assert same_weights(opened.model, theirs)
+        assert opened.model_spec.num_classes == 7
+    assert Checkpoint.of(theirs).model_spec.num_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("layers", "classes"),
+    [
+        ({"fc1": nn.Linear(9, 8), "fc2": nn.Linear(8, 5)}, 5),
+        ({"linear": nn.Linear(9, 8), "out": nn.Linear(8, 5)}, 5),
+        ({"head": nn.Linear(8, 5), "fc1": nn.Linear(9, 8), "fc2": nn.Linear(8, 8)}, 5),
+        ({"classifier": nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 5)), "fc": nn.Linear(9, 9)}, 5),
+        ({"tokens": nn.Embedding(50, 8), "body": nn.Sequential(nn.Linear(8, 5))}, 5),
+        ({"features": nn.Conv2d(3, 8, 3), "last": nn.Conv2d(8, 5, 1)}, 5),
+    ],
+)
+def test_classes_are_those_of_what_is_most_like_a_head(
+    layers: dict[str, nn.Module], classes: int
+) -> None:
+    assert Checkpoint.of(nn.ModuleDict(layers)).model_spec.num_classes == classes
+    assert Checkpoint.of(nn.ModuleDict(layers), 4).model_spec.num_classes == 4
 
 
 def test_a_file_cannot_have_a_factory_imported(tmp_path: Path, factories: str) -> None:

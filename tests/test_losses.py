@@ -291,6 +291,16 @@ def test_focal_is_smooth_where_the_network_is_certain(margin: float) -> None:
         (lambda: ldam_margins(()), "each at least 1"),
         (lambda: LossSpec("vs", (3, 2, 1)).per_sample(*batch()), "4 classes, .* of 3"),
         (lambda: LossSpec(weights=(1.0, 2.0)).per_sample(*batch()), "4 classes, .* of 2"),
+        (
+            lambda: LossSpec(weights=(1.0, 2.0)).sample_weights(torch.tensor([0, 2, 1])),
+            "labels from 0 to 2, expected 0 to 1.*2 class weights: give it one for each class",
+        ),
+        (
+            lambda: LossSpec(weights=(1.0,), ignore_index=9).sample_weights(torch.tensor([-5, 9])),
+            "labels from -5 to -5, expected 0 to 0",
+        ),
+        (lambda: as_loss("ce"), r"the loss 'ce', expected .*LossSpec\(name\), of ce"),
+        (lambda: as_loss(0.5), "the loss 0.5, expected"),
     ],
 )
 def test_what_a_loss_cannot_be_is_told_in_one_line(make, message: str) -> None:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
-from spectra.models import ARCHITECTURES, ModelSpec, canonical_names, infer_spec
+from spectra.models import (
+    ARCHITECTURES,
+    ModelSpec,
+    canonical_names,
+    fitting_names,
+    infer_spec,
+    without_prefixes,
+)
 
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 
@@ -235,6 +242,42 @@ def test_shortcut_names_are_taken_for_downsample_names(arch: str) -> None:
     assert list(canonical_names(foreign)) == list(state)
 
 
+def named(*names: str) -> dict[str, Tensor]:
+    return {name: torch.zeros(3, 2) for name in names}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "module.model.", "model._orig_mod.", "_orig_mod.module.module.module."]
+)
+def test_a_prefix_that_all_names_share_goes_piece_by_piece(prefix: str) -> None:
+    state = ModelSpec("digits", 10).build().state_dict()
+    foreign = {prefix + name: value for name, value in state.items()}
+    assert infer_spec(foreign) == ModelSpec("digits", 10)
+    assert list(canonical_names(foreign)) == list(state)
+    assert list(fitting_names(foreign, state)) == list(state)
+    assert len(list(without_prefixes(foreign))) == prefix.count(".") + 1
+
+
+@pytest.mark.parametrize("outer", ["", "_orig_mod."])
+@pytest.mark.parametrize("inner", ["", "module.", "_orig_mod."])
+def test_the_counter_of_an_average_goes_with_its_prefix(outer: str, inner: str) -> None:
+    own = named("conv.weight", "fc.weight")
+    averaged = {f"{outer}module.{inner}{name}": value for name, value in own.items()}
+    averaged = {f"{outer}n_averaged": torch.tensor(7), **averaged}
+    assert list(fitting_names(averaged, own)) == list(own)
+    counting = named("n_averaged", "net.conv.weight", "net.fc.weight")
+    assert list(without_prefixes(counting)) == [counting]
+
+
+def test_a_prefix_of_the_networks_own_stays() -> None:
+    own = named("module.body.weight", "module.head.weight")
+    assert fitting_names(own, own) == own
+    outer = {f"model.{name}": value for name, value in own.items()}
+    assert list(fitting_names(outer, own)) == list(own)
+    assert list(fitting_names(named("0.weight"), ["0.weight"])) == ["0.weight"]
+    assert fitting_names({}, own) == {}
+
+
 def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_networks.py").write_text(
         "from torch import nn\n"
@@ -279,7 +322,10 @@ def another_stem() -> Mapping[str, Tensor]:
             lambda: infer_spec(another_stem()),
             r"\(3, 4, 6, 3\) blocks per stage",
         ),
-        (lambda: infer_spec({"layer1.0.conv1.weight": torch.zeros(3)}), r"\(1,\) blocks per stage"),
+        (
+            lambda: infer_spec({"layer1.0.conv1.weight": torch.zeros(3), "fc": torch.zeros(3)}),
+            r"\(1,\) blocks per stage",
+        ),
     ],
 )
 def test_what_a_network_cannot_be_is_told_in_one_line(make, message: str) -> None:

@@ -2,9 +2,11 @@
 
 A Lanczos run that goes back to a loader meets new random crops in every product, and so a new
 matrix. Here the loader is iterated once; if items read several times give different tensors, or a
-transform is random by its name, it is refused, unless a number of draws to keep is given.
+transform is random by its name, it is refused, unless a number of draws to keep is given. So is one
+whose sampler repeats samples or leaves some out: the class counts would be those of the sampler.
 """
 
+import itertools
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from ..errors import SpectraError
 from .samples import Samples
 
+INPUTS = ("pixel_values", "inputs", "input", "image", "images", "img", "x", "input_ids")
+LABELS = ("labels", "label", "targets", "target", "y")
 PROBED_ITEMS, PROBED_READS = 8, 4  # a flip of probability 1/2 escapes 24 tosses of a coin
 RANDOM_NAME = re.compile("Random|Jitter|Noise|Augment|AugMix|Erasing|Dropout|MixUp|CutMix")
 
@@ -37,16 +41,18 @@ def read_batches(
 
     Args:
         source: A DataLoader, an iterable of (inputs, targets) batches, a TensorDataset, or a pair
-            of tensors or arrays.
+            of tensors or arrays. A pair may be a mapping, with one of `INPUTS` and one of `LABELS`.
         num_classes: Number of classes C; None: the largest label plus one.
         class_names: C names; None: "0", "1", ...
-        mean: (c,) to subtract, if the inputs are images that are not normalised yet; else None.
+        mean: (c,) to subtract, if the inputs are images that are not normalised yet; bytes are
+            scaled to 0..1 before it. None: the network takes the inputs as they are, bytes, too.
         std: (c,) to divide by.
         draws: Passes K over a loader with random transforms, kept as K·N samples; None: refuse.
         seed: Seed of those draws.
 
     Raises:
-        SpectraError: If transforms are random and no draws are given, or shapes do not fit.
+        SpectraError: If transforms are random and no draws are given, if a loader does not give
+            each sample once, or shapes do not fit.
     """
     loader = source if isinstance(source, DataLoader) else None
     if draws is not None and (loader is None or draws < 1):
@@ -54,16 +60,19 @@ def read_batches(
     if isinstance(source, TensorDataset):
         source = source.tensors
     several = isinstance(source, tuple | list) and len(source) > 1
-    if several and isinstance(source[0], Tensor | np.ndarray):
+    if isinstance(source, Mapping) or (several and isinstance(source[0], Tensor | np.ndarray)):
         source = [source]
     if not isinstance(source, Iterable):
         raise SpectraError(
             f"samples came as {type(source).__name__}; expected a DataLoader, a list of "
             "(inputs, targets) batches, or a pair of tensors or arrays"
         )
+    if loader is not None:
+        with _random_states_kept(loader):
+            _refuse_uneven(loader)
+            if draws is None:
+                _refuse_random(loader)
     with _random_states_kept(loader):
-        if loader is not None and draws is None:
-            _refuse_random(loader)
         pairs = [_pair(batch) for batch in _passes(source, loader, draws, seed)]
     kinds, total = {(x.dtype, x.shape[1:]) for x, _ in pairs}, sum(len(y) for _, y in pairs)
     if total == 0 or len(kinds) > 1:
@@ -74,6 +83,8 @@ def read_batches(
     inputs, targets = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
         raise SpectraError("the inputs hold NaN or Inf; every product with them would be NaN")
+    if inputs.dtype == torch.uint8 and mean is None:
+        inputs = inputs.float()  # as the network takes them; samples scale bytes to 0..1
     count = num_classes or int(targets.max()) + 1
     names = tuple(class_names or map(str, range(count)))
     mean, std = (None if v is None else tuple(map(float, v)) for v in (mean, std))
@@ -81,20 +92,41 @@ def read_batches(
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        parts = f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""
+    pair = _named(batch) if isinstance(batch, Mapping) else batch
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        parts = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
         raise SpectraError(
-            f"a batch is a {type(batch).__name__}{parts}; expected a pair (inputs, targets)"
+            f"a batch is a {type(pair).__name__}{parts}; expected a pair (inputs, targets)"
         )
     # A copy of an array: torch takes neither negative strides nor, quietly, what is read-only.
-    copied = (np.array(part) if isinstance(part, np.ndarray) else part for part in batch)
-    x, y = (torch.as_tensor(part).detach().cpu() for part in copied)
+    copied = (np.array(part) if isinstance(part, np.ndarray) else part for part in pair)
+    try:
+        x, y = (torch.as_tensor(part) for part in copied)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = [type(part).__name__ for part in pair]
+        raise SpectraError(
+            f"a batch has inputs of type {kinds[0]} and targets of type {kinds[1]}; expected one "
+            "tensor or array of each, since the network is called with one: stack what belongs "
+            "together, and let its forward take it apart"
+        ) from error
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or x.shape[:1] != y.shape:
         raise SpectraError(
             f"a batch has inputs {tuple(x.shape)} and targets {tuple(y.shape)} of {y.dtype}; "
             "expected one integer label for each input: (n, ...) and (n,)"
         )
-    return x, y.long()
+    return x.detach().cpu(), y.detach().cpu().long()
+
+
+def _named(batch: Mapping[Any, Any]) -> tuple[Any, Any]:
+    """Take inputs and labels out of a batch with names, as Hugging Face's collators make them."""
+    inputs, labels = ([k for k in batch if k in known] for known in (INPUTS, LABELS))
+    if len(inputs) != 1 or len(labels) != 1 or len(batch) != 2:
+        raise SpectraError(
+            f"a batch has the keys {', '.join(map(str, batch))}; expected one for the inputs "
+            f"({', '.join(INPUTS)}), one for the labels ({', '.join(LABELS)}) and no other: a mask "
+            "or a second input changes the function; give (inputs, targets), or leave it out"
+        )
+    return batch[inputs[0]], batch[labels[0]]
 
 
 def _passes(source: Any, loader: Any, draws: int | None, seed: int) -> Iterator[Any]:
@@ -105,6 +137,34 @@ def _passes(source: Any, loader: Any, draws: int | None, seed: int) -> Iterator[
             np.random.seed((seed + k) % 2**32)  # noqa: NPY002
             random.seed(seed + k)
         yield from source
+
+
+def _refuse_uneven(loader: DataLoader[Any]) -> None:
+    """Raise if the sampler repeats samples of the data set, or leaves some out.
+
+    The samples of a `SubsetRandomSampler` were chosen by whoever made it.
+    """
+    order: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    sampler, drops = getattr(order, "sampler", order), getattr(order, "drop_last", False)
+    told, name = "", type(sampler).__name__
+    if isinstance(loader.dataset, IterableDataset):
+        told = "leaves out the last samples of a stream (drop_last=True)" if drops else ""
+    elif not isinstance(order, Iterator) and not isinstance(sampler, Iterator):  # one is used up
+        data: Any = loader.dataset
+        chosen = isinstance(sampler, SubsetRandomSampler)
+        known = set(_indices(sampler.indices) if chosen else range(len(data)))
+        read = list(itertools.islice(_indices(order), len(known) + 1))
+        if getattr(sampler, "replacement", False) or len(set(read)) < len(read):
+            told = f"draws with replacement ({name})"
+        elif left_out := len(known - set(read)):
+            cause = "drop_last=True" if drops else name
+            told = f"leaves out {left_out} of {len(known)} samples ({cause})"
+    if told:
+        raise SpectraError(
+            f"got a loader that {told}, expected each sample once: the class counts would be those "
+            "of the sampler; give DataLoader(data_set, batch_size=...), or list(loader) if one "
+            "such pass is what is wanted"
+        )
 
 
 def _refuse_random(loader: DataLoader[Any]) -> None:
@@ -126,6 +186,13 @@ def _refuse_random(loader: DataLoader[Any]) -> None:
             "product would use another matrix; take the transform out, or give draws=K to keep "
             "K draws (draws=1: one)"
         )
+
+
+def _indices(order: Any) -> Iterator[Any]:
+    for entry in order:
+        several = isinstance(entry, list | tuple) or getattr(entry, "ndim", 0) > 0
+        for index in entry if several else (entry,):
+            yield index.item() if isinstance(index, Tensor | np.generic) else index
 
 
 def _transform_names(data: Any) -> Iterator[str]:

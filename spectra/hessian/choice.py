@@ -4,11 +4,15 @@ Reverse-over-forward is silently wrong through LayerNorm and InstanceNorm, doubl
 `weight_norm`; other layers lack a formula. One product over a few samples tells: every path is held
 against a central difference of the gradient, and the chosen one against another path. Both are
 taken a little beside the model's own parameters, where no ReLU stands exactly on its kink.
+
+Where a network keeps gradients from some parameters that its output depends on (`torch.no_grad`,
+`detach`), all of this agrees, on the derivative of a gradient that is none: a matrix without
+symmetry, whose quotients prove nothing. So a second product has to find it symmetric. And a sample
+has to have the same logits alone as beside others, or no mean over samples is meant.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, field, replace
 
@@ -17,10 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.hessian.network import culprit, forked_random_state
+from spectra.hessian.network import culprit, forked_random_state, leftovers, logits_of
 from spectra.hessian.objective import Objective
 from spectra.hessian.products import PathName
 from spectra.krylov.operator import not_finite
+from spectra.networks import copied
 
 # The fastest first; the reference stands last and needs no comparison with itself.
 _PREFERENCE: tuple[PathName, ...] = (
@@ -31,6 +36,8 @@ _PREFERENCE: tuple[PathName, ...] = (
 _SAMPLES = 8
 _AGREEMENT = 1e-8  # relative, between two exact float64 paths
 _DIFFERENCE = 1e-4  # relative, against finite differences
+_SYMMETRIC = 1e-6  # relative, of vᵀHu and uᵀHv
+_ALONE = 1e-6  # relative, of a sample's logits alone and in a batch
 _ASIDE = 1e-3  # how far from the model's parameters the paths are compared, relative to their size
 _STEPS = (1e-4, 1e-6, 1e-8, 1e-9)  # of the differences: the small ones find no kink in between
 
@@ -59,6 +66,7 @@ class ProductChoice:
         return f"{self.path}, {compared}, {truth}"
 
 
+@torch.inference_mode(False)
 def choose_product(objective: Objective, *, path: PathName | None = None) -> ProductChoice:
     """Compare the paths on a few samples in float64 and choose the fastest right one.
 
@@ -71,15 +79,18 @@ def choose_product(objective: Objective, *, path: PathName | None = None) -> Pro
 
     Raises:
         SpectraError: no path agrees with a finite difference of the gradient, or the path that was
-            asked for does not; a layer is random (it is named); a gradient is not finite.
+            asked for does not; a layer is random (it is named); a gradient is not finite, or none
+            of the loss; samples depend on the others in their batch.
     """
     seen = torch.nonzero(objective.weights)[:, 0]
     index = seen[torch.linspace(0, len(seen) - 1, min(_SAMPLES, len(seen))).long()]
     # A copy of its own, for its parameters are moved; random layers draw from the global state.
     few = objective.select(index).recut(batch_size=_SAMPLES, dtype=torch.float64)
-    few = replace(few, network=copy.deepcopy(few.network), redraw=None)
+    few = replace(few, network=copied(few.network, leftovers(few.network)), redraw=None)
     with forked_random_state(few.device):
-        return _compare(few, path)
+        choice = _compare(few, path)
+        _require_alone(few)
+        return choice
 
 
 def _compare(few: Objective, path: PathName | None) -> ProductChoice:
@@ -119,6 +130,7 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
         reference = next((other for other in reversed(right) if other != name), name)
         disagreement = _relative(products[name], products[reference])
         if disagreement < _AGREEMENT or right == [name]:
+            _require_symmetric(few, name, vector, products[name], noise)
             off = _relative(products[reference], truth)
             took = min(seconds[path] for path in right)  # the first one warmed torch up
             return ProductChoice(name, reference, disagreement, off, refused, took, conclusive)
@@ -126,6 +138,7 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
     raise _refusal(few, path, refused)
 
 
+@torch.inference_mode(False)
 def central_difference(
     objective: Objective, vector: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], float, bool]:
@@ -139,7 +152,7 @@ def central_difference(
         The estimate of the product, the rounding in it, and whether two steps agree at all: a
         kink of ReLU between the two points of a step makes it useless.
     """
-    few = replace(objective, network=copy.deepcopy(objective.network))
+    few = replace(objective, network=copied(objective.network, leftovers(objective.network)))
     size = _size(few)
     estimates, noises = [], []
     at = 0.0
@@ -163,8 +176,64 @@ def _size(few: Objective) -> float:
 
 def _move(few: Objective, direction: Float[Tensor, " n"]) -> None:
     with torch.no_grad():
-        for name, piece in few.rows.split(direction).items():
+        for name, piece in few.rows.direction(direction).items():
             few.network.get_parameter(name).add_(piece)
+
+
+def _require_symmetric(
+    few: Objective, path: PathName, vector: Tensor, product: Tensor, noise: float
+) -> None:
+    """Refuse a gradient that leaves out what the loss depends on: its derivative lacks symmetry."""
+    size = float(product.norm())
+    if size == 0.0:
+        _require_moved(few)
+        return
+    there = few.product(product / size, path)
+    defect = abs(float(vector @ there) - size)
+    if defect <= _SYMMETRIC * size + noise:
+        return
+    gradients = few.rows.split(few.gradient())
+    without = [name for name, part in gradients.items() if not bool(part.any())]
+    listed = f" (none reaches {', '.join(without[:3])})" if without else ""
+    raise SpectraError(
+        f"got a model that keeps gradients from parameters which its loss depends on{listed}, "
+        f"expected autograd's gradient to be that of the loss: its derivative is no Hessian "
+        f"(vᵀHu and uᵀHv differ by {defect / size:.1e}), and would prove negative curvature "
+        "where there is none; parameters under torch.no_grad or detach need "
+        "requires_grad_(False), and an embedding with padding_idx weights of its own"
+    )
+
+
+def _require_moved(few: Objective) -> None:
+    """Refuse a network whose outputs stay when its parameters move: it runs another's."""
+    x = few.samples.prepared(few.dtype, few.device)
+    with few.arithmetic(), torch.no_grad():
+        before = logits_of(few.network(x))
+        draw = torch.Generator().manual_seed(1)
+        aside = torch.randn(few.dim, generator=draw, dtype=torch.float64).to(few.device)
+        _move(few, aside * (_size(few) / aside.norm()))
+        after = logits_of(few.network(x))
+    if torch.equal(before, after):
+        raise SpectraError(
+            "got a network whose outputs do not depend on its parameters, expected ones that do: "
+            "its Hessian would be zero; a `forward` that calls another module (the original of a "
+            "copy, a closure) runs that one's parameters: make it a method of its own class"
+        )
+
+
+def _require_alone(few: Objective) -> None:
+    """Refuse a network that gives a sample other logits in other company."""
+    x = few.samples.prepared(few.dtype, few.device)
+    with few.arithmetic(), torch.no_grad():
+        together, alone = (logits_of(few.network(part)) for part in (x, x[:1]))
+    gap = _relative(together[:1], alone)
+    if gap > _ALONE and culprit(few.network, x) is None:
+        raise SpectraError(
+            f"got a model whose output for a sample depends on the others in its batch ({gap:.1e} "
+            "from the one alone), expected one that takes each by itself: the Hessian would "
+            "depend on how the data are cut into batches; use statistics that are kept, or take "
+            "them over the features of a sample"
+        )
 
 
 def _confirmed(name: PathName, products: dict[PathName, Tensor]) -> bool:

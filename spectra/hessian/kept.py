@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spectra.devices import Named, recorded
 from spectra.hessian.batching import free_bytes, out_of_memory
-from spectra.hessian.network import logits_of
+from spectra.hessian.network import by_itself, logits_of, recordable
 from spectra.hessian.norms import NO_MAPS, Maps, written_out
 from spectra.hessian.objective import Batch, Objective
 from spectra.hessian.products import Function, KeptName, Parameters, PathName, differentiated
@@ -98,6 +98,7 @@ class KeptProducts:
         self._pieces: list[_Piece] = []
         self._replay: Callable[[Named], Tensor] | None = None
 
+    @by_itself
     def product(self, objective: Objective, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Multiply the Hessian of an objective with a vector, accumulated in float64.
 
@@ -118,6 +119,7 @@ class KeptProducts:
             objective: as in `product`.
             vector: as there.
         """
+        vector = recordable(vector)
         owner = self._owner() if self._owner is not None else None
         if owner is not objective:
             self._change(objective)
@@ -174,7 +176,7 @@ class KeptProducts:
 
     def _setting(self, objective: Objective) -> contextlib.ExitStack:
         stack = contextlib.ExitStack()
-        stack.enter_context(objective._arithmetic())
+        stack.enter_context(objective.arithmetic())
         stack.enter_context(torch.set_grad_enabled(self.name == "kept-graph"))
         return stack
 
@@ -193,7 +195,7 @@ class KeptProducts:
 
     def _sum(self, objective: Objective, vector: Tensor) -> Tensor:
         names, maps = objective.rows.live, self._network(objective)[1]
-        direction = list(objective.rows.split(maps.of(vector)).values())
+        direction = list(objective.rows.direction(maps.of(vector)).values())
         total: Tensor | None = None
         for piece in reversed(self._pieces) if objective.backwards else self._pieces:
             linear = piece.linear

@@ -8,33 +8,77 @@ as multiply and add it cost 4 % more on ResNet-32. `norms` draws it into a layer
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spectra.devices import arithmetic
 from spectra.errors import SpectraError
 from spectra.networks import copied
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+_ONE_AT_A_TIME = threading.RLock()
 
-def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+
+def by_itself(run: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Let one thread at a time run, outside inference mode: others' parameters are in the network.
+
+    Args:
+        run: what passes over samples.
+    """
+
+    @functools.wraps(run)
+    def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with _ONE_AT_A_TIME, torch.inference_mode(False):
+            return run(*args, **kwargs)
+
+    return alone
+
+
+def private_copy(
+    model: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: torch.memory_format | None = None,
+    memo: dict[int, Any] | None = None,
+) -> nn.Module:
     """Copy a model for differentiation: evaluation mode, `dtype`, `device`, one layout.
 
     Args:
         model: any module; it is left exactly as it is.
-        dtype: precision of parameters and floating-point buffers.
+        dtype: precision of parameters and floating-point buffers; complex buffers take the complex
+            numbers of that precision.
         device: where the copy lives.
+        layout: of convolutions; what `memory_format` chooses when None.
+        memo: as in `networks.copied`; `leftovers` of a private copy.
 
     Returns:
         The copy. Parameters keep their names, order and ties; all of them require gradients.
 
     Raises:
         SpectraError: a batch norm uses the statistics of the batch even in evaluation mode, an
-            embedding rewrites its weights, or the model cannot be copied.
+            embedding rewrites its weights, parameters are complex, or the model cannot be copied.
     """
-    network = copied(model).to(device=device, dtype=dtype).eval()
+    network = copied(model, memo).to(device).eval()
+    for name, parameter in network.named_parameters():
+        if parameter.is_complex():
+            raise SpectraError(
+                f"got the complex parameter `{name}`, expected real ones: a Hessian of its real "
+                "part alone would be another network's; keep torch.view_as_real of it as the "
+                "parameter"
+            )
+    beside = torch.complex128 if dtype == torch.float64 else torch.complex64
+    numbers = {True: beside, False: dtype}
+    network._apply(  # type: ignore[no-untyped-call]
+        lambda t: t.to(numbers[t.is_complex()]) if t.is_complex() or t.is_floating_point() else t
+    )
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise SpectraError(
@@ -49,13 +93,42 @@ def private_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) 
                 "in every forward pass, so no product belongs to the parameters of the file; "
                 "rescale the weights once and leave max_norm out"
             )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # gradients of the loss, no others
+            module.scale_grad_by_freq = module.sparse = False
+    layout = layout or memory_format(network)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     # Convolutions and their derivatives then keep one memory layout.
     for parameter in network.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format(network))
+            parameter.data = parameter.data.contiguous(memory_format=layout)
     return network
+
+
+def leftovers(network: nn.Module) -> dict[int, Any]:
+    """List what passes through a private copy have left as attributes, for `copied` to leave out.
+
+    Such tensors belong to graphs and transforms that are gone, and cannot be copied.
+    """
+    held = (value for module in network.modules() for value in vars(module).values())
+    return {id(t): None for value in held for t in _tensors_in(value) if _left_over(t)}
+
+
+def _tensors_in(held: object) -> Iterator[Tensor]:
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, Mapping):
+        yield from (t for value in held.values() for t in _tensors_in(value))
+    elif isinstance(held, Sequence) and not isinstance(held, str):
+        yield from (t for value in held for t in _tensors_in(value))
+
+
+def _left_over(tensor: Tensor) -> bool:
+    try:
+        tensor.untyped_storage()
+        return not tensor.is_leaf
+    except (RuntimeError, NotImplementedError):  # of a transform of torch.func that has ended
+        return True
 
 
 def memory_format(network: nn.Module) -> torch.memory_format:
@@ -67,18 +140,31 @@ def memory_format(network: nn.Module) -> torch.memory_format:
 
 @contextlib.contextmanager
 def exact_arithmetic(
-    device: torch.device, *, tf32: bool = False, recurrent: bool = False
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    tf32: bool = False,
+    recurrent: bool = False,
 ) -> Iterator[None]:
     """Run products with kernels that have second derivatives, in the precision that was asked for.
 
     Attention takes its plain form (the fused ones lack second derivatives), `recurrent` networks
     leave cuDNN and oneDNN for the same reason, convolutions and matrix products use TF32 only when
-    `tf32` says so, and cuDNN uses deterministic algorithms. Every setting is put back on the way
-    out.
+    `tf32` says so, and cuDNN uses deterministic algorithms. The caller's autocast and inference
+    mode end here, and in float64 a network that names float32 (`logits.float()`) gets float64.
+    Every setting is put back on the way out. Gradients are recorded inside: who wants none says so
+    there.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if dtype == torch.float64:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(dtype)
+            stack.enter_context(_Widened())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -91,6 +177,24 @@ def exact_arithmetic(
         yield
 
 
+class _Widened(TorchFunctionMode):
+    """Take float64 where a network asks for float32 by name, which rounds to itself in float32."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = {key: _widened(value) for key, value in (kwargs or {}).items()}
+        return (Tensor.double if func is Tensor.float else func)(*map(_widened, args), **named)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
 def forked_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Put the global random state, of the CPU and of `device`, back on the way out."""
     fork: contextlib.AbstractContextManager[None] = torch.random.fork_rng(
@@ -99,9 +203,15 @@ def forked_random_state(device: torch.device) -> contextlib.AbstractContextManag
     return fork
 
 
+def recordable(tensor: Tensor) -> Tensor:
+    """Copy a tensor that was made in inference mode: no graph may hold it."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def logits_of(output: object) -> Tensor:
-    """Take the logits out of what a model returns: the tensor itself, or its `.logits`."""
-    logits = getattr(output, "logits", output)
+    """Take the logits out of what a model returns: the tensor itself, or its `logits`."""
+    logits = output.get("logits") if isinstance(output, Mapping) else output
+    logits = getattr(logits, "logits", logits)
     if not isinstance(logits, Tensor):
         raise SpectraError(
             f"got a {type(output).__name__} from the model, expected a tensor of logits or "

@@ -21,10 +21,14 @@ from spectra.data import IGNORED, Samples, as_samples
 from spectra.errors import SpectraError
 from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
 from spectra.hessian.network import (
+    by_itself,
     exact_arithmetic,
     forked_random_state,
+    leftovers,
     logits_of,
+    memory_format,
     private_copy,
+    recordable,
     require_outputs,
 )
 from spectra.hessian.products import PRODUCTS, Function, Parameters, PathName, gradient
@@ -55,6 +59,7 @@ class Objective:
     dtype: torch.dtype
     device: torch.device
     batching: Batching
+    layout: torch.memory_format  # of images and convolutions
     tf32: bool = False
     backwards: bool = False  # walk the batches from the last sample to the first
     redraw: torch.Generator | None = None  # draw a new augmentation in every pass
@@ -62,6 +67,7 @@ class Objective:
     elsewhere: int = 0  # samples that they hold
 
     @staticmethod
+    @torch.inference_mode(False)
     def of(
         model: nn.Module,
         source: Samples | object,
@@ -96,11 +102,10 @@ class Objective:
             raise SpectraError(f"got the dtype {dtype!r}, expected torch.float32 or torch.float64")
         model, device = unwrapped(model), torch.device(device)
         samples = as_samples(source)
-        samples = replace(
-            samples, inputs=samples.inputs.to(device), targets=samples.targets.to(device)
-        )
         rule = as_loss(LossSpec() if loss is None else loss)
         weights = rule.sample_weights(samples.targets).to(device=device, dtype=torch.float64)
+        inputs, targets = (recordable(t.to(device)) for t in (samples.inputs, samples.targets))
+        samples = replace(samples, inputs=inputs, targets=targets)
         weights = torch.where(samples.targets == IGNORED, 0.0, weights)
         network = private_copy(model, dtype=dtype, device=device)
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -121,10 +126,11 @@ class Objective:
             dtype,
             device,
             Batching(1),
+            memory_format(network),
             tf32,
         )
         objective._require_samples("the data")
-        seen = objective._try_out()
+        objective, seen = objective._laid_out()
         size = automatic_batch(seen, objective.device) if batch_size == "auto" else batch_size
         if not isinstance(size, int) or size < 1:
             raise SpectraError(f"got a batch size of {size!r}, expected at least 1 or 'auto'")
@@ -138,7 +144,7 @@ class Objective:
     @cached_property
     def rows(self) -> Rows:
         """The parameters that flat vectors stand for."""
-        return Rows(self.network, self.parameters, self.frozen)
+        return Rows(self.network, self.parameters, self.frozen, self.layout)
 
     @cached_property
     def _parts(self) -> dict[int, list[tuple[Samples, Tensor | None]]]:
@@ -154,6 +160,7 @@ class Objective:
         """Samples at once, as it stands now."""
         return self.batching.size
 
+    @torch.inference_mode(False)
     def select(
         self,
         index: Int[Tensor, " k"],
@@ -174,11 +181,13 @@ class Objective:
         chosen._require_samples(what)
         return chosen
 
+    @torch.inference_mode(False)
     def unweighted(self) -> Objective:
         """Give every sample that is not masked the weight 1."""
         weights = (self.weights > 0).to(torch.float64)
         return replace(self, weights=weights, normalizer=float(weights.sum()))
 
+    @torch.inference_mode(False)
     def recut(
         self,
         *,
@@ -204,8 +213,7 @@ class Objective:
         changed = replace(self, batching=Batching(max(1, size)), backwards=backwards)
         if dtype is None or dtype == self.dtype:
             return changed
-        network = private_copy(self.network, dtype=dtype, device=self.device)
-        return replace(changed, network=network, dtype=dtype, tf32=False)
+        return replace(changed._copied(dtype), tf32=False)
 
     def redrawn(self, generator: torch.Generator) -> Objective:
         """Draw a new augmentation in every pass: no longer a fixed function of the parameters."""
@@ -216,6 +224,7 @@ class Objective:
             )
         return replace(self, redraw=generator)
 
+    @by_itself
     def value(self, *, shift: Float[Tensor, " n"] | None = None) -> float:
         """Evaluate L at the parameters, or at a place nearby.
 
@@ -224,6 +233,7 @@ class Objective:
         """
         return float(self._whole("value", self.rows.here(shift))) / self.normalizer
 
+    @by_itself
     def gradient(self, *, shift: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Differentiate L once; accumulated in float64 over the batches.
 
@@ -232,6 +242,7 @@ class Objective:
         """
         return self.mean("gradient", self.rows.here(shift))
 
+    @by_itself
     def product(self, vector: Float[Tensor, " n"], path: PathName) -> Float[Tensor, " n"]:
         """Multiply H with a vector, accumulated in float64 over the batches.
 
@@ -267,12 +278,12 @@ class Objective:
     def own(self, term: Term, at: Parameters, vector: Float[Tensor, " n"] | None = None) -> Tensor:
         """Sum a term over the samples at hand, in float64; see `mean`."""
         if term == "value":
-            with torch.no_grad():
-                return self._total(lambda f: f(at))
+            return self._total(torch.no_grad()(lambda f: f(at)))
         if term == "gradient":
             return self._total(lambda f: self.rows.flatten(gradient(f, at)))
         assert vector is not None
-        direction, differentiate = self.rows.split(vector), PRODUCTS[cast(PathName, term)]
+        vector = recordable(vector)
+        direction, differentiate = self.rows.direction(vector), PRODUCTS[cast(PathName, term)]
         return self._total(lambda f: self.rows.flatten(differentiate(f, at, direction)))
 
     def _whole(
@@ -329,7 +340,7 @@ class Objective:
         while True:
             try:
                 total: Tensor | None = None
-                with self._arithmetic():
+                with self.arithmetic():
                     for f in self._functions():
                         part = share(f)
                         total = part.double() if total is None else total.add_(part)
@@ -343,9 +354,10 @@ class Objective:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        """Set torch up for a pass, see `network.exact_arithmetic`."""
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.network.modules())
-        return exact_arithmetic(self.device, tf32=self.tf32, recurrent=recurrent)
+        return exact_arithmetic(self.device, self.dtype, tf32=self.tf32, recurrent=recurrent)
 
     def _require_samples(self, what: str) -> None:
         if len(self.samples) == 0 or not self.normalizer > 0:
@@ -353,6 +365,26 @@ class Objective:
                 f"got no sample with a positive weight in {what}, expected at least one: a mean "
                 "over nothing has no Hessian; choose classes that the data hold"
             )
+
+    def _copied(self, dtype: torch.dtype) -> Objective:
+        network = private_copy(
+            self.network,
+            dtype=dtype,
+            device=self.device,
+            layout=self.layout,
+            memo=leftovers(self.network),
+        )
+        return replace(self, network=network, dtype=dtype)
+
+    def _laid_out(self) -> tuple[Objective, int]:
+        """Try the network out in a layout that it takes; `view` may want the plain one."""
+        try:
+            return self, self._try_out()
+        except SpectraError as error:
+            if "view size" not in str(error) or self.layout == torch.contiguous_format:
+                raise
+        plain = replace(self, layout=torch.contiguous_format)._copied(self.dtype)
+        return plain, plain._try_out()
 
     def _try_out(self) -> int:
         """Pass one sample through the network; count the bytes that its layers put out."""
@@ -366,9 +398,9 @@ class Objective:
         leaves = [m for m in self.network.modules() if next(m.children(), None) is None]
         hooks = [m.register_forward_hook(count) for m in leaves]
         one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
-        x = one.prepared(self.dtype, self.device)
+        x = self._prepared(one)[0]
         try:
-            with torch.no_grad(), self._arithmetic(), forked_random_state(self.device):
+            with self.arithmetic(), torch.no_grad(), forked_random_state(self.device):
                 output = self.network(x)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise SpectraError(

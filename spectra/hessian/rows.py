@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spectra.errors import SpectraError
-from spectra.hessian.network import memory_format
 from spectra.hessian.products import Parameters
 
 
@@ -25,11 +24,7 @@ class Rows:
     network: nn.Module
     names: tuple[str, ...]  # of the parameters, in the order of the flat vectors
     frozen: frozenset[str]  # those among them whose rows are zero: requires_grad was off
-
-    @cached_property
-    def layout(self) -> torch.memory_format:
-        """How the network's convolutions want their tensors."""
-        return memory_format(self.network)
+    layout: torch.memory_format  # of what the convolutions take
 
     @property
     def dim(self) -> int:
@@ -62,6 +57,13 @@ class Rows:
             found |= {own: names[id(p)] for own, p in held if own != names[id(p)]}
         return found
 
+    @cached_property
+    def still(self) -> dict[str, int]:
+        """Say which row of an embedding never moves: the padding's, which gradients leave out."""
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        tables = (m for m in self.network.modules() if isinstance(m, nn.Embedding))
+        return {names[id(m.weight)]: m.padding_idx for m in tables if m.padding_idx is not None}
+
     def call(self, network: nn.Module, parameters: Parameters, inputs: Tensor) -> Any:
         """Call the network, or a copy with the same names, with some parameters in their place.
 
@@ -81,7 +83,7 @@ class Rows:
         if shift is None:
             return values
         like = next(iter(values.values()), shift)
-        pieces = self.split(shift.to(like.device, like.dtype))
+        pieces = self.direction(shift.to(like.device, like.dtype))
         return {name: value + pieces[name] for name, value in values.items()}
 
     def split(self, vector: Float[Tensor, " n"]) -> Parameters:
@@ -92,6 +94,15 @@ class Rows:
             if piece.dim() == 4:
                 piece = piece.contiguous(memory_format=self.layout)
             pieces[name] = piece
+        return pieces
+
+    def direction(self, vector: Float[Tensor, " n"]) -> Parameters:
+        """Cut a flat vector that parameters move along, with zeros where they never do."""
+        pieces = self.split(vector)
+        for name, row in self.still.items():
+            if name in pieces:
+                pieces[name] = pieces[name].clone()
+                pieces[name][row].zero_()
         return pieces
 
     def flatten(self, pieces: Parameters) -> Float[Tensor, " n"]:

@@ -47,16 +47,17 @@ def over_epochs(run: RunTrajectory, label: str) -> str:
     moved = [epoch for epoch, s in points if not s.doctor["fixed_operator"]]
     proven = [epoch for epoch, s in points if s.proven]
     open_ends = [epoch for epoch, s in points if not s.converged]
-    worst = max(s.doctor.get("repeatability") or 0.0 for _, s in points)
     every = f"all {len(points)} epochs{' that have numbers' * bool(missing)}"
     if len(points) == 1:
         every = f"epoch {points[0][0]}"
     if moved:
+        what, worst = max((_defect(s) for _, s in points), key=lambda defect: defect[1])
         lines = [
-            f"The operator was no fixed matrix at {_at(moved, points, every)}; a repeated product "
-            f"differed by up to {_percent(worst)} of its norm."
+            f"The operator was no fixed matrix at {_at(moved, points, every)}; {what} differed by "
+            f"up to {_percent(worst)} of its norm."
         ]
     else:
+        worst = max(s.doctor.get("repeatability") or 0.0 for _, s in points)
         same = f"within {number(worst, 2)} of its norm" if worst else "to the last bit"
         lines = [
             f"The operator was one fixed symmetric matrix at {every}: repeated products agreed "
@@ -80,13 +81,26 @@ def _at(epochs: Sequence[int], points: Sequence[Any], every: str) -> str:
     return f"epoch{'s' * (len(epochs) > 1)} {some(epochs)}"
 
 
+def _defect(s: ClassSpectrum) -> tuple[str, float]:
+    """Say what keeps an operator from being one matrix, relative to the norm of a product."""
+    names = {
+        "a product repeated with the same vector": "repeatability",
+        "uᵀ(Hv) from vᵀ(Hu)": "asymmetry",
+        "H(v + 2u) from its parts": "nonlinearity",
+    }
+    found = [(what, s.doctor.get(name) or 0.0) for what, name in names.items()]
+    least = max(share for _, share in found) / 100  # the first that tells: others follow from it
+    return next(defect for defect in found if defect[1] >= least)
+
+
 def _operator(s: ClassSpectrum) -> str:
     d = s.doctor
     if not d["fixed_operator"]:
         because = f", because {d['culprit']}" if d.get("culprit") else ""
+        what, share = _defect(s)
         return (
-            f"The operator is no fixed matrix: a product repeated with the same vector differs by "
-            f"{_percent(d.get('repeatability'))} of its norm{because}."
+            f"The operator is no fixed matrix: {what} differs by {_percent(share)} of its norm"
+            f"{because}."
         )
     defects = {
         "a repeated product": d.get("repeatability"),

@@ -1,8 +1,10 @@
 """Anyone's batches: read once, kept, random transforms refused by name or stored."""
 
+import itertools
 import random
 import subprocess
 import sys
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    Sampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 from spectra.data import Samples
@@ -190,6 +196,10 @@ def test_reading_a_loader_moves_no_random_state(draws):
     Samples.from_batches(loader, draws=draws)
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert torch.equal(before[1], own.get_state())
+    if draws is None:  # the check of the sampler comes before, and leaves its order
+        again = torch.cat([x for x, _ in loader])
+        own.set_state(before[1])
+        assert torch.equal(again, Samples.from_batches(loader).inputs)
     assert np.array_equal(legacy, np.random.get_state()[1])  # noqa: NPY002
 
 
@@ -222,6 +232,88 @@ def test_unbatched_loaders_and_tensor_data_sets_are_read():
     )
 
 
+@pytest.mark.parametrize("names", [("pixel_values", "labels"), ("x", "y"), ("label", "image")])
+def test_batches_with_names_are_read(names):
+    """Hugging Face's collators give mappings, and not all of them are dictionaries."""
+    values = (Y, X) if names[0] == "label" else (X, Y)
+    items = [dict(zip(names, pair, strict=True)) for pair in zip(*values, strict=True)]
+    named = [dict(zip(names, values, strict=True)), UserDict(zip(names, values, strict=True))]
+    for source in (DataLoader(items, batch_size=5), named[:1], named[1:], *named):
+        samples = Samples.from_batches(source)
+        assert torch.equal(samples.inputs, X)
+        assert torch.equal(samples.targets, Y)
+
+
+class Balanced(Sampler):
+    """Draws with replacement, and says so nowhere."""
+
+    def __len__(self):
+        return 22
+
+    def __iter__(self):
+        return iter(torch.arange(22) // 2)
+
+
+class Endless(Balanced):
+    def __iter__(self):
+        for i in itertools.count():
+            assert i < 1000, "read without end"
+            yield i % 3
+
+
+TWICE = [[*range(20)], [20, 21, 0]]
+
+
+@pytest.mark.parametrize("draws", [None, 1])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampler": WeightedRandomSampler([1.0] * 22, 22)}, "replacement .WeightedRandomSampler"),
+        ({"sampler": RandomSampler(range(22), replacement=True)}, "replacement .RandomSampler"),
+        ({"sampler": RandomSampler(range(22), num_samples=9)}, "out 13 of 22 .*RandomSampler"),
+        ({"sampler": Balanced()}, "replacement .Balanced"),
+        ({"sampler": Endless()}, "replacement .Endless"),
+        ({"batch_size": 5, "drop_last": True}, "leaves out 2 of 22 samples .drop_last=True"),
+        ({"sampler": SubsetRandomSampler(range(9)), "batch_size": 5, "drop_last": True}, "4 of 9"),
+        ({"batch_sampler": TWICE}, "replacement .list"),
+        ({"batch_sampler": TWICE[:1]}, "out 2 of 22 samples .list"),
+    ],
+)
+def test_a_loader_that_changes_the_class_counts_is_refused(options, words, draws):
+    loader = DataLoader(Pictures(), **options)
+    with pytest.raises(SpectraError, match=rf"{words}.* expected each sample once.*list\(loader"):
+        Samples.from_batches(loader, draws=draws)
+
+
+def test_a_pass_of_an_uneven_loader_may_be_given_as_a_list():
+    loader = DataLoader(Pictures(), batch_size=5, drop_last=True)
+    assert len(Samples.from_batches(list(loader))) == 20
+    with pytest.raises(SpectraError, match="last samples of a stream"):
+        Samples.from_batches(DataLoader(Stream(), batch_size=5, drop_last=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"batch_size": 11, "drop_last": True}, 22),
+        ({"sampler": torch.randperm(22), "batch_size": 5}, 22),
+        ({"sampler": SubsetRandomSampler([3, 5, 8]), "batch_size": 2}, 3),
+        ({"sampler": SubsetRandomSampler(torch.tensor([3, 5, 8]))}, 3),
+        ({"batch_sampler": [[*range(20)], (20, 21)]}, 22),
+        ({"batch_sampler": iter([[*range(20)], [20]])}, 21),
+    ],
+)
+def test_a_loader_that_gives_what_was_chosen_once_is_read(options, count):
+    assert len(Samples.from_batches(DataLoader(Pictures(), **options))) == count
+
+
+def test_bytes_are_what_the_network_takes_unless_it_is_told_otherwise():
+    """A network that scales its bytes by itself would scale them twice."""
+    pixels = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+    samples = Samples.from_batches((pixels, torch.tensor([0, 1])))
+    assert torch.equal(samples.prepared(torch.float64), pixels.double())
+
+
 def test_uint8_images_are_normalised_as_told():
     pixels = torch.full((2, 3, 2, 2), 255, dtype=torch.uint8)
     samples = Samples.from_batches((pixels, torch.tensor([0, 1])), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -234,8 +326,14 @@ def test_uint8_images_are_normalised_as_told():
         (7, {}, "came as int"),
         ([], {}, "gave 0 batches"),
         ([X], {}, "a batch is a Tensor"),
-        ([{"x": X}], {}, "a batch is a dict"),
-        (DataLoader([{"x": x} for x in X]), {}, "a batch is a dict"),
+        ([{"x": X}], {}, "the keys x; expected one for the inputs .*one for the labels"),
+        (DataLoader([{"x": x} for x in X]), {}, "the keys x; expected"),
+        ([{"x": X, "image": X, "y": Y}], {}, "the keys x, image, y; expected one"),
+        ([{"x": X, "y": Y, "attention_mask": Y}], {}, "x, y, attention_mask; .*no other: a mask"),
+        ({"train": 1, "test": 2}, {}, "the keys train, test; expected"),
+        ([((X, X), Y)], {}, "inputs of type tuple and targets of type Tensor; expected one tensor"),
+        ([({"input_ids": X}, Y)], {}, "inputs of type dict"),
+        ([(X, ["cat"] * 22)], {}, "targets of type list"),
         ((X, Y[:3]), {}, r"inputs \(22, 3, 4, 4\) and targets \(3,\)"),
         ((X, Y.double()), {}, "one integer label"),
         ((X, Y[:, None]), {}, "one integer label"),

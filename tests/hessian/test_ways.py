@@ -157,7 +157,7 @@ def test_a_network_that_cannot_be_traced_keeps_its_plain_path_and_says_why(
 
         def forward(self, x: Tensor) -> Tensor:
             h: Tensor = self.body(x)
-            return h.sinh() if bool(h.sum() > 0) else h.cosh()
+            return h.sinh() if bool(self.body.bias.sum() > 0) else h.cosh()
 
     objective = over(Branch(), random_inputs(6), device)
     choice = choose_product(objective)
