@@ -29,7 +29,6 @@ from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import (
     exact_arithmetic,
     forked_random_state,
-    logits_of,
     require_outputs,
 )
 from spectra.hessian.products import PRODUCTS, ProductName
@@ -160,7 +159,7 @@ def classify(
     with arithmetic, torch.no_grad(), forked_random_state(device):
         for start in range(0, len(rows), 256):
             part = samples.select(rows[start : start + 256])
-            logits = logits_of(objective.network(part.prepared(objective.dtype, device)))
+            logits = objective.logits(part.prepared(objective.dtype, device))
             require_outputs(logits, samples.num_classes)
             hits.append(logits.argmax(1).cpu() == part.targets.cpu())
     return torch.cat(hits), samples.targets.cpu()[rows]

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.hessian.network import culprit, forked_random_state, leftovers, logits_of
+from spectra.hessian.network import culprit, forked_random_state, leftovers
 from spectra.hessian.objective import Objective
 from spectra.hessian.products import PathName
 from spectra.krylov.operator import not_finite
@@ -208,11 +208,11 @@ def _require_moved(few: Objective) -> None:
     """Refuse a network whose outputs stay when its parameters move: it runs another's."""
     x = few.samples.prepared(few.dtype, few.device)
     with few.arithmetic(), torch.no_grad():
-        before = logits_of(few.network(x))
+        before = few.logits(x)
         draw = torch.Generator().manual_seed(1)
         aside = torch.randn(few.dim, generator=draw, dtype=torch.float64).to(few.device)
         _move(few, aside * (_size(few) / aside.norm()))
-        after = logits_of(few.network(x))
+        after = few.logits(x)
     if torch.equal(before, after):
         raise SpectraError(
             "got a network whose outputs do not depend on its parameters, expected ones that do: "
@@ -225,9 +225,10 @@ def _require_alone(few: Objective) -> None:
     """Refuse a network that gives a sample other logits in other company."""
     x = few.samples.prepared(few.dtype, few.device)
     with few.arithmetic(), torch.no_grad():
-        together, alone = (logits_of(few.network(part)) for part in (x, x[:1]))
-    gap = _relative(together[:1], alone)
-    if gap > _ALONE and culprit(few.network, x) is None:
+        together, alone = map(few.logits, (x, x[:1]))
+        gap = _relative(together[:1], alone)
+        coupled = gap > _ALONE and culprit(few.network, x) is None
+    if coupled:
         raise SpectraError(
             f"got a model whose output for a sample depends on the others in its batch ({gap:.1e} "
             "from the one alone), expected one that takes each by itself: the Hessian would "
@@ -244,7 +245,8 @@ def _confirmed(name: PathName, products: dict[PathName, Tensor]) -> bool:
 
 
 def _refusal(few: Objective, path: PathName | None, refused: dict[str, str]) -> SpectraError:
-    layer = culprit(few.network, few.samples.prepared(few.dtype, few.device))
+    with few.arithmetic():
+        layer = culprit(few.network, few.samples.prepared(few.dtype, few.device))
     if layer is not None:
         return SpectraError(
             f"got a model whose {layer} gives another output in every pass, expected a fixed "

@@ -151,9 +151,8 @@ def exact_arithmetic(
     Attention takes its plain form (the fused ones lack second derivatives), `recurrent` networks
     leave cuDNN and oneDNN for the same reason, convolutions and matrix products use TF32 only when
     `tf32` says so, and cuDNN uses deterministic algorithms. The caller's autocast and inference
-    mode end here, and in float64 a network that names float32 (`logits.float()`) gets float64.
-    Every setting is put back on the way out. Gradients are recorded inside: who wants none says so
-    there.
+    mode end here, and constants without a dtype take float64 where that is `dtype`. Every setting
+    is put back on the way out. Gradients are recorded inside: who wants none says so there.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -164,7 +163,6 @@ def exact_arithmetic(
         if dtype == torch.float64:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(dtype)
-            stack.enter_context(_Widened())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -177,8 +175,17 @@ def exact_arithmetic(
         yield
 
 
+def float32_means(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Let a network that names float32, as in `logits.float()`, have its own precision.
+
+    Args:
+        dtype: of its parameters.
+    """
+    return _Widened() if dtype == torch.float64 else contextlib.nullcontext()
+
+
 class _Widened(TorchFunctionMode):
-    """Take float64 where a network asks for float32 by name, which rounds to itself in float32."""
+    """Read float64 for float32 in every call."""
 
     def __torch_function__(
         self,
@@ -249,7 +256,11 @@ def culprit(network: nn.Module, inputs: Tensor) -> str | None:
 
     hooks = [module.register_forward_hook(record) for module in names]
     try:
-        with torch.no_grad(), forked_random_state(inputs.device):
+        with (
+            torch.no_grad(),
+            forked_random_state(inputs.device),
+            float32_means(next(network.parameters()).dtype),
+        ):
             network(inputs)
             first, outputs = outputs, []
             network(inputs)

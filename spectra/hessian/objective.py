@@ -23,6 +23,7 @@ from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
 from spectra.hessian.network import (
     by_itself,
     exact_arithmetic,
+    float32_means,
     forked_random_state,
     leftovers,
     logits_of,
@@ -296,6 +297,11 @@ class Objective:
         own = own or partial(self.own, term, at, vector)
         return own() if self.together is None else self.together(self, term, at, vector, own)
 
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Pass prepared inputs through the network, whose parameters are at their place."""
+        with float32_means(self.dtype):
+            return logits_of(self.network(inputs))
+
     def batch(self, rows: slice | Int[Tensor, " k"]) -> Batch:
         """Prepare some samples: inputs laid out on the device, targets, weights in `dtype`."""
         weights = self.weights[rows].to(self.dtype)
@@ -324,8 +330,9 @@ class Objective:
     def _weighted_sum(
         self, inputs: Tensor, targets: Tensor, weights: Tensor | None, parameters: Parameters
     ) -> Tensor:
-        output = self.rows.call(self.network, parameters, inputs)
-        losses = self.loss.per_sample(logits_of(output), targets)
+        with float32_means(self.dtype):
+            output = self.rows.call(self.network, parameters, inputs)
+            losses = self.loss.per_sample(logits_of(output), targets)
         count = len(targets)
         if losses.shape != (count,):
             raise SpectraError(
@@ -400,7 +407,12 @@ class Objective:
         one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
         x = self._prepared(one)[0]
         try:
-            with self.arithmetic(), torch.no_grad(), forked_random_state(self.device):
+            with (
+                self.arithmetic(),
+                torch.no_grad(),
+                forked_random_state(self.device),
+                float32_means(self.dtype),
+            ):
                 output = self.network(x)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise SpectraError(
