@@ -36,7 +36,8 @@ from .networks import DigitsNet, ResNet, copied, unwrapped
 from .untrusted import FORMAT, WAY_OUT, is_own, read, refused, unpickle
 
 VERSION = 1
-HEADS = ("classifier", "head", "heads")  # names that no other layer of a classifier has
+HEADS = re.compile(r"(.*_)?(head|heads|classifier)")  # names that no other layer has
+LAST = ("fc", "linear", "out", "output", "logits")  # names that the last layer often has
 COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
 
 
@@ -70,8 +71,8 @@ class Checkpoint:
 
         Args:
             model: any classifier, wrapped or not; it is copied as it is now, and not changed.
-            num_classes: number of classes; guessed from the head's shape without it: of a layer
-                with one of the names `HEADS`, else of the last linear one, else the last parameter.
+            num_classes: number of classes; guessed without it, from the shape of what is named
+                like a head (`HEADS`, else `LAST`), else of the last parameter.
             loss: the training loss, for `Plan(loss="trained")`, and the scale of a cosine head that
                 is none of ours: `LossSpec(scale=30.0)`.
             epoch: what the results name beside their numbers.
@@ -261,14 +262,12 @@ def _state_dict(payload: object, file: str) -> dict[str, Tensor]:
 
 
 def _guess_classes(state: Mapping[str, Tensor]) -> int:
-    """Take the width of what is most like a head, the last one: it may be declared first."""
+    """Take the width of what is called like a head, the last one: it may be declared first."""
     *_, names = without_prefixes(state)
 
     def likeness(name: str) -> int:
-        layer, _, rest = name.partition(".")
-        weight = names.get(f"{layer}.weight")
-        linear = rest == "bias" and weight is not None and weight.ndim == 2
-        return 2 if layer in HEADS else int(linear)
+        layer = name.partition(".")[0]
+        return 2 if HEADS.fullmatch(layer) else int(layer in LAST)
 
     sized = sorted((name for name, value in names.items() if value.ndim > 0), key=likeness)
     return names[sized[-1]].shape[0] if sized else 0

@@ -109,18 +109,21 @@ class _Terminated(KeyboardInterrupt):
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does: with what it has finished saved."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no other may set a handler
+    before = signal.getsignal(signal.SIGTERM)
+    inside = threading.current_thread() is not threading.main_thread()
+    if inside or before is signal.SIG_IGN:  # no other thread may set a handler
+        yield
         return
 
     def end(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the saving
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is end:  # torchrun's processes have one of their own
+    finally:  # torchrun's processes have a handler of their own
+        if signal.getsignal(signal.SIGTERM) in (end, signal.SIG_IGN):
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 

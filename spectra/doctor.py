@@ -37,7 +37,7 @@ from torch import Tensor
 
 from spectra.hessian import HessianOperator
 from spectra.hessian.choice import central_difference
-from spectra.hessian.network import culprit, forked_random_state
+from spectra.hessian.network import calling, culprit, forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
 
 PRODUCTS_PER_EXAMINATION = 5
@@ -191,7 +191,8 @@ def _find_culprit(operator: SymmetricOperator) -> str | None:
     if objective.redraw is not None:
         return "the augmentation is drawn again in every product"
     few = objective.samples.select(torch.arange(min(8, len(objective.samples))))
-    layer = culprit(objective.network, few.prepared(objective.dtype, objective.device))
+    with objective.arithmetic(), calling(widened=objective.widened):
+        layer = culprit(objective.network, few.prepared(objective.dtype, objective.device))
     return None if layer is None else f"the output of {layer} changes from pass to pass"
 
 

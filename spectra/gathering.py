@@ -26,11 +26,7 @@ from spectra.hessian import (
     choose_way,
 )
 from spectra.hessian.batching import free_bytes
-from spectra.hessian.network import (
-    exact_arithmetic,
-    forked_random_state,
-    require_outputs,
-)
+from spectra.hessian.network import by_itself, forked_random_state, require_outputs
 from spectra.hessian.products import PRODUCTS, ProductName
 from spectra.krylov import Place, choose_place, random_start
 from spectra.losses import LossSpec
@@ -136,6 +132,7 @@ def _basis_bytes(plan: Plan, objective: Objective) -> int:
     return min(plan.steps, objective.dim) * objective.dim * max(4, objective.dtype.itemsize)
 
 
+@by_itself
 def classify(
     objective: Objective, samples: Samples, parts: Sequence[Part]
 ) -> tuple[Tensor, Tensor]:
@@ -155,8 +152,7 @@ def classify(
         rows = rows[torch.isin(samples.targets.cpu(), named)]
     device, hits = objective.device, [torch.zeros(0, dtype=torch.bool)]
     # As in the products: plain kernels, and a random layer must not move the caller's state.
-    arithmetic = exact_arithmetic(device, objective.dtype, tf32=objective.tf32)
-    with arithmetic, torch.no_grad(), forked_random_state(device):
+    with objective.arithmetic(), torch.no_grad(), forked_random_state(device):
         for start in range(0, len(rows), 256):
             part = samples.select(rows[start : start + 256])
             logits = objective.logits(part.prepared(objective.dtype, device))

@@ -202,18 +202,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         SpectraError: for a script of torch.jit.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise SpectraError(
-            "got a model that torch.jit has compiled, expected the nn.Module that it was made of: "
-            "its parameters cannot be put in the place of others; build that one and load the "
-            "state_dict"
-        )
     while (inner := _inner(model)) is not None:
         model = inner
     return model
 
 
 def _inner(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SpectraError(
+            "got a model that torch.jit has compiled, expected the nn.Module that it was made of: "
+            "its parameters cannot be put in the place of others; build that one and load the "
+            "state_dict"
+        )
     # Not by attribute: a module of the user's may pass those of its inner one on.
     return model._modules.get("module" if isinstance(model, _WRAPPERS) else "_orig_mod")
 

@@ -9,14 +9,14 @@ whose sampler repeats samples or leaves some out: the class counts would be thos
 import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from ..errors import SpectraError
 from .samples import Samples
@@ -140,25 +140,28 @@ def _passes(source: Any, loader: Any, draws: int | None, seed: int) -> Iterator[
 
 
 def _refuse_uneven(loader: DataLoader[Any]) -> None:
-    """Raise if the sampler repeats samples of the data set, or leaves some out.
+    """Raise if the sampler repeats samples of the data set, or leaves some out by chance.
 
-    The samples of a `SubsetRandomSampler` were chosen by whoever made it.
+    What another sampler than torch's random one leaves out was chosen by whoever made it.
     """
     order: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     sampler, drops = getattr(order, "sampler", order), getattr(order, "drop_last", False)
     told, name = "", type(sampler).__name__
     if isinstance(loader.dataset, IterableDataset):
         told = "leaves out the last samples of a stream (drop_last=True)" if drops else ""
-    elif not isinstance(order, Iterator) and not isinstance(sampler, Iterator):  # one is used up
-        data: Any = loader.dataset
-        chosen = isinstance(sampler, SubsetRandomSampler)
-        known = set(_indices(sampler.indices) if chosen else range(len(data)))
-        read = list(itertools.islice(_indices(order), len(known) + 1))
+    elif isinstance(loader.dataset, Sized) and not any(
+        isinstance(place, Iterator)
+        for place in (order, sampler)  # reading one would use it up
+    ):
+        count = len(loader.dataset)
+        read = list(itertools.islice(_indices(order), count + 1))
+        chosen = list(itertools.islice(_indices(sampler), count + 1)) if drops else read
+        whole = count if isinstance(sampler, RandomSampler) else len(set(chosen))
         if getattr(sampler, "replacement", False) or len(set(read)) < len(read):
             told = f"draws with replacement ({name})"
-        elif left_out := len(known - set(read)):
+        elif left_out := whole - len(read):
             cause = "drop_last=True" if drops else name
-            told = f"leaves out {left_out} of {len(known)} samples ({cause})"
+            told = f"leaves out {left_out} of {whole} samples ({cause})"
     if told:
         raise SpectraError(
             f"got a loader that {told}, expected each sample once: the class counts would be those "

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spectra.devices import Named, recorded
 from spectra.hessian.batching import free_bytes, out_of_memory
-from spectra.hessian.network import by_itself, float32_means, logits_of, recordable
+from spectra.hessian.network import by_itself, calling, logits_of, recordable
 from spectra.hessian.norms import NO_MAPS, Maps, written_out
 from spectra.hessian.objective import Batch, Objective
 from spectra.hessian.products import Function, KeptName, Parameters, PathName, differentiated
@@ -221,7 +221,7 @@ class KeptProducts:
     def _same(self, objective: Objective, network: nn.Module, maps: Maps) -> bool:
         """Compare the outputs for one sample: a norm's parameters may be read by others, too."""
         rows, inputs = objective.rows, objective.batch(slice(0, 1))[0]
-        with torch.no_grad(), float32_means(objective.dtype):
+        with torch.no_grad(), calling(widened=objective.widened):
             ours = logits_of(rows.call(network, _mapped(objective, maps), inputs))
             theirs = logits_of(rows.call(objective.network, rows.here(), inputs))
         return bool((ours - theirs).norm() <= _SAME[objective.dtype] * theirs.norm())

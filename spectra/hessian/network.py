@@ -76,6 +76,10 @@ def private_copy(
             )
     beside = torch.complex128 if dtype == torch.float64 else torch.complex64
     numbers = {True: beside, False: dtype}
+    for module in network.modules():  # what a network holds beside its buffers goes with them
+        for name, held in vars(module).items():
+            if isinstance(held, Tensor) and held.is_floating_point():
+                vars(module)[name] = held.to(device, dtype)
     network._apply(  # type: ignore[no-untyped-call]
         lambda t: t.to(numbers[t.is_complex()]) if t.is_complex() or t.is_floating_point() else t
     )
@@ -103,6 +107,11 @@ def private_copy(
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
     return network
+
+
+def recopied(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Copy a private copy, without what passes through it have left; `memo` as in `copied`."""
+    return copied(network, leftovers(network) | (memo or {}))
 
 
 def leftovers(network: nn.Module) -> dict[int, Any]:
@@ -140,19 +149,15 @@ def memory_format(network: nn.Module) -> torch.memory_format:
 
 @contextlib.contextmanager
 def exact_arithmetic(
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    *,
-    tf32: bool = False,
-    recurrent: bool = False,
+    device: torch.device, *, tf32: bool = False, recurrent: bool = False, widened: bool = False
 ) -> Iterator[None]:
     """Run products with kernels that have second derivatives, in the precision that was asked for.
 
     Attention takes its plain form (the fused ones lack second derivatives), `recurrent` networks
     leave cuDNN and oneDNN for the same reason, convolutions and matrix products use TF32 only when
     `tf32` says so, and cuDNN uses deterministic algorithms. The caller's autocast and inference
-    mode end here, and constants without a dtype take float64 where that is `dtype`. Every setting
-    is put back on the way out. Gradients are recorded inside: who wants none says so there.
+    mode end here, and constants without a dtype take float64 where the network is `widened`. Every
+    setting is put back on the way out. Gradients are recorded inside: who wants none says so there.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -160,9 +165,9 @@ def exact_arithmetic(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if dtype == torch.float64:
+        if widened:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            torch.set_default_dtype(dtype)
+            torch.set_default_dtype(torch.float64)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -175,13 +180,9 @@ def exact_arithmetic(
         yield
 
 
-def float32_means(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Let a network that names float32, as in `logits.float()`, have its own precision.
-
-    Args:
-        dtype: of its parameters.
-    """
-    return _Widened() if dtype == torch.float64 else contextlib.nullcontext()
+def calling(*, widened: bool) -> contextlib.AbstractContextManager[object]:
+    """Set torch up for a network's own calls: float32 by name is float64 where it is `widened`."""
+    return _Widened() if widened else contextlib.nullcontext()
 
 
 class _Widened(TorchFunctionMode):
@@ -256,11 +257,7 @@ def culprit(network: nn.Module, inputs: Tensor) -> str | None:
 
     hooks = [module.register_forward_hook(record) for module in names]
     try:
-        with (
-            torch.no_grad(),
-            forked_random_state(inputs.device),
-            float32_means(next(network.parameters()).dtype),
-        ):
+        with torch.no_grad(), forked_random_state(inputs.device):
             network(inputs)
             first, outputs = outputs, []
             network(inputs)

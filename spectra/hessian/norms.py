@@ -17,7 +17,6 @@ a program of 1423 operations in place of 1821; its convolutions take as long as 
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
+
+from spectra.hessian.network import recopied
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _HOW = ("stride", "padding", "dilation", "groups")
@@ -85,7 +86,7 @@ def written_out(network: nn.Module, places: Mapping[str, slice]) -> tuple[nn.Mod
         expects. At `Maps.of` the parameters it is the same function of them, unless something else
         than a norm itself reads its γ or β.
     """
-    network = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    network = recopied(network, {id(p): p for p in network.parameters()})
     holders = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
     names: set[str] = set()
     norms: list[tuple[slice, slice, _Affine]] = []

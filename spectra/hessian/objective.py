@@ -22,8 +22,8 @@ from spectra.errors import SpectraError
 from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
 from spectra.hessian.network import (
     by_itself,
+    calling,
     exact_arithmetic,
-    float32_means,
     forked_random_state,
     leftovers,
     logits_of,
@@ -40,6 +40,8 @@ from spectra.networks import unwrapped
 Loss = LossSpec | CallableLoss
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs as the network takes them, targets, weights
+_FEW = 4  # samples over which layouts and precisions are compared
+_ROUNDED = 1e-3  # relative; float32 rounds a network's logits by less
 Term = Literal["value", "gradient", "kept"] | PathName  # what is summed over the samples
 
 
@@ -62,13 +64,14 @@ class Objective:
     batching: Batching
     layout: torch.memory_format  # of images and convolutions
     tf32: bool = False
+    widened: bool = False  # the network names float32 and means its own precision, float64
     backwards: bool = False  # walk the batches from the last sample to the first
     redraw: torch.Generator | None = None  # draw a new augmentation in every pass
     together: Callable[..., Tensor] | None = None  # adds other processes' sums, see `shares`
     elsewhere: int = 0  # samples that they hold
 
     @staticmethod
-    @torch.inference_mode(False)
+    @by_itself
     def of(
         model: nn.Module,
         source: Samples | object,
@@ -131,7 +134,10 @@ class Objective:
             tf32,
         )
         objective._require_samples("the data")
-        objective, seen = objective._laid_out()
+        objective = objective._laid_out()
+        if dtype == torch.float64:
+            objective = objective._in_float64()
+        seen = objective._try_out()
         size = automatic_batch(seen, objective.device) if batch_size == "auto" else batch_size
         if not isinstance(size, int) or size < 1:
             raise SpectraError(f"got a batch size of {size!r}, expected at least 1 or 'auto'")
@@ -214,7 +220,7 @@ class Objective:
         changed = replace(self, batching=Batching(max(1, size)), backwards=backwards)
         if dtype is None or dtype == self.dtype:
             return changed
-        return replace(changed._copied(dtype), tf32=False)
+        return changed._in_float64() if dtype == torch.float64 else changed._copied(dtype)
 
     def redrawn(self, generator: torch.Generator) -> Objective:
         """Draw a new augmentation in every pass: no longer a fixed function of the parameters."""
@@ -299,7 +305,7 @@ class Objective:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Pass prepared inputs through the network, whose parameters are at their place."""
-        with float32_means(self.dtype):
+        with calling(widened=self.widened):
             return logits_of(self.network(inputs))
 
     def batch(self, rows: slice | Int[Tensor, " k"]) -> Batch:
@@ -330,7 +336,7 @@ class Objective:
     def _weighted_sum(
         self, inputs: Tensor, targets: Tensor, weights: Tensor | None, parameters: Parameters
     ) -> Tensor:
-        with float32_means(self.dtype):
+        with calling(widened=self.widened):
             output = self.rows.call(self.network, parameters, inputs)
             losses = self.loss.per_sample(logits_of(output), targets)
         count = len(targets)
@@ -364,7 +370,9 @@ class Objective:
     def arithmetic(self) -> contextlib.AbstractContextManager[None]:
         """Set torch up for a pass, see `network.exact_arithmetic`."""
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.network.modules())
-        return exact_arithmetic(self.device, self.dtype, tf32=self.tf32, recurrent=recurrent)
+        return exact_arithmetic(
+            self.device, tf32=self.tf32, recurrent=recurrent, widened=self.widened
+        )
 
     def _require_samples(self, what: str) -> None:
         if len(self.samples) == 0 or not self.normalizer > 0:
@@ -373,6 +381,7 @@ class Objective:
                 "over nothing has no Hessian; choose classes that the data hold"
             )
 
+    @by_itself
     def _copied(self, dtype: torch.dtype) -> Objective:
         network = private_copy(
             self.network,
@@ -381,17 +390,40 @@ class Objective:
             layout=self.layout,
             memo=leftovers(self.network),
         )
-        return replace(self, network=network, dtype=dtype)
+        return replace(self, network=network, dtype=dtype, tf32=False, widened=False)
 
-    def _laid_out(self) -> tuple[Objective, int]:
-        """Try the network out in a layout that it takes; `view` may want the plain one."""
+    def _in_float64(self) -> Objective:
+        """Copy the network in float64, and let it mean that by float32 where this rounds less.
+
+        A precision that is named rounds (`logits.float()`), or belongs to the function, where bits
+        are read or numbers drawn: then its logits would be others than they are in float32.
+        """
+        plain = self._copied(torch.float64)
+        widened = replace(plain, widened=True)
+        logits, wide = plain._sampled(), widened._sampled()
+        if wide is None or (logits is not None and torch.equal(logits, wide)):
+            return plain
+        like = self._copied(torch.float32) if self.dtype == torch.float64 else self
+        return widened if _near(wide, like._sampled()) else plain
+
+    def _sampled(self) -> Tensor | None:
+        """Give the logits of a few samples in float64; None where the network fails."""
+        few = self.samples.select(torch.arange(min(_FEW, len(self.samples)), device=self.device))
         try:
-            return self, self._try_out()
-        except SpectraError as error:
-            if "view size" not in str(error) or self.layout == torch.contiguous_format:
-                raise
-        plain = replace(self, layout=torch.contiguous_format)._copied(self.dtype)
-        return plain, plain._try_out()
+            with self.arithmetic(), torch.no_grad(), forked_random_state(self.device):
+                return self.logits(replace(self, redraw=None)._prepared(few)[0]).double()
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return None
+
+    def _laid_out(self) -> Objective:
+        """Choose a layout that the network takes: what it views may follow from the plain one."""
+        if self.layout == torch.contiguous_format:
+            return self
+        plain = replace(self, layout=torch.contiguous_format)
+        if any(parameter.dim() == 4 for parameter in self.network.parameters()):
+            plain = plain._copied(self.dtype)
+        there = plain._sampled()
+        return self if there is None or _near(self._sampled(), there) else plain
 
     def _try_out(self) -> int:
         """Pass one sample through the network; count the bytes that its layers put out."""
@@ -411,7 +443,7 @@ class Objective:
                 self.arithmetic(),
                 torch.no_grad(),
                 forked_random_state(self.device),
-                float32_means(self.dtype),
+                calling(widened=self.widened),
             ):
                 output = self.network(x)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -427,6 +459,10 @@ class Objective:
         if isinstance(self.loss, LossSpec):
             require_outputs(logits, int(self.samples.targets.max()) + 1)
         return seen
+
+
+def _near(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and bool((a - b).norm() <= _ROUNDED * b.norm())
 
 
 def _unless_one(weights: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -26,10 +27,16 @@ class Rows:
     frozen: frozenset[str]  # those among them whose rows are zero: requires_grad was off
     layout: torch.memory_format  # of what the convolutions take
 
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the parameters, in the order of the flat vectors."""
+        # By attribute: another thread may have put tensors in the parameters' place.
+        return {name: attrgetter(name)(self.network).shape for name in self.names}
+
     @property
     def dim(self) -> int:
         """Number of rows, those of frozen parameters included."""
-        return sum(self.network.get_parameter(name).numel() for name in self.names)
+        return sum(shape.numel() for shape in self.shapes.values())
 
     @property
     def live(self) -> list[str]:
@@ -40,8 +47,8 @@ class Rows:
     def places(self) -> dict[str, slice]:
         """Say where in a flat vector the parameters lie that are not frozen."""
         found, start = {}, 0
-        for name in self.names:
-            end = start + self.network.get_parameter(name).numel()
+        for name, shape in self.shapes.items():
+            end = start + shape.numel()
             if name not in self.frozen:
                 found[name] = slice(start, end)
             start = end
@@ -62,7 +69,8 @@ class Rows:
         """Say which row of an embedding never moves: the padding's, which gradients leave out."""
         names = {id(p): name for name, p in self.network.named_parameters()}
         tables = (m for m in self.network.modules() if isinstance(m, nn.Embedding))
-        return {names[id(m.weight)]: m.padding_idx for m in tables if m.padding_idx is not None}
+        rows = ((names.get(id(m.weight)), m.padding_idx) for m in tables)
+        return {name: row for name, row in rows if name is not None and row is not None}
 
     def call(self, network: nn.Module, parameters: Parameters, inputs: Tensor) -> Any:
         """Call the network, or a copy with the same names, with some parameters in their place.
@@ -90,7 +98,7 @@ class Rows:
         """Cut a flat vector into pieces of the parameters' shapes, but for the frozen ones."""
         pieces: Parameters = {}
         for name, place in self.places.items():
-            piece = vector[place].view(self.network.get_parameter(name).shape)
+            piece = vector[place].view(self.shapes[name])
             if piece.dim() == 4:
                 piece = piece.contiguous(memory_format=self.layout)
             pieces[name] = piece
@@ -98,19 +106,22 @@ class Rows:
 
     def direction(self, vector: Float[Tensor, " n"]) -> Parameters:
         """Cut a flat vector that parameters move along, with zeros where they never do."""
-        pieces = self.split(vector)
+        return self._stilled(self.split(vector))
+
+    def _stilled(self, pieces: Parameters) -> Parameters:
         for name, row in self.still.items():
             if name in pieces:
-                pieces[name] = pieces[name].clone()
+                pieces = pieces | {name: pieces[name].clone()}
                 pieces[name][row].zero_()
         return pieces
 
     def flatten(self, pieces: Parameters) -> Float[Tensor, " n"]:
-        """Join pieces to a flat vector, with zeros where the parameters are frozen."""
-        zero = self.network.get_parameter
+        """Join derivatives to a flat vector, with zeros where the parameters never move."""
+        pieces = self._stilled(pieces)
+        like = next(iter(pieces.values()))
         rows = [
-            (torch.zeros_like(zero(name)) if name in self.frozen else pieces[name]).reshape(-1)
-            for name in self.names
+            like.new_zeros(shape.numel()) if name in self.frozen else pieces[name].reshape(-1)
+            for name, shape in self.shapes.items()
         ]
         return torch.cat(rows).detach()
 

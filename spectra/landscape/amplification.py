@@ -17,7 +17,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from spectra.errors import SpectraError
 from spectra.hessian import HessianOperator, Objective, PathName
+from spectra.hessian.network import recopied
 from spectra.krylov.operator import not_finite
 from spectra.landscape.statistics import Amplification, stream
 from spectra.landscape.subject import choice_of, direction_in, objective_of
@@ -184,7 +184,7 @@ def _of_batch(
 
 def _with_batch_statistics(objective: Objective, size: int) -> Objective:
     """Let batch norm use the statistics of each batch, and remember none; batches stay whole."""
-    network: nn.Module = copy.deepcopy(objective.network)
+    network: nn.Module = recopied(objective.network)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # Without running statistics a batch norm in evaluation mode takes those of its inputs.

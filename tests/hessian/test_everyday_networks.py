@@ -1,6 +1,7 @@
 """Networks as people write them: right numbers, or a refusal that says what to change."""
 
 import copy
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -116,6 +117,28 @@ def test_the_row_of_the_padding_never_moves(device: torch.device) -> None:
     assert H.objective.value(shift=shift) == H.objective.value(shift=kept)
 
 
+class Tied(nn.Module):
+    """The padding is masked; its row of the table is that of a class as well."""
+
+    def __init__(self, padding: int | None) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 4, padding_idx=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = (self.words(x) * (x != 0).unsqueeze(-1)).mean(1)
+        return torch.tanh(z) @ self.words.weight.T
+
+
+def test_a_tied_padding_row_stays_still_on_both_sides() -> None:
+    model, plain = made(lambda: Tied(0)), made(lambda: Tied(None))
+    plain.load_state_dict(model.state_dict())
+    expected = dense(plain, tokens())
+    expected[:4] = 0
+    expected[:, :4] = 0
+    H = hessian_operator(model, tokens(), dtype=torch.float64)
+    assert torch.allclose(H.dense(), expected, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("option", ["scale_grad_by_freq", "sparse"])
 def test_how_gradients_are_stored_and_scaled_does_not_enter(option: str) -> None:
     model = made(lambda: Words(**{option: True}))
@@ -136,10 +159,51 @@ class Standardised(nn.Module):
         return logits
 
 
-def test_samples_that_depend_on_each_other_are_refused() -> None:
+class Recurrent(nn.Module):
+    """`batch_first` was forgotten: each sample follows from the ones before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.LSTM(FEATURES, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.cells(x)[0])
+        return logits
+
+
+@pytest.mark.parametrize("build", [Standardised, Recurrent])
+def test_samples_that_depend_on_each_other_are_refused(build: type[nn.Module]) -> None:
     """Their mean would follow the batches, as it would with a batch norm's own statistics."""
     with pytest.raises(SpectraError, match="depends on the others in its batch"):
-        hessian_operator(made(Standardised), vectors())
+        hessian_operator(made(build), vectors())
+
+
+def test_a_block_whose_hessian_is_zero_passes() -> None:
+    """LoRA begins with B = 0, so that its A has no curvature; the outputs depend on the rest."""
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Linear(FEATURES, CLASSES)
+            self.A = nn.Parameter(torch.randn(FEATURES, 2))
+            self.B = nn.Parameter(torch.zeros(2, CLASSES))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.base(x) + x @ self.A @ self.B
+            return logits
+
+    H = hessian_operator(made(Adapted), vectors(), parameters="A")
+    assert not bool(H.dense().any())
+
+
+@pytest.mark.parametrize("margin", [45.0, 60.0])
+def test_samples_fitted_to_the_last_bit_are_not_called_a_gradient_that_stops(margin: float) -> None:
+    """Their products are rounding, which has no symmetry."""
+    y = vectors()[1]
+    model = nn.Linear(CLASSES, CLASSES)
+    nn.init.eye_(model.weight)
+    x = margin * F.one_hot(y, CLASSES).float() + vectors()[0][:, :CLASSES]
+    assert hessian_operator(model, (x, y)).choice.path
 
 
 class Rotated(nn.Module):
@@ -192,7 +256,33 @@ class ViewedAtOnce(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("build", [Viewed, ViewedAtOnce])
+class ViewedAcross(nn.Module):
+    """Batch and channels in one dimension: one sample alone can be viewed so in any layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x))
+        logits: Tensor = self.head(x.view(x.size(0) * 4, 16).sum(1).view(-1, 4))
+        return logits
+
+
+class Strided(nn.Module):
+    """Reads its memory as if it were laid out plainly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x))
+        logits: Tensor = self.head(torch.as_strided(x, (x.size(0), 64), (64, 1)))
+        return logits
+
+
+@pytest.mark.parametrize("build", [Viewed, ViewedAtOnce, ViewedAcross, Strided])
 @pytest.mark.parametrize("product", ["auto", "linearized", "kept-graph"])
 def test_images_are_laid_out_as_the_network_views_them(
     build: type[nn.Module], product: str, device: torch.device
@@ -240,6 +330,32 @@ def test_float32_by_name_is_float64_where_that_is_the_precision(product: str) ->
     assert torch.allclose(single.dense().double(), expected, rtol=0, atol=1e-6)
     low = random_start(single.dim, seed=0, probe=0)
     assert certify(single, low).noise_floor < 1e-9
+
+
+class Drawn(nn.Module):
+    """Random features, and scales read from bits: the function itself, in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(FEATURES, 5), nn.Linear(5, CLASSES)
+        self.register_buffer("packed", torch.full((5,), 1.5).view(torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).to(x)
+        z = torch.tanh(self.hidden(x)) @ drawn * self.packed.view(torch.float32).to(x)
+        logits: Tensor = self.head(z)
+        return logits
+
+
+def test_what_is_drawn_or_read_in_float32_stays_what_it_is() -> None:
+    model = made(Drawn)
+    expected = dense(model, vectors())
+    H = hessian_operator(model, vectors(), dtype=torch.float64)
+    assert torch.allclose(H.dense(), expected, rtol=0, atol=1e-12)
+    single = hessian_operator(model, vectors())
+    run = lanczos(single, random_start(single.dim, seed=0, probe=0), steps=60)
+    theta = certify(single, run.vector(0)).rayleigh_quotient
+    assert theta == pytest.approx(float(torch.linalg.eigvalsh(expected)[0]), rel=1e-4)
 
 
 class Keeps(nn.Module):
@@ -311,20 +427,32 @@ def test_a_traced_script_is_refused_in_one_line() -> None:
 
 
 def test_threads_take_turns_with_one_network() -> None:
-    operators = class_operators(made(perceptron), vectors())
+    """With products, copies and settings: parameters of another thread are in the network."""
+    model = made(perceptron)
+    operators = class_operators(model, vectors())
     v = random_start(operators[0].dim, seed=0, probe=0)
     alone = {c: H @ v for c, H in operators.items()}
     wrong: list[object] = []
 
-    def multiply(c: int, H: HessianOperator) -> None:
+    def work(c: int, H: HessianOperator) -> None:
         try:
-            wrong.extend(c for _ in range(20) if not torch.equal(H @ v, alone[c]))
-        except Exception as error:  # of a thread, which pytest would not see
+            for _ in range(4):
+                wrong.extend(c for _ in range(4) if not torch.equal(H @ v, alone[c]))
+                assert examine(H).fixed_operator
+                assert certify(H, v).noise_floor < 1e-9
+                hessian_operator(model, vectors())
+        except BaseException as error:  # of a thread, which pytest would not see
             wrong.append(error)
 
-    threads = [threading.Thread(target=multiply, args=item) for item in operators.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=work, args=item) for item in operators.items()]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert wrong == []
+    assert torch.get_default_dtype() == torch.float32
