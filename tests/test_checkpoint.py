@@ -287,6 +287,8 @@ def test_a_head_that_comes_first_tells_the_classes(
         ({"linear": nn.Linear(9, 8), "out": nn.Linear(8, 5)}, 5),
         ({"head": nn.Linear(8, 5), "fc1": nn.Linear(9, 8), "fc2": nn.Linear(8, 8)}, 5),
         ({"classifier": nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 5)), "fc": nn.Linear(9, 9)}, 5),
+        ({"fc1": nn.Linear(9, 8), "last": nn.Linear(8, 5, bias=False)}, 5),
+        ({"a": nn.Linear(9, 8), "mlp_head": nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))}, 5),
         ({"tokens": nn.Embedding(50, 8), "body": nn.Sequential(nn.Linear(8, 5))}, 5),
         ({"features": nn.Conv2d(3, 8, 3), "last": nn.Conv2d(8, 5, 1)}, 5),
     ],

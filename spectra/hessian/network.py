@@ -12,6 +12,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +24,43 @@ from spectra.networks import copied
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-_ONE_AT_A_TIME = threading.RLock()
+_ONE_AT_A_TIME = threading.RLock()  # levels of forward differentiation belong to all threads
+_TURNS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for each network
+_MAKING = threading.Lock()
+_DEFAULTS: list[torch.dtype] = []  # the caller's, then those of who came later
 
 
 def by_itself(run: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Let one thread at a time run, outside inference mode: others' parameters are in the network.
+    """Let one thread at a time run, outside inference mode.
 
     Args:
-        run: what passes over samples.
+        run: what passes over samples; it takes an objective.
+    """
+    undisturbed = untouched(run)
+
+    @functools.wraps(run)
+    def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with _ONE_AT_A_TIME:
+            return undisturbed(*args, **kwargs)
+
+    return alone
+
+
+def untouched(run: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Wait until no other thread's parameters are in the network; leave inference mode.
+
+    Args:
+        run: what reads an objective's network. Unlike `by_itself` it may be asked for while another
+            thread waits for its result, as ranks in threads do.
     """
 
     @functools.wraps(run)
     def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        with _ONE_AT_A_TIME, torch.inference_mode(False):
+        given = (getattr(value, "network", None) for value in (*args, *kwargs.values()))
+        network = next(held for held in given if isinstance(held, nn.Module))
+        with _MAKING:
+            turn = _TURNS.setdefault(network, threading.RLock())
+        with turn, torch.inference_mode(False):
             return run(*args, **kwargs)
 
     return alone
@@ -166,8 +191,7 @@ def exact_arithmetic(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if widened:
-            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            torch.set_default_dtype(torch.float64)
+            stack.enter_context(_float64_by_default())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -178,6 +202,21 @@ def exact_arithmetic(
             stack.callback(setattr, library, "enabled", library.enabled)
             library.enabled = False
         yield
+
+
+@contextlib.contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """Set torch's default; the first thread to set it tells what the last one puts back."""
+    with _MAKING:
+        _DEFAULTS.append(torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        with _MAKING:
+            first = _DEFAULTS[0]
+            _DEFAULTS.pop()
+            torch.set_default_dtype(torch.float64 if _DEFAULTS else first)
 
 
 def calling(*, widened: bool) -> contextlib.AbstractContextManager[object]:

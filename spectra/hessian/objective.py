@@ -31,6 +31,7 @@ from spectra.hessian.network import (
     private_copy,
     recordable,
     require_outputs,
+    untouched,
 )
 from spectra.hessian.products import PRODUCTS, Function, Parameters, PathName, gradient
 from spectra.hessian.rows import Rows, select_parameters
@@ -71,7 +72,7 @@ class Objective:
     elsewhere: int = 0  # samples that they hold
 
     @staticmethod
-    @by_itself
+    @torch.inference_mode(False)
     def of(
         model: nn.Module,
         source: Samples | object,
@@ -381,7 +382,7 @@ class Objective:
                 "over nothing has no Hessian; choose classes that the data hold"
             )
 
-    @by_itself
+    @untouched
     def _copied(self, dtype: torch.dtype) -> Objective:
         network = private_copy(
             self.network,

@@ -255,14 +255,15 @@ def test_a_program_that_holds_for_its_first_batch_alone_is_found_out(
     device: torch.device,
 ) -> None:
     class Stuck(nn.Module):
-        """Takes its scale from the first batch that it is traced with, as a Python number."""
+        """Takes its scales from the first batch that it is traced with, as Python numbers."""
 
         def __init__(self) -> None:
             super().__init__()
             self.body = nn.Linear(4, CLASSES)
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.body(x).tanh() * (1 + float(sum(x[:, 0].tolist()) > 0))
+            scales = [[1.0 + (first > 0)] for first in x[:, 0].tolist()]
+            out: Tensor = self.body(x).tanh() * torch.tensor(scales, dtype=x.dtype, device=x.device)
             return out
 
     objective = over(Stuck(), random_inputs(40), device)
