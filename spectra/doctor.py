@@ -36,8 +36,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectra.hessian import HessianOperator
-from spectra.hessian.choice import central_difference
-from spectra.hessian.network import calling, culprit, forked_random_state
+from spectra.hessian.choice import central_difference, random_layer
+from spectra.hessian.network import forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
 
 PRODUCTS_PER_EXAMINATION = 5
@@ -190,9 +190,7 @@ def _find_culprit(operator: SymmetricOperator) -> str | None:
     objective = operator.objective
     if objective.redraw is not None:
         return "the augmentation is drawn again in every product"
-    few = objective.samples.select(torch.arange(min(8, len(objective.samples))))
-    with objective.arithmetic(), calling(widened=objective.widened):
-        layer = culprit(objective.network, few.prepared(objective.dtype, objective.device))
+    layer = random_layer(objective)
     return None if layer is None else f"the output of {layer} changes from pass to pass"
 
 

@@ -181,6 +181,13 @@ def _move(few: Objective, direction: Float[Tensor, " n"]) -> None:
             few.network.get_parameter(name).add_(piece)
 
 
+def random_layer(objective: Objective) -> str | None:
+    """Name the first layer whose output changes from pass to pass over a few samples."""
+    few = objective.samples.select(slice(0, _SAMPLES))
+    with objective.arithmetic(), calling(widened=objective.widened):
+        return culprit(objective.network, few.prepared(objective.dtype, objective.device))
+
+
 def _require_symmetric(
     few: Objective, path: PathName, vector: Tensor, product: Tensor, noise: float
 ) -> None:
@@ -205,14 +212,8 @@ def _require_symmetric(
         f"got a model that keeps gradients from parameters which its loss depends on{listed}, "
         f"expected autograd's gradient to be that of the loss: its derivative is no Hessian "
         f"(vᵀHu and uᵀHv differ by {defect / size:.1e}), and would prove negative curvature "
-        "where there is none; parameters under torch.no_grad or detach need "
-        "requires_grad_(False), and an embedding with padding_idx weights of its own"
+        "where there is none; parameters under torch.no_grad or detach need requires_grad_(False)"
     )
-
-
-def _culprit(few: Objective) -> str | None:
-    with few.arithmetic(), calling(widened=few.widened):
-        return culprit(few.network, few.samples.prepared(few.dtype, few.device))
 
 
 def _of_logits(logits: Tensor, _: Tensor) -> Tensor:
@@ -244,7 +245,7 @@ def _require_alone(few: Objective) -> None:
     with few.arithmetic(), torch.no_grad():
         alone = torch.cat([few.logits(x[i : i + 1]) for i in range(len(x))])
         gap = _relative(few.logits(x), alone)
-        coupled = gap > _ALONE and _culprit(few) is None
+        coupled = gap > _ALONE and random_layer(few) is None
     if coupled:
         raise SpectraError(
             f"got a model whose output for a sample depends on the others in its batch ({gap:.1e} "
@@ -262,7 +263,7 @@ def _confirmed(name: PathName, products: dict[PathName, Tensor]) -> bool:
 
 
 def _refusal(few: Objective, path: PathName | None, refused: dict[str, str]) -> SpectraError:
-    layer = _culprit(few)
+    layer = random_layer(few)
     if layer is not None:
         return SpectraError(
             f"got a model whose {layer} gives another output in every pass, expected a fixed "

@@ -409,10 +409,10 @@ class Objective:
 
     def _sampled(self) -> Tensor | None:
         """Give the logits of a few samples in float64; None where the network fails."""
-        few = self.samples.select(torch.arange(min(_FEW, len(self.samples)), device=self.device))
+        few = replace(self, redraw=None)
         try:
             with self.arithmetic(), torch.no_grad(), forked_random_state(self.device):
-                return self.logits(replace(self, redraw=None)._prepared(few)[0]).double()
+                return few.logits(few.batch(slice(0, _FEW))[0]).double()
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
 
@@ -437,8 +437,7 @@ class Objective:
 
         leaves = [m for m in self.network.modules() if next(m.children(), None) is None]
         hooks = [m.register_forward_hook(count) for m in leaves]
-        one = self.samples.select(torch.zeros(1, dtype=torch.long, device=self.device))
-        x = self._prepared(one)[0]
+        x = self.batch(slice(0, 1))[0]
         try:
             with (
                 self.arithmetic(),
