@@ -11,10 +11,10 @@ never because a file does.
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .data.spec import DataSpec
 from .errors import SpectraError
 from .files import replacing
-from .losses import LossSpec
+from .losses import Loss, LossSpec, as_loss
 from .models import (
     ARCHITECTURES,
     ModelSpec,
@@ -48,7 +48,7 @@ class Checkpoint:
     model: nn.Module  # weights loaded, evaluation mode, on the CPU; of a file in float32
     model_spec: ModelSpec
     data: DataSpec | None  # the training set
-    loss: LossSpec | None  # the training loss (see also `head_scale`)
+    loss: Loss | None  # the training loss (see also `head_scale`)
     epoch: int | None  # as the file counts
     metrics: dict[str, Any]  # numbers by name
     sha256: str  # of the file, or of a network in memory (see `of`)
@@ -63,7 +63,7 @@ class Checkpoint:
         model: nn.Module,
         num_classes: int | None = None,
         *,
-        loss: LossSpec | None = None,
+        loss: LossSpec | Callable[[Tensor, Tensor], Tensor] | None = None,
         epoch: int | None = None,
         name: str = "a network in memory",
     ) -> "Checkpoint":
@@ -73,8 +73,9 @@ class Checkpoint:
             model: any classifier, wrapped or not; it is copied as it is now, and not changed.
             num_classes: number of classes; guessed without it, from the shape of what is named
                 like a head (`HEADS`, else `LAST`), else of the last parameter.
-            loss: the training loss, for `Plan(loss="trained")`, and the scale of a cosine head that
-                is none of ours: `LossSpec(scale=30.0)`.
+            loss: the training loss, for `Plan(loss="trained")`: described, or any function of
+                logits (n, C) and targets (n,) that gives one value a sample, (n,). A described one
+                also says the scale of a cosine head that is none of ours: `LossSpec(scale=30.0)`.
             epoch: what the results name beside their numbers.
             name: what they name in the place of a file.
 
@@ -83,8 +84,10 @@ class Checkpoint:
             shape and bytes of every parameter and buffer, and whether it is frozen.
 
         Raises:
-            SpectraError: if weights are NaN or infinite, or the network cannot be copied.
+            SpectraError: if weights are NaN or infinite, the network cannot be copied, or the loss
+                reduces.
         """
+        criterion = None if loss is None else as_loss(loss)
         model = copied(unwrapped(model)).to("cpu").eval()
         parameters = dict(model.named_parameters(remove_duplicate=False))
         _require_finite(parameters, name)
@@ -100,14 +103,30 @@ class Checkpoint:
             spec = ModelSpec(
                 type(model).__name__, num_classes or max(2, _guess_classes(parameters))
             )
-        return cls(model, spec, None, loss, epoch, {}, digest.hexdigest(), name)
+        return cls(model, spec, None, criterion, epoch, {}, digest.hexdigest(), name)
 
     @property
     def head_scale(self) -> float:
         """Give the scale s that belongs to the head: the loss's own, else 30 for a cosine head."""
-        if self.loss is not None:
+        if isinstance(self.loss, LossSpec):
             return self.loss.scale
         return COSINE_SCALE if self.model_spec.head == "cosine" else 1.0
+
+    def criterion(self, name: Literal["ce", "trained"]) -> Loss:
+        """Choose a loss: plain cross-entropy of the head's logits, or the one that was trained.
+
+        Raises:
+            SpectraError: the trained one of a checkpoint that does not say it.
+        """
+        if name == "ce":
+            return LossSpec.cross_entropy(scale=self.head_scale)
+        if self.loss is None:
+            raise SpectraError(
+                "got a checkpoint that does not say which loss it was trained with, expected one "
+                "that does: --loss trained would be a guess; use --loss ce, or in Python "
+                "Checkpoint.of(model, loss=...)"
+            )
+        return self.loss
 
     def described(self) -> dict[str, Any]:
         """Say in a result file which checkpoint this is."""

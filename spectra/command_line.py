@@ -244,6 +244,14 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="PATH", help="folder of the data (default: $SPECTRA_DATA)")
     add("--dataset", metavar="NAME", help="digits, cifar10, cifar100, folder, list, ...")
     add("--imbalance-ratio", type=float, metavar="R", help="largest over smallest class count")
+    add(
+        "--mean",
+        type=_numbers,
+        metavar="R,G,B",
+        help="what its training took from the pixels, scaled to 0..1 (default: the usual constants "
+        "of the data set); one number is meant for all channels",
+    )
+    add("--std", type=_numbers, metavar="R,G,B", help="what it divided them by; 1 with --mean 0")
     add("--model", metavar="PACKAGE.MODULE:FACTORY", help="function that builds the network")
     add("--arch", metavar="NAME", help="architecture, e.g. resnet32")
     add("--num-classes", type=int, metavar="N", help="number of classes")
@@ -290,9 +298,19 @@ def open_samples(
             f"{checkpoint.file} does not name its data, expected --data PATH and --dataset NAME "
             "(with --imbalance-ratio R for a long-tailed draw)"
         )
-    train = open_data(spec, path=options.data, split="train")
+    if (options.mean is None) != (options.std is None):
+        raise SpectraError(
+            "got one of --mean and --std, expected both or neither: the other would be a guess; "
+            "--mean 0 and --std 1 leave the pixels as they are"
+        )
+
+    def opened(split: str) -> Samples:
+        samples = open_data(spec, path=options.data, split=split)
+        return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
+
+    train = opened("train")
     try:
-        test = open_data(spec, path=options.data, split="test")
+        test = opened("test")
     except SpectraError:
         if options.split == "test":
             raise
@@ -367,6 +385,15 @@ def integers(text: str) -> tuple[int, ...]:
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no list of whole numbers, expected e.g. 0,8"
+        ) from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of numbers, expected e.g. 0.5,0.5,0.5"
         ) from None
 
 

@@ -15,7 +15,6 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.data.memory import free_memory
 from spectra.devices import find_device
-from spectra.errors import SpectraError
 from spectra.hessian import (
     HessianOperator,
     Objective,
@@ -29,28 +28,12 @@ from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import by_itself, forked_random_state, require_outputs
 from spectra.hessian.products import PRODUCTS, ProductName
 from spectra.krylov import Place, choose_place, random_start
-from spectra.losses import LossSpec
+from spectra.losses import Loss
 from spectra.plan import Part, Plan
 from spectra.processes import Processes
 
 
-def loss_of(checkpoint: Checkpoint, plan: Plan) -> LossSpec:
-    """Choose the loss that a plan asks for.
-
-    Raises:
-        SpectraError: the trained one of a checkpoint that does not name it.
-    """
-    if plan.loss == "ce":
-        return LossSpec.cross_entropy(scale=checkpoint.head_scale)
-    if checkpoint.loss is None:
-        raise SpectraError(
-            "got a checkpoint that does not say which loss it was trained with, expected one "
-            "that does: --loss trained would be a guess; use --loss ce"
-        )
-    return checkpoint.loss
-
-
-def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: LossSpec) -> Objective:
+def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: Loss) -> Objective:
     """Gather network, samples and loss, where and how precise a plan wants them."""
     return Objective.of(
         checkpoint.model,

@@ -17,6 +17,7 @@ References:
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -196,6 +197,11 @@ class CallableLoss:
 
     function: Callable[[Tensor, Tensor], Tensor]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give what a result file can say of it: the name, with the settings that it prints."""
+        name = getattr(self.function, "__qualname__", None) or repr(self.function)
+        return {"name": re.sub(r" at 0x\w+", "", name)}
+
     def per_sample(
         self, logits: Float[Tensor, "n classes"], targets: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
@@ -229,13 +235,16 @@ class CallableLoss:
         return kept.double()
 
 
-def as_loss(loss: LossSpec | CallableLoss | Callable[..., Any] | object) -> LossSpec | CallableLoss:
+Loss = LossSpec | CallableLoss
+
+
+def as_loss(loss: Loss | Callable[..., Any] | object) -> Loss:
     """Accept a described loss, or any function of (logits, targets) with one value a sample.
 
     Raises:
         SpectraError: for a torch loss that reduces or holds class weights, or what is no function.
     """
-    if isinstance(loss, LossSpec | CallableLoss):
+    if isinstance(loss, Loss):
         return loss
     if not callable(loss):
         raise SpectraError(

@@ -28,6 +28,7 @@ _SAMPLES = {  # what makes the inputs of the network
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
+_NEW = ("criterion",)  # what older files do not name, though their checkpoint fixed it
 
 
 def describe(
@@ -61,6 +62,7 @@ def describe(
         "processes": processes,
         # The same weights are another function in another network.
         "network": checkpoint.model_spec.to_dict(),
+        "criterion": _plain(checkpoint.criterion(plan.loss).to_dict()),
     }
     del settings["keep"]  # changes no number
     spec = samples.spec
@@ -90,6 +92,11 @@ def describe(
     )
 
 
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what JSON gives back."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
 def take_over(mine: Analysis, held: Analysis) -> Analysis:
     """Take over results of the same checkpoint, draw and settings; else refuse.
 
@@ -107,7 +114,7 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
             for key, name in _SAMPLES.items()
         ),
         *(
-            (key, value, held.settings.get(key, BEFORE.get(key)))
+            (key, value, held.settings.get(key, value if key in _NEW else BEFORE.get(key)))
             for key, value in mine.settings.items()
             if key not in _MAY_CHANGE
         ),

@@ -30,7 +30,6 @@ from spectra.gathering import (
     choose_products,
     classify,
     gather,
-    loss_of,
     place_of_basis,
     start_of,
 )
@@ -108,7 +107,7 @@ class Study:
                 f"got no {plan.split} samples, expected them: the spectrum is taken over "
                 "them; name the data with --data and --dataset"
             )
-        loss = loss_of(checkpoint, plan)
+        loss = checkpoint.criterion(plan.loss)
         if plan.augment == "resample" and samples.augmentation is None:
             raise SpectraError(
                 "got --augment resample for data that name no augmentation, expected images with "

@@ -655,6 +655,30 @@ def test_the_trained_loss_overall_is_the_weighted_mean() -> None:
     assert trained.get("overall").loss == pytest.approx(mean, rel=1e-12)
 
 
+def focal(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (1 - torch.exp(-losses)) ** 2 * losses
+
+
+def test_any_loss_of_the_caller_is_analysed_as_the_trained_one(tmp_path: Path) -> None:
+    data, model, plan = samples(), network(), Plan(per_class=True, steps=4, device="cpu")
+    ours = Checkpoint.of(model, loss=LossSpec("focal", gamma=2.0))
+    theirs = Checkpoint.of(model, loss=focal)
+    plan = replace(plan, loss="trained", dtype="float64")
+    found = [analyze(held, plan, train=data, folder=tmp_path) for held in (ours, theirs)]
+    for mine, other in zip(*(analysis.spectra for analysis in found), strict=True):
+        assert other.loss == pytest.approx(mine.loss, rel=1e-12)
+        assert other.lambda_max == pytest.approx(mine.lambda_max, rel=1e-8)
+    assert found[0].settings["criterion"]["gamma"] == 2.0
+    assert found[1].settings["criterion"] == {"name": "focal"}
+    assert analyze(theirs, plan, train=data, folder=tmp_path, resume=True).finished
+    for other in (ours, Checkpoint.of(model, loss=LossSpec("focal", gamma=1.0))):
+        with pytest.raises(SpectraError, match="criterion"):
+            analyze(other, plan, train=data, folder=tmp_path, resume=True)
+    with pytest.raises(SpectraError, match="reduction"):
+        Checkpoint.of(model, loss=torch.nn.CrossEntropyLoss())
+
+
 def test_a_result_says_unknown_and_never_zero_for_what_one_probe_cannot_tell() -> None:
     (spectrum,) = analyze(checkpoint(), Plan(steps=3, device="cpu"), train=samples()).spectra
     assert spectrum.negative_mass_stderr is None

@@ -374,6 +374,19 @@ def test_a_foreign_checkpoint_opens_once_its_data_are_named(
     assert "--loss ce" in guess.err
 
 
+def test_a_foreign_normalisation_reaches_the_network_and_the_results(command: Command) -> None:
+    flags = ("--classes", "9", "--quiet")
+    plain = command(*flags).json  # each call writes into the same folder
+    same = command(*flags, "--mean", "0.3055", "--std", "0.3754").json
+    assert same["spectra"] == plain["spectra"]
+    other = command(*flags, "--mean", "0", "--std", "1").json
+    assert (other["data"]["mean"], other["data"]["std"]) == ([0.0], [1.0])
+    assert other["spectra"][0]["loss"] > 10 * plain["spectra"][0]["loss"]
+    assert other["data"]["pixels_sha256"] == plain["data"]["pixels_sha256"]
+    for wrong in (("--mean", "0.5"), ("--mean", "0.5", "--std", "0")):
+        assert command(*flags, *wrong).code == 2
+
+
 def test_a_draw_that_nobody_named_and_results_that_are_replaced_are_told(
     command: Command, tmp_path: Path, repository: Path
 ) -> None:
@@ -468,6 +481,7 @@ def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
         ("--split", "validation"),
         ("--protocol", "exactly"),
         ("--batch-size", "0"),
+        ("--mean", "0.3 0.4"),
         ("--dtype", "float16"),
         ("--kernel", "wide"),
         ("--product", "guess"),

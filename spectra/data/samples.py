@@ -7,6 +7,8 @@ bytes of the inputs.
 """
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -88,6 +90,33 @@ class Samples:
                 "Hessian would be 0/0: leave the class out"
             )
         return self.select(self.targets == label)
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "Samples":
+        """Return the samples with other constants of normalisation, those of a foreign training.
+
+        Args:
+            mean: (c,) to subtract from pixels scaled to 0..1, or one for all channels.
+            std: (c,) to divide by, or one for all channels.
+
+        Raises:
+            SpectraError: If the inputs are no images, the constants not as many as their channels,
+                or not all finite and those of ``std`` positive.
+        """
+        if self.inputs.dtype != torch.uint8 or self.inputs.dim() != 4:
+            raise SpectraError(
+                f"got a mean and a std for inputs of {self.inputs.dtype} and the shape "
+                f"{tuple(self.inputs.shape)}; expected images as bytes: give the network's inputs "
+                "normalised"
+            )
+        if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0) <= 0:
+            raise SpectraError(
+                f"got the mean {tuple(mean)} and the std {tuple(std)} of pixels scaled to 0..1; "
+                "expected finite numbers and a positive std"
+            )
+        count = self.inputs.shape[1]
+        each = (tuple(map(float, v)) * (count if len(v) == 1 else 1) for v in (mean, std))
+        mean, std = each
+        return replace(self, mean=mean, std=std)
 
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Sort the classes into head, mid and tail.

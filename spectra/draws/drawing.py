@@ -21,7 +21,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.doctor import PRODUCTS_PER_EXAMINATION, Examination, examine
 from spectra.errors import SpectraError
-from spectra.gathering import gather, loss_of, start_of
+from spectra.gathering import gather, start_of
 from spectra.hessian import HessianOperator, choose_product
 from spectra.krylov import TOLERANCE, lanczos, nonconvexity
 from spectra.plan import Plan, choose_parts
@@ -123,7 +123,7 @@ def over_draws(
     if progress is not None:
         products = draws * (PRODUCTS_PER_EXAMINATION + plan.steps + _ENDS)
         progress.begin(products * len(parts), products * sum(len(p.index) for p in parts))
-    loss, choice = loss_of(checkpoint, plan), None
+    loss, choice = checkpoint.criterion(plan.loss), None
     for part in parts:
 
         def tick(products: int = 1, label: str = part.label, work: int = len(part.index)) -> None:

@@ -87,7 +87,9 @@ def choose_product(objective: Objective, *, path: PathName | None = None) -> Pro
     index = seen[torch.linspace(0, len(seen) - 1, min(_SAMPLES, len(seen))).long()]
     # A copy of its own, for its parameters are moved; random layers draw from the global state.
     few = objective.select(index).recut(batch_size=_SAMPLES, dtype=torch.float64)
-    few = replace(few, network=recopied(few.network), redraw=None)
+    few = replace(few, redraw=None)
+    if few.network is objective.network:
+        few = replace(few, network=recopied(few.network))
     with forked_random_state(few.device):
         choice = _compare(few, path)
         _require_alone(few)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from spectra.data import IGNORED, Samples, as_samples
 from spectra.errors import SpectraError
 from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
+from spectra.hessian.conditions import settled
 from spectra.hessian.network import (
     by_itself,
     calling,
@@ -35,14 +36,10 @@ from spectra.hessian.network import (
 )
 from spectra.hessian.products import PRODUCTS, Function, Parameters, PathName, gradient
 from spectra.hessian.rows import Rows, select_parameters
-from spectra.losses import CallableLoss, LossSpec, as_loss
+from spectra.losses import Loss, LossSpec, as_loss
 from spectra.networks import unwrapped
 
-Loss = LossSpec | CallableLoss
-
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs as the network takes them, targets, weights
-_FEW = 4  # samples over which layouts and precisions are compared
-_ROUNDED = 1e-3  # relative; float32 rounds a network's logits by less
 Term = Literal["value", "gradient", "kept"] | PathName  # what is summed over the samples
 
 
@@ -65,7 +62,7 @@ class Objective:
     batching: Batching
     layout: torch.memory_format  # of images and convolutions
     tf32: bool = False
-    widened: bool = False  # the network names float32 and means its own precision, float64
+    widens: bool = False  # the network names float32 and means its own precision
     backwards: bool = False  # walk the batches from the last sample to the first
     redraw: torch.Generator | None = None  # draw a new augmentation in every pass
     together: Callable[..., Tensor] | None = None  # adds other processes' sums, see `shares`
@@ -135,9 +132,7 @@ class Objective:
             tf32,
         )
         objective._require_samples("the data")
-        objective = objective._laid_out()
-        if dtype == torch.float64:
-            objective = objective._in_float64()
+        objective = settled(objective)
         seen = objective._try_out()
         size = automatic_batch(seen, objective.device) if batch_size == "auto" else batch_size
         if not isinstance(size, int) or size < 1:
@@ -148,6 +143,11 @@ class Objective:
     def dim(self) -> int:
         """Number of rows of H."""
         return self.rows.dim
+
+    @property
+    def widened(self) -> bool:
+        """Whether float64 takes the place of the float32 that the network names."""
+        return self.widens and self.dtype == torch.float64
 
     @cached_property
     def rows(self) -> Rows:
@@ -221,7 +221,7 @@ class Objective:
         changed = replace(self, batching=Batching(max(1, size)), backwards=backwards)
         if dtype is None or dtype == self.dtype:
             return changed
-        return changed._in_float64() if dtype == torch.float64 else changed._copied(dtype)
+        return changed.copied(dtype)
 
     def redrawn(self, generator: torch.Generator) -> Objective:
         """Draw a new augmentation in every pass: no longer a fixed function of the parameters."""
@@ -383,7 +383,8 @@ class Objective:
             )
 
     @untouched
-    def _copied(self, dtype: torch.dtype) -> Objective:
+    def copied(self, dtype: torch.dtype) -> Objective:
+        """Copy the network, in this precision and the layout as it stands."""
         network = private_copy(
             self.network,
             dtype=dtype,
@@ -391,40 +392,8 @@ class Objective:
             layout=self.layout,
             memo=leftovers(self.network),
         )
-        return replace(self, network=network, dtype=dtype, tf32=False, widened=False)
-
-    def _in_float64(self) -> Objective:
-        """Copy the network in float64, and let it mean that by float32 where this rounds less.
-
-        A precision that is named rounds (`logits.float()`), or belongs to the function, where bits
-        are read or numbers drawn: then its logits would be others than they are in float32.
-        """
-        plain = self._copied(torch.float64)
-        widened = replace(plain, widened=True)
-        logits, wide = plain._sampled(), widened._sampled()
-        if wide is None or (logits is not None and torch.equal(logits, wide)):
-            return plain
-        like = self._copied(torch.float32) if self.dtype == torch.float64 else self
-        return widened if _near(wide, like._sampled()) else plain
-
-    def _sampled(self) -> Tensor | None:
-        """Give the logits of a few samples in float64; None where the network fails."""
-        few = replace(self, redraw=None)
-        try:
-            with self.arithmetic(), torch.no_grad(), forked_random_state(self.device):
-                return few.logits(few.batch(slice(0, _FEW))[0]).double()
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            return None
-
-    def _laid_out(self) -> Objective:
-        """Choose a layout that the network takes: what it views may follow from the plain one."""
-        if self.layout == torch.contiguous_format:
-            return self
-        plain = replace(self, layout=torch.contiguous_format)
-        if any(parameter.dim() == 4 for parameter in self.network.parameters()):
-            plain = plain._copied(self.dtype)
-        there = plain._sampled()
-        return self if there is None or _near(self._sampled(), there) else plain
+        tf32 = self.tf32 and dtype == torch.float32
+        return replace(self, network=network, dtype=dtype, tf32=tf32)
 
     def _try_out(self) -> int:
         """Pass one sample through the network; count the bytes that its layers put out."""
@@ -459,10 +428,6 @@ class Objective:
         if isinstance(self.loss, LossSpec):
             require_outputs(logits, int(self.samples.targets.max()) + 1)
         return seen
-
-
-def _near(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and bool((a - b).norm() <= _ROUNDED * b.norm())
 
 
 def _unless_one(weights: Tensor) -> Tensor | None:

@@ -18,10 +18,11 @@ from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian.choice import ProductChoice, choose_product
 from spectra.hessian.kept import KeptProducts
-from spectra.hessian.objective import Loss, Objective
+from spectra.hessian.objective import Objective
 from spectra.hessian.products import PRODUCT_NAMES, PRODUCTS, ProductName
 from spectra.hessian.ways import Work, choose_way
 from spectra.krylov import SymmetricOperator
+from spectra.losses import Loss
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

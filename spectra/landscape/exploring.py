@@ -152,18 +152,14 @@ def _trained(
     checkpoint: Checkpoint, plan: Plan, survey: Survey, train: Samples | None
 ) -> Objective:
     """Gather the loss that was trained, with its class weights, over all training samples."""
-    if checkpoint.loss is None:
-        raise SpectraError(
-            "got a checkpoint that does not say which loss it was trained with, expected one that "
-            "does: SAM's step is one of that loss; leave out --amplification"
-        )
+    loss = checkpoint.criterion("trained")  # SAM's step is one of that loss
     if train is None or len(train) < survey.minibatch:
         raise SpectraError(
             f"got {0 if train is None else len(train)} training samples for minibatches of "
             f"{survey.minibatch}, expected as many or more: each is drawn without replacement; "
             "lower --minibatch"
         )
-    return gather(checkpoint, plan, train, checkpoint.loss)
+    return gather(checkpoint, plan, train, loss)
 
 
 def _look(

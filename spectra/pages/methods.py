@@ -55,6 +55,9 @@ def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
     losses = [_LOSS.get(kind, kind) for kind in kinds] or ["an unrecorded loss"]
     if "ce" in kinds and (first.settings.get("network") or {}).get("head") == "cosine":
         losses[kinds.index("ce")] += ", of the scaled cosines"
+    criterion = first.settings.get("criterion") or {}
+    if kinds == ["trained"] and criterion.get("name"):
+        losses = [f"{losses[0]} ({criterion['name']})"]
     which = f"{first.checkpoint.get('file')}, SHA-256 {_short(first.checkpoint.get('sha256'))}"
     if len(analyses) > 1:
         which = f"{len(analyses)} checkpoints"
@@ -92,6 +95,10 @@ def _samples(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
     text += (
         f" (draw {_short(data.get('draw_sha256'))}, pixels {_short(data.get('pixels_sha256'))})."
     )
+    if data.get("mean") and data.get("std"):
+        mean, std = (", ".join(f"{v:g}" for v in data[key]) for key in ("mean", "std"))
+        text += f" Pixels, scaled to 0..1, are normalised by the mean {mean} and the standard "
+        text += f"deviation {std}."
     used = dict.fromkeys(f"{s.label} ({_named(s)}{s.count} samples)" for s in spectra)
     if used:
         sizes = [s.count for s in spectra]

@@ -71,11 +71,12 @@ def _from_checkpoint(path: Path) -> Accuracy | str:
     if held.epoch != recipe.epochs:
         return f"it is of epoch {held.epoch}, and its run has {recipe.epochs}"
     found = held.metrics.get("test_class_accuracy")
-    if found is None or held.loss is None or held.loss.class_counts is None:
+    counts = getattr(held.loss, "class_counts", None)
+    if found is None or counts is None:
         return "it holds no test accuracy of the classes"
     classes = tuple(100 * value for value in found)
     shares = {"overall": 100 * held.metrics["test_accuracy"]}
-    for name, members in split(held.data, held.loss.class_counts).items():
+    for name, members in split(held.data, counts).items():
         mean = sum(classes[c] for c in members) / len(members) if members else math.nan
         shares[name] = mean
     return Accuracy(recipe, shares, classes)

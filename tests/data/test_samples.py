@@ -20,6 +20,20 @@ def pictures(n=6, c=3, side=8, classes=3, **options):
     return Samples(pixels, torch.arange(n) % classes, classes, names, **options)
 
 
+def test_other_constants_of_normalisation_take_the_place_of_those_of_the_name():
+    images = pictures(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    pixels = images.inputs.float() / 255
+    other = images.normalised_by((0.5, 0.4, 0.3), (0.5,))
+    mean = torch.tensor((0.5, 0.4, 0.3)).view(1, 3, 1, 1)
+    torch.testing.assert_close(other.prepared(), (pixels - mean) / 0.5)
+    torch.testing.assert_close(images.normalised_by((0,), (1,)).prepared(), pixels)
+    for wrong in (((0.5, 0.5), (1, 1)), ((0,), (0,)), ((float("nan"),), (1,))):
+        with pytest.raises(SpectraError):
+            images.normalised_by(*wrong)
+    with pytest.raises(SpectraError, match="as bytes"):
+        dataclasses.replace(images, inputs=pixels).normalised_by((0,), (1,))
+
+
 def by_hand(image, top, left, mirrored, padding):
     """Crop one image as a pipeline does that pads, cuts and mirrors a single picture."""
     _, h, w = image.shape
