@@ -86,8 +86,15 @@ def analyze(
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
     meter.begin(*study.cost(todo))
-    keep: Keeping[Analysis] = Keeping(lambda found: None if folder is None else found.save(folder))
-    with keep:
+    stale = [] if folder is None or held is not None else _made_of_results(folder)
+
+    def write(found: Analysis) -> None:
+        while stale:  # what was made of the results that this one replaces
+            stale.pop().unlink(missing_ok=True)
+        if folder is not None:
+            found.save(folder)
+
+    with Keeping[Analysis](write) as keep:
         for part in todo:
             with study.assisted(part):
                 for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
@@ -97,6 +104,11 @@ def analyze(
     if processes is not None:
         processes.tell(None)
     return _in_order(analysis, study.parts)
+
+
+def _made_of_results(folder: Path) -> list[Path]:
+    """List the table and figures that a command has made of a folder's results."""
+    return [path for kind in ("csv", "png", "pdf") for path in folder.glob(f"esd*.{kind}")]
 
 
 def _nothing_left(

@@ -11,7 +11,7 @@ never because a file does.
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,7 @@ class Checkpoint:
     sha256: str  # of the file, or of a network in memory (see `of`)
     file: str  # its name, without the folder, or the name that was given
     draw_sha256: str | None = None  # of the drawn training set: positions and labels
+    pixels_sha256: str | None = None  # of its images
     recipe: dict[str, Any] | None = None  # how it was trained
     training: dict[str, Any] | None = None  # what training needs to go on, the optimizer's state
 
@@ -74,14 +75,16 @@ class Checkpoint:
             num_classes: number of classes; guessed without it, from the shape of what is named
                 like a head (`HEADS`, else `LAST`), else of the last parameter.
             loss: the training loss, for `Plan(loss="trained")`: described, or any function of
-                logits (n, C) and targets (n,) that gives one value a sample, (n,). A described one
-                also says the scale of a cosine head that is none of ours: `LossSpec(scale=30.0)`.
+                logits (n, C) and targets (n,) that gives one value a sample, (n,). Means run over
+                what a function gives: only of a described loss are the class weights outside it.
+                It also says the scale of a cosine head that is none of ours: `LossSpec(scale=30)`.
             epoch: what the results name beside their numbers.
             name: what they name in the place of a file.
 
         Returns:
-            The checkpoint; its `sha256` is that of the modules as they print, and of name, type,
-            shape and bytes of every parameter and buffer, and whether it is frozen.
+            The checkpoint; its `sha256` is that of the modules as they print, of name, type, shape
+            and bytes of every parameter and buffer, and whether it is frozen, and of the tensors,
+            numbers and words that modules hold as plain attributes.
 
         Raises:
             SpectraError: if weights are NaN or infinite, the network cannot be copied, or the loss
@@ -93,10 +96,9 @@ class Checkpoint:
         _require_finite(parameters, name)
         digest = hashlib.sha256(re.sub(r" at 0x\w+", "", repr(model)).encode())
         tensors = parameters | dict(model.named_buffers(remove_duplicate=False))
-        for key, value in tensors.items():
-            about = key, value.dtype, tuple(value.shape), value.requires_grad
-            digest.update(repr(about).encode())
-            digest.update(value.detach().reshape(-1).view(torch.uint8).numpy().data)
+        beside = [(name, _held_beside(module)) for name, module in model.named_modules()]
+        for piece in _pieces((tensors, beside)):
+            digest.update(piece)
         if isinstance(model, ResNet | DigitsNet):
             spec = infer_spec(model.state_dict())
         else:
@@ -150,6 +152,7 @@ def save_checkpoint(
     training: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     draw_sha256: str | None = None,
+    pixels_sha256: str | None = None,
 ) -> None:
     """Write a checkpoint whole or not at all: an old file stays until the new one is on disk.
 
@@ -162,6 +165,11 @@ def save_checkpoint(
             full or not writable.
     """
     path = Path(path)
+    if loss is not None and not isinstance(loss, LossSpec):
+        raise SpectraError(
+            f"{path.name} was not written: got the loss {loss!r}, expected a LossSpec, since a "
+            "file cannot hold a function; leave it out, and name it again with Checkpoint.of"
+        )
     # Clones, because a view would drag its whole storage into the file.
     state = unwrapped(model).state_dict()
     weights = {name: value.detach().cpu().clone() for name, value in state.items()}
@@ -175,6 +183,7 @@ def save_checkpoint(
         "epoch": epoch,
         "metrics": dict(metrics or {}),
         "draw_sha256": draw_sha256,
+        "pixels_sha256": pixels_sha256,
         "recipe": dict(recipe) if recipe else None,
         "training": dict(training) if training else None,
         "torch": str(torch.__version__),
@@ -251,9 +260,36 @@ def load_checkpoint(
         sha256=sha256,
         file=path.name,
         draw_sha256=own.get("draw_sha256"),
+        pixels_sha256=own.get("pixels_sha256"),
         recipe=own.get("recipe"),
         training=own.get("training"),
     )
+
+
+def _held_beside(module: nn.Module) -> dict[str, Any]:
+    """List what a module holds beside parameters, buffers and modules, and its own switches."""
+    known = vars(nn.Module())
+    return {name: vars(module)[name] for name in sorted(vars(module).keys() - known.keys())}
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    """Write tensors, numbers and words, in any containers, as bytes; of others the type alone."""
+    if isinstance(value, Tensor | np.ndarray):
+        tensor = torch.as_tensor(value).detach().cpu()
+        about = tensor.dtype, tuple(tensor.shape), getattr(value, "requires_grad", False)
+        yield repr(about).encode()
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield repr(key).encode()
+            yield from _pieces(item)
+    elif isinstance(value, list | tuple):
+        yield f"{len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    else:
+        plain = isinstance(value, bool | int | float | complex | str | None)
+        yield repr(value if plain else type(value)).encode()
 
 
 def _numbers(said: Mapping[str, Any]) -> dict[str, float]:

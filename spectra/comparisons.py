@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spectra.data import KNOWN
 from spectra.krylov import nonconvexity
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks
@@ -60,7 +61,16 @@ def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
     else:
         name = "exact" if augment == "none" else augment
     others = {"split": ("test", "test split"), "loss": ("trained", "trained loss")}
-    return ", ".join([name, *(say for key, (v, say) in others.items() if settings.get(key) == v)])
+    said = [say for key, (value, say) in others.items() if settings.get(key) == value]
+    loss = settings.get("loss_function") or {}
+    if settings.get("loss") == "trained" and set(loss) == {"name"}:  # a function of the caller's
+        said = [f"{say} {loss['name']}" if say == "trained loss" else say for say in said]
+    usual = KNOWN.get(str(analysis.data.get("name")))
+    mean, std = (tuple(analysis.data.get(key) or ()) for key in ("mean", "std"))
+    if usual is not None and mean and (mean, std) != (usual.mean, usual.std):
+        constants = (",".join(f"{v:g}" for v in values) for values in (mean, std))
+        said.append("normalised by {} and {}".format(*constants))
+    return ", ".join([name, *said])
 
 
 def signatures(spectrum: ClassSpectrum) -> list[float | None]:

@@ -48,7 +48,7 @@ def replacing(path: Path, *, size: int | None = None) -> Iterator[Path]:
 
 def require_writable(folder: Path) -> None:
     """Make a folder and try it out; raise StorageError if nothing can be written there."""
-    probe = folder / "writable"
+    probe = folder / f".writable.{os.getpid()}"  # no file of the user's
     with replacing(probe) as partial:
         partial.touch()
     probe.unlink()

@@ -46,6 +46,24 @@ def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: Loss) -> 
     )
 
 
+def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> list[str]:
+    """Say where the samples may not be those that a checkpoint was trained on."""
+    spec, found = samples.spec, []
+    if checkpoint.data is None and spec is not None and spec.imbalance is None:
+        found.append(
+            f"the checkpoint names no draw of its data: {spec.name} is taken as it is (draws "
+            "of CIFAR and of the digits need --imbalance-ratio)"
+        )
+    if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
+        found.append("the checkpoint was trained on another draw of the data than this one")
+    elif train is not None and checkpoint.pixels_sha256 not in (None, train.pixels_sha256):
+        found.append(
+            "the checkpoint was trained on other images than these, though their labels and "
+            "positions are the same: another copy of the data, or one in another order"
+        )
+    return found
+
+
 def start_of(subject: HessianOperator | Objective, seed: int, probe: int) -> Tensor:
     """Draw the random start of a probe, beside the operator and in its precision."""
     return random_start(

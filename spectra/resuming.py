@@ -15,6 +15,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.devices import device_name
 from spectra.errors import SpectraError
+from spectra.files import plain
 from spectra.plan import BEFORE, Plan
 from spectra.results import Analysis
 
@@ -28,7 +29,7 @@ _SAMPLES = {  # what makes the inputs of the network
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
-_NEW = ("criterion",)  # what older files do not name, though their checkpoint fixed it
+_NEW = ("loss_function",)  # what older files do not name, though their checkpoint fixed it
 
 
 def describe(
@@ -62,7 +63,7 @@ def describe(
         "processes": processes,
         # The same weights are another function in another network.
         "network": checkpoint.model_spec.to_dict(),
-        "criterion": _plain(checkpoint.criterion(plan.loss).to_dict()),
+        "loss_function": plain(checkpoint.criterion(plan.loss).to_dict()),
     }
     del settings["keep"]  # changes no number
     spec = samples.spec
@@ -90,11 +91,6 @@ def describe(
         },
         notes=notes,
     )
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what JSON gives back."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 def take_over(mine: Analysis, held: Analysis) -> Analysis:

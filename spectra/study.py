@@ -29,6 +29,7 @@ from spectra.gathering import (
     accuracy,
     choose_products,
     classify,
+    doubts,
     gather,
     place_of_basis,
     start_of,
@@ -143,14 +144,7 @@ class Study:
             )
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
-        spec = samples.spec
-        if checkpoint.data is None and spec is not None and spec.imbalance is None:
-            notes.append(
-                f"the checkpoint names no draw of its data: {spec.name} is taken as it is (draws "
-                "of CIFAR and of the digits need --imbalance-ratio)"
-            )
-        if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
-            notes.append("the checkpoint was trained on another draw of the data than this one")
+        notes += doubts(checkpoint, samples, train)
         return Study(
             checkpoint,
             plan,

@@ -106,7 +106,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe | None, argpar
         raise SpectraError(f"--jobs is {options.jobs} for one run; expected --seeds S,S beside it")
     names = {field.name for field in fields(Recipe)}
     overrides = {name: value for name, value in vars(options).items() if name in names}
-    return replace(find_recipe(options.recipe), **overrides), options
+    recipe = find_recipe(options.recipe)
+    lasting = recipe.lasting(overrides["epochs"]) if overrides.get("epochs", 0) > 0 else recipe
+    return replace(lasting, **overrides), options
 
 
 def _recipes() -> str:
@@ -151,8 +153,8 @@ def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
         )
     except torch.OutOfMemoryError as error:
         raise SpectraError(
-            f"the GPU has too little memory for batches of {recipe.batch_size} images "
-            f"({str(error).splitlines()[0]}); lower --batch-size"
+            f"the GPU has too little memory for the network and batches of {recipe.batch_size} "
+            f"images ({str(error).splitlines()[0]}); lower --batch-size"
         ) from error
     if not options.quiet:  # matplotlib and the analysis take a second to load
         from .figures.learning import learning_curves

@@ -25,6 +25,7 @@ from spectra import (
     class_operators,
     hessian_operator,
 )
+from spectra.checkpoint import save_checkpoint
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
 from spectra.gathering import classify
@@ -669,14 +670,56 @@ def test_any_loss_of_the_caller_is_analysed_as_the_trained_one(tmp_path: Path) -
     for mine, other in zip(*(analysis.spectra for analysis in found), strict=True):
         assert other.loss == pytest.approx(mine.loss, rel=1e-12)
         assert other.lambda_max == pytest.approx(mine.lambda_max, rel=1e-8)
-    assert found[0].settings["criterion"]["gamma"] == 2.0
-    assert found[1].settings["criterion"] == {"name": "focal"}
+    assert found[0].settings["loss_function"]["gamma"] == 2.0
+    assert found[1].settings["loss_function"] == {"name": "focal"}
     assert analyze(theirs, plan, train=data, folder=tmp_path, resume=True).finished
     for other in (ours, Checkpoint.of(model, loss=LossSpec("focal", gamma=1.0))):
-        with pytest.raises(SpectraError, match="criterion"):
+        with pytest.raises(SpectraError, match="loss_function"):
             analyze(other, plan, train=data, folder=tmp_path, resume=True)
     with pytest.raises(SpectraError, match="reduction"):
         Checkpoint.of(model, loss=torch.nn.CrossEntropyLoss())
+
+
+def test_networks_that_differ_in_plain_attributes_alone_have_other_fingerprints() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self, **held: object) -> None:
+            super().__init__()
+            self.net = network()
+            vars(self).update(held)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    held = [{"t": 1.0}, {"t": 2.0}, {"t": torch.zeros(3)}, {"t": [torch.ones(3)]}, {"u": 1.0}]
+    torch.manual_seed(0)
+    first = Scaled()
+    prints = []
+    for attributes in (*held, {"t": 1.0}):
+        model = Scaled(**attributes)
+        model.load_state_dict(first.state_dict())
+        prints.append(Checkpoint.of(model).sha256)
+        assert Checkpoint.of(model.train()).sha256 == prints[-1]
+    assert prints[-1] == prints[0]
+    assert len(set(prints)) == len(held)
+
+
+def test_a_loss_that_names_float32_means_the_precision_of_the_logits() -> None:
+    data, model = samples(), network()
+    losses = [
+        lambda z, t: torch.nn.functional.cross_entropy(z.float(), t, reduction="none"),
+        lambda z, t: torch.nn.functional.cross_entropy(z, t, reduction="none"),
+    ]
+    plan = Plan(steps=4, device="cpu", loss="trained", dtype="float64")
+    found = [analyze(Checkpoint.of(model, loss=loss), plan, train=data) for loss in losses]
+    ends = [analysis.spectra[0].lambda_max for analysis in found]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-10)
+
+
+def test_a_function_is_no_loss_of_a_file(tmp_path: Path) -> None:
+    held = Checkpoint.of(network(), loss=focal)
+    with pytest.raises(SpectraError, match="a file cannot hold a function"):
+        save_checkpoint(tmp_path / "f.pt", held.model, model_spec=held.model_spec, loss=held.loss)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_result_says_unknown_and_never_zero_for_what_one_probe_cannot_tell() -> None:

@@ -170,6 +170,17 @@ def test_an_analysis_is_named_by_recurrence_and_operator(
     assert named(others, spectrum) == f"{expected}, test split, trained loss"
 
 
+def test_other_inputs_and_losses_of_one_run_have_other_names() -> None:
+    plain = analysis_of(spectrum_of(0))
+    usual = replace(plain, data=plain.data | {"mean": [0.3055], "std": [0.3754]})
+    other = replace(plain, data=plain.data | {"mean": [0.0], "std": [1.0]})
+    mine = replace(
+        plain, settings=plain.settings | {"loss": "trained", "loss_function": {"name": "mine"}}
+    )
+    names = [named(analysis, spectrum_of(0)) for analysis in (plain, usual, other, mine)]
+    assert names == ["exact", "exact", "exact, normalised by 0 and 1", "exact, trained loss mine"]
+
+
 def test_the_figure_has_a_panel_a_run_and_class_and_a_line_a_probe() -> None:
     exact = analysis_of(spectrum_of(8, **runs_of(VALUES, probes=3)), spectrum_of(9, error="none"))
     figure = recurrence_panels([("SGD", exact), ("SAM", exact), ("SGD", exact)])

@@ -68,6 +68,26 @@ def test_the_command_writes_every_draw_and_prints_their_span(
     assert {line.count("|") for line in printed.splitlines() if line.startswith("|")} == {9}
 
 
+def test_what_is_finished_is_kept_and_another_draw_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--imbalance-ratio", "5", "--steps", "4", "--draws", "2", "--out", str(tmp_path)]
+    true, calls = lanczos, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:  # in the second class
+            raise KeyboardInterrupt
+        return true(*args, **kwargs)
+
+    monkeypatch.setattr("spectra.draws.drawing.lanczos", interrupted)
+    assert main([str(SGD), "--classes", "8,9", *flags]) == 130
+    assert str(tmp_path) in capsys.readouterr().err
+    document = json.loads((tmp_path / "draws.json").read_text(encoding="utf-8"))
+    assert [one["label"] for one in document["draws"]] == ["class 8"]
+    assert "another draw" in document["notes"][0]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"protocol": "released"}, {"augment": "frozen:3"}, {"probes": 3}, {"split": "test"}],

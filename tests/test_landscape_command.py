@@ -51,6 +51,8 @@ def test_the_command_leaves_measurements_that_agree_with_each_other(made: Path) 
     assert measured.eigenvalues[0] == view.low.rayleigh_quotient
     assert found.data["draw_sha256"]
     assert found.data["pixels_sha256"]
+    assert found.settings["loss_function"]["weights"] is None
+    assert len(found.settings["amplified_loss"]["weights"]) == 10  # SAM's step is of the trained
     names = {"slices.png", "surfaces.png", "amplification.png", "slices.pdf"}
     assert names <= {path.name for path in made.iterdir()}
 
@@ -185,6 +187,7 @@ def test_figures_of_what_a_later_run_did_not_look_at_do_not_stay_beside_it(
     folder = tmp_path / "again"
     shutil.copytree(made, folder)
     (folder / "mine.png").touch()
+    (folder / "slices-2.png").touch()
     assert main([DIGITS, *TINY, "--points", "2", "--out", str(folder)]) == 0
     left = {path.name for path in folder.iterdir()}
     drawn = {"slices.png", "slices.pdf"}

@@ -127,6 +127,16 @@ def test_results_of_other_settings_are_not_shown(
     assert "computing class 8, class 9" in capsys.readouterr().out
 
 
+def test_results_of_another_normalisation_are_not_shown(
+    clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
+    train = open_data(checkpoint.data).normalised_by((0,), (1,))
+    analyze(checkpoint, TINY, train=train, folder=clone / "reports/other")
+    Budget("quick").analysis("sgd")
+    assert "computing class 8, class 9" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("stored", "computed"),
     [(None, "class 8"), (5, "class 8, class 9"), (6, "class 8"), (8, None), (9, "class 8")],

@@ -206,6 +206,12 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     resumed = command(*flags, "--resume", "--quiet")
     assert resumed.code == 0
     assert resumed.files == whole
+    with monkeypatch.context() as patch:  # anew: no table of the old run beside new epochs
+        seen[0] = 0
+        patch.setattr(command_line.Bar, "tick", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command(*flags, "--seed", "2").code == 130
+    assert not list(resumed.folder.glob("trajectory.*"))
+    assert command(*flags, "--resume", "--quiet").files == whole
     other = command(*flags, "--resume", "--seed", "1", "--quiet")
     assert other.code == 2
     assert "seed (0, now 1)" in other.err

@@ -100,8 +100,8 @@ def _decode(file: bytes | Path, side: int | None, mode: str) -> Pixels:
             image = image.convert("RGBA")  # pillow warns of the direct way
         picture = image.convert(mode)
     if side is not None:
-        scale = round(side * 256 / 224) / min(picture.size)
-        width, height = (max(side, int(length * scale)) for length in picture.size)
+        shorter = round(side * 256 / 224)
+        width, height = (shorter * length // min(picture.size) for length in picture.size)
         left, top = round((width - side) / 2), round((height - side) / 2)
         box = (left, top, left + side, top + side)
         picture = picture.resize((width, height), Image.Resampling.BILINEAR).crop(box)

@@ -7,7 +7,6 @@ bytes of the inputs.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -91,7 +90,7 @@ class Samples:
             )
         return self.select(self.targets == label)
 
-    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "Samples":
+    def normalised_by(self, mean: Sequence[float | int], std: Sequence[float | int]) -> "Samples":
         """Return the samples with other constants of normalisation, those of a foreign training.
 
         Args:
@@ -100,7 +99,7 @@ class Samples:
 
         Raises:
             SpectraError: If the inputs are no images, the constants not as many as their channels,
-                or not all finite and those of ``std`` positive.
+                or not those of pixels scaled to 0..1.
         """
         if self.inputs.dtype != torch.uint8 or self.inputs.dim() != 4:
             raise SpectraError(
@@ -108,15 +107,14 @@ class Samples:
                 f"{tuple(self.inputs.shape)}; expected images as bytes: give the network's inputs "
                 "normalised"
             )
-        if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0) <= 0:
+        if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
             raise SpectraError(
                 f"got the mean {tuple(mean)} and the std {tuple(std)} of pixels scaled to 0..1; "
-                "expected finite numbers and a positive std"
+                "expected numbers from 0 to 1, and a positive std: divide those of 0..255 by 255"
             )
         count = self.inputs.shape[1]
-        each = (tuple(map(float, v)) * (count if len(v) == 1 else 1) for v in (mean, std))
-        mean, std = each
-        return replace(self, mean=mean, std=std)
+        shift, scale = (tuple(map(float, v)) * (count if len(v) == 1 else 1) for v in (mean, std))
+        return replace(self, mean=shift, std=scale)
 
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Sort the classes into head, mid and tail.

@@ -24,6 +24,7 @@ from .lists import (
     image_paths,
     read_list,
 )
+from .official import official_order
 from .spec import KNOWN, DataSpec
 
 Integers = NDArray[np.int64]
@@ -76,7 +77,8 @@ def open_source(
         for part in ("", "data", "plain_text", spec.name):  # as the hub's repositories lie
             for root in roots:
                 if shards := sorted((root / part).glob(f"{split}-*.parquet")):
-                    return hub_parquet(shards, KNOWN[spec.name].num_classes)
+                    source = hub_parquet(shards, KNOWN[spec.name].num_classes)
+                    return in_order(source, official_order(source.labels))
         return cifar_binary(spec.name, folder, split, download=download)
     if spec.name == "folder":  # and no other: a folder of all images is no long-tailed set
         for root in roots:
@@ -85,6 +87,11 @@ def open_source(
     elif (train := find_train_list(folder, spec.name)) is not None:
         return list_file(train, folder, split, spec)
     raise SpectraError(f"{folder} holds no {spec.name} data; looked for {KNOWN[spec.name].about}")
+
+
+def in_order(source: Source, rows: Integers) -> Source:
+    """List the samples of a source in another order."""
+    return Source(source.labels[rows], source.class_names, lambda index: source.decode(rows[index]))
 
 
 def digits(split: str) -> Source:

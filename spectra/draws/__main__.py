@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectra.command_line import (
     Parser,
@@ -19,6 +19,9 @@ from spectra.command_line import (
 )
 from spectra.errors import SpectraError
 
+if TYPE_CHECKING:
+    from spectra.draws import Draws
+
 SCHEMA = 1
 
 
@@ -26,13 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    return exit_code(parser, lambda: _run(options), lambda: None)
+    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "draws")
+    found: list[Draws] = []
+    return exit_code(
+        parser, lambda: _run(options, folder, found), lambda: folder if found else None
+    )
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, folder: Path, found: list[Draws]) -> None:
     from spectra.devices import find_device
     from spectra.draws import over_draws, table
-    from spectra.files import require_writable, write_json
+    from spectra.files import Keeping, require_writable, write_json
+    from spectra.gathering import doubts
     from spectra.resuming import describe
 
     plan = plan_of(options)
@@ -43,18 +51,26 @@ def _run(options: argparse.Namespace) -> None:
             "got no training samples, expected them: test images are not augmented; name the data "
             "with --data and --dataset"
         )
-    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "draws")
     require_writable(folder)
-    with shown_bar(options) as bar:
-        found = list(over_draws(checkpoint, plan, train, draws=options.draws, progress=bar))
-    shared = {"product": found[0].product, "batch_size": found[0].batch_size, "basis": "device"}
-    said = describe(checkpoint, plan, train, train, find_device(plan.device), chosen=shared)
-    document: dict[str, Any] = {k: v for k, v in said.to_dict().items() if k != "spectra"}
-    document["settings"]["augment"] = "frozen:1"  # one draw for each seed
-    document |= {"schema": SCHEMA, "draws": [one.to_dict() for one in found]}
-    write_json(folder / "draws.json", document)
+    notes = tuple(doubts(checkpoint, train, train))
+
+    def write(found: list[Draws]) -> None:
+        chosen = {"product": found[0].product, "batch_size": found[0].batch_size, "basis": "device"}
+        said = describe(
+            *(checkpoint, plan, train, train, find_device(plan.device)), chosen=chosen, notes=notes
+        )
+        document: dict[str, Any] = {k: v for k, v in said.to_dict().items() if k != "spectra"}
+        document["settings"]["augment"] = "frozen:1"  # one draw for each seed
+        document |= {"schema": SCHEMA, "draws": [one.to_dict() for one in found]}
+        write_json(folder / "draws.json", document)
+
+    with shown_bar(options) as bar, Keeping(write) as keep:
+        for one in over_draws(checkpoint, plan, train, draws=options.draws, progress=bar):
+            found.append(one)
+            keep(found)
     if not options.quiet:
-        print(f"{table(found)}\n\n{folder / 'draws.json'}")
+        print("\n".join([table(found), *(f"\n{note}" for note in notes)]))
+        print(f"\n{folder / 'draws.json'}")
 
 
 def _parser() -> Parser:

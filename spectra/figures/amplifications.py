@@ -20,7 +20,7 @@ _MEASURED: dict[str, Any] = {"color": PLAIN, "marker": "o", "markersize": 2.6}
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markersize": 3.6}
 _PREDICTED: dict[str, dict[str, Any]] = {  # by the end of the field's name in `Predictions`
     "plain": {
-        "label": "(1 + ρλ)² or 1 + ρλ, λ of the class's own plain-CE Hessian",
+        "label": "(1 + ρλ)² or 1 + ρλ",
         "linestyle": (0, (4, 2)),
     },
     "normalised": {"label": "with ρ/‖g‖ for ρ", "linestyle": (0, (1, 1.5))},
@@ -37,6 +37,7 @@ def amplification_panels(
     *,
     title: str = "",
     shown: Sequence[int] | None = None,
+    loss: str = "ce",
 ) -> Figure:
     """Draw R(ρ) above and S(ρ) below, a column for each direction that has a name.
 
@@ -45,6 +46,7 @@ def amplification_panels(
         directions: names of its rows; those called "random" are the controls.
         title: of the figure: what was trained, and how.
         shown: rows that get a column; by default all that have a name, for which four are room.
+        loss: whose Hessian the directions are of, "ce" or "trained".
     """
     named, controls = rows_of(directions)
     named = named if shown is None else list(shown)
@@ -68,6 +70,10 @@ def amplification_panels(
             Line2D([], [], label="1, as SGD", **_GUIDE),
             *(Line2D([], [], color=INK, **style) for style in _PREDICTED.values()),
         ]
+        whose = "plain-CE" if loss == "ce" else "trained-loss"
+        handles[-3].set_label(
+            f"{_PREDICTED['plain']['label']}, λ of the class's own {whose} Hessian"
+        )
         if controls:
             handles.append(Line2D([], [], color=OUTSIDE, label="random directions"))
         add_legend(figure, handles)

@@ -24,7 +24,15 @@ def landscape_pages(landscape: Landscape) -> dict[str, list[Figure]]:
         Pages by name: slices, and surfaces and amplification where they were looked at. The panels
         of a page share their scales, those of two pages do not.
     """
-    title = str(landscape.checkpoint.get("file", ""))
+    settings = landscape.settings
+    title = ", ".join(
+        [
+            str(landscape.checkpoint.get("file", "")),
+            *["test split"] * (settings.get("split") == "test"),
+            *["trained loss"] * (settings.get("loss") == "trained"),
+            *[f"at most {n} samples of each" for n in [settings.get("max_samples")] if n],
+        ]
+    )
     ends: tuple[Literal["λmin", "λmax"], ...] = ("λmin", "λmax")
     planes: tuple[Literal["Ritz", "random"], ...] = ("Ritz", "random")
     slices = [(f"{x}, {end}", landscape.slice(x, end)) for x in landscape.labels for end in ends]
@@ -40,7 +48,9 @@ def landscape_pages(landscape: Landscape) -> dict[str, list[Figure]]:
     if (measured := landscape.amplification) is not None:
         names = landscape.directions
         pages["amplification"] = [
-            amplification_panels(measured, names, title=title, shown=part)
+            amplification_panels(
+                measured, names, title=title, shown=part, loss=str(settings.get("loss", "ce"))
+            )
             for part in _paged(rows_of(names)[0])
         ]
     return pages

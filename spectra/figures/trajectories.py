@@ -134,7 +134,9 @@ def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
         for label, style in _styles(run).items():
             name = run.of(label)[0][1].name
             plain = name in ("", label, label.removeprefix("class "))
-            styles.setdefault(label if plain else textwrap.shorten(f"{label} · {name}", 22), style)
+            told = label if plain else textwrap.shorten(f"{label} · {name}", 22)
+            if styles.setdefault(told, style) != style:  # in another group there
+                styles[f"{told}, {run.name}"] = style
     if len(styles) > _MOST:
         styles = {f"{name} classes": {"color": colour} for name, colour in COLOURS.items()}
     handles = [Line2D([], [], label=label, markersize=4, **s) for label, s in styles.items()]

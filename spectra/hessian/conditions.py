@@ -1,8 +1,8 @@
 """Under which layout and precision a network computes what it means, told by a few samples.
 
 Channels-last is the faster layout, but a network may view what its convolutions put out, whose
-entries then stand in another order. And a network may name a precision: that rounds (`x.float()`)
-or belongs to the function, where bits are read or numbers drawn.
+entries then stand in another order. And a network, or a loss, may name a precision: that rounds
+(`x.float()`) or belongs to the function, where bits are read or numbers drawn.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spectra.hessian.network import forked_random_state
+from spectra.hessian.network import calling, forked_random_state, logits_of
 
 if TYPE_CHECKING:
     from spectra.hessian.objective import Objective
 
-_FEW = 4  # samples whose logits are compared
-_ROUNDED = 1e-3  # relative; float32 rounds a network's logits by less
+_FEW = 4  # samples whose logits and losses are compared
+_ROUNDED = 1e-3  # relative; float32 rounds them by less
 
 
 def settled(objective: Objective) -> Objective:
@@ -29,8 +29,8 @@ def settled(objective: Objective) -> Objective:
     plain, objective = replace(plain, widens=widens), replace(objective, widens=widens)
     if plain.network is objective.network:
         return objective
-    there = _logits(plain)
-    return objective if there is None or _near(_logits(objective), there) else plain
+    there = _seen(plain)
+    return objective if there is None or _near(_seen(objective), there) else plain
 
 
 def _in_plain_layout(objective: Objective) -> Objective:
@@ -43,26 +43,34 @@ def _in_plain_layout(objective: Objective) -> Objective:
 
 
 def _means_its_own_precision(objective: Objective) -> bool:
-    """Tell whether the logits are float32's where float64 takes the place of float32 by name.
+    """Tell whether the losses are float32's where float64 takes the place of float32 by name.
 
-    Where nothing changes by that, the network names none, and the answer is no.
+    Where nothing changes by that, nobody names any, and the answer is no.
     """
     double, single = (
         objective if objective.dtype == dtype else objective.copied(dtype)
         for dtype in (torch.float64, torch.float32)
     )
-    plain, wide = (_logits(replace(double, widens=widens)) for widens in (False, True))
+    plain, wide = (_seen(replace(double, widens=widens)) for widens in (False, True))
     if wide is None or (plain is not None and torch.equal(plain, wide)):
         return False
-    return _near(wide, _logits(single))
+    return _near(wide, _seen(single))
 
 
-def _logits(objective: Objective) -> Tensor | None:
-    """Give the logits of a few samples in float64; None where the network fails."""
+def _seen(objective: Objective) -> Tensor | None:
+    """Give the logits and losses of a few samples in float64; None where one of them fails."""
     few = replace(objective, redraw=None, tf32=False)
     try:
-        with few.arithmetic(), torch.no_grad(), forked_random_state(few.device):
-            return few.logits(few.batch(slice(0, _FEW))[0]).double()
+        with (
+            few.arithmetic(),
+            torch.no_grad(),
+            forked_random_state(few.device),
+            calling(widened=few.widened),
+        ):
+            inputs, targets, _ = few.batch(slice(0, _FEW))
+            logits = logits_of(few.network(inputs))
+            losses = few.loss.per_sample(logits, targets)
+            return torch.cat([logits.flatten(), losses.flatten()]).double()
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
 

@@ -62,7 +62,7 @@ class Objective:
     batching: Batching
     layout: torch.memory_format  # of images and convolutions
     tf32: bool = False
-    widens: bool = False  # the network names float32 and means its own precision
+    widens: bool = False  # network or loss names float32 and means the parameters' precision
     backwards: bool = False  # walk the batches from the last sample to the first
     redraw: torch.Generator | None = None  # draw a new augmentation in every pass
     together: Callable[..., Tensor] | None = None  # adds other processes' sums, see `shares`
@@ -146,7 +146,7 @@ class Objective:
 
     @property
     def widened(self) -> bool:
-        """Whether float64 takes the place of the float32 that the network names."""
+        """Whether float64 takes the place of the float32 that network and loss name."""
         return self.widens and self.dtype == torch.float64
 
     @cached_property

@@ -33,6 +33,7 @@ examples:
 The files are described at the head of spectra/landscape/stored.py."""
 
 _FIGURES = ("slices", "surfaces", "amplification")
+_KINDS = (".png", ".pdf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,9 +72,9 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     drawn = []
     for name, pages in figures.landscape_pages(found).items():
         drawn += figures.save(pages, folder, name)
-    for old in {folder / f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")}:
+    for old in {p for name in _FIGURES for p in folder.glob(f"{name}*") if p.suffix in _KINDS}:
         if old not in drawn:  # of an earlier run, which looked at more
-            old.unlink(missing_ok=True)
+            old.unlink()
     if not options.quiet:
         print("\n".join(told(found)))
         files = ["landscape.json", "landscape.npz", *(path.name for path in drawn)]

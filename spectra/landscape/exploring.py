@@ -110,10 +110,13 @@ def explore(
     test = test if plan.split == "test" else None
     study = Study.prepare(checkpoint, plan, train, test, accuracies=False)
     about = study.blank()
+    settings = {**about.settings, **asdict(survey), "radii": list(survey.radii)}
+    if trained is not None:  # SAM's step is one of that loss
+        settings["amplified_loss"] = trained.loss.to_dict()
     found = Landscape(
         checkpoint=about.checkpoint,
         data=about.data,
-        settings={**about.settings, **asdict(survey), "radii": list(survey.radii)},
+        settings=settings,
         device=about.device,
         versions=about.versions,
         notes=about.notes,

@@ -55,9 +55,9 @@ def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
     losses = [_LOSS.get(kind, kind) for kind in kinds] or ["an unrecorded loss"]
     if "ce" in kinds and (first.settings.get("network") or {}).get("head") == "cosine":
         losses[kinds.index("ce")] += ", of the scaled cosines"
-    criterion = first.settings.get("criterion") or {}
-    if kinds == ["trained"] and criterion.get("name"):
-        losses = [f"{losses[0]} ({criterion['name']})"]
+    loss = first.settings.get("loss_function") or {}  # older files do not name it
+    if kinds == ["trained"] and loss.get("name"):
+        losses = [f"{losses[0]} ({loss['name']})"]
     which = f"{first.checkpoint.get('file')}, SHA-256 {_short(first.checkpoint.get('sha256'))}"
     if len(analyses) > 1:
         which = f"{len(analyses)} checkpoints"
@@ -66,7 +66,8 @@ def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
         f"samples, H_c = (1/N_c) Σ ∇²ℓᵢ(θ) is the Hessian of {some(losses)}, with the network "
         "in evaluation mode."
     )
-    if "trained" in kinds and any(s.label == "overall" for s in spectra):
+    weighted = not loss or loss.get("weights") is not None
+    if "trained" in kinds and weighted and any(s.label == "overall" for s in spectra):
         text += (
             " Over all samples together H = Σ wᵢ∇²ℓᵢ(θ) / Σ wᵢ, where wᵢ are the class weights of "
             "that loss."
@@ -97,8 +98,8 @@ def _samples(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
     )
     if data.get("mean") and data.get("std"):
         mean, std = (", ".join(f"{v:g}" for v in data[key]) for key in ("mean", "std"))
-        text += f" Pixels, scaled to 0..1, are normalised by the mean {mean} and the standard "
-        text += f"deviation {std}."
+        text += f" Inputs, bytes scaled to 0..1, are normalised by the mean {mean} and the "
+        text += f"standard deviation {std}."
     used = dict.fromkeys(f"{s.label} ({_named(s)}{s.count} samples)" for s in spectra)
     if used:
         sizes = [s.count for s in spectra]

@@ -217,7 +217,7 @@ def _changes(recipe: Recipe) -> tuple[tuple[str, str], ...]:
     base = _base(recipe)
     if base is None:
         return (("recipe", "no named recipe"),)
-    theirs = replace(RECIPES[base], epochs=recipe.epochs).to_dict()
+    theirs = RECIPES[base].lasting(recipe.epochs).to_dict()
     mine = recipe.to_dict()
     fields = [f for f in mine if f not in _NO_CHANGE and mine[f] != theirs[f]]
     fields = ["epochs"] * (recipe.epochs != RECIPES[base].epochs) + fields

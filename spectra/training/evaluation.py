@@ -43,23 +43,24 @@ def evaluate(
 
     Args:
         network: gives logits (n, C).
-        samples: on the network's device.
+        samples: on the network's device or on the host.
         scale: s of a cosine head, multiplies the logits.
         batch_size: samples at a time.
         flip: take the mean logits of each image and its mirror image.
     """
     was_training, ce = network.training, LossSpec.cross_entropy(scale)
-    dtype = next((p.dtype for p in network.parameters()), torch.float32)
+    weight = next(network.parameters(), samples.targets.float())
+    device, dtype = weight.device, weight.dtype
     losses, correct = [], []
     network.eval()
-    with torch.inference_mode(), arithmetic(samples.targets.device):
+    with torch.inference_mode(), arithmetic(device):
         for index in torch.split(torch.arange(len(samples)), batch_size):
             batch = samples.select(index.to(samples.targets.device))
-            x = batch.prepared(dtype, batch.targets.device)
+            x, targets = batch.prepared(dtype, device), batch.targets.to(device)
             logits = (network(x) + network(x.flip(-1))) / 2 if flip else network(x)
-            losses.append(ce.per_sample(logits, batch.targets).double().cpu())
-            correct.append((logits.argmax(1) == batch.targets).double().cpu())
+            losses.append(ce.per_sample(logits, targets).double().cpu())
+            correct.append((logits.argmax(1) == targets).double().cpu())
     network.train(was_training)
-    each, targets = torch.stack([torch.cat(losses), torch.cat(correct)]), samples.targets.cpu()
-    by_class = torch.stack([each[:, targets == c].mean(1) for c in range(samples.num_classes)])
+    each, labels = torch.stack([torch.cat(losses), torch.cat(correct)]), samples.targets.cpu()
+    by_class = torch.stack([each[:, labels == c].mean(1) for c in range(samples.num_classes)])
     return Scores(*each.mean(1).tolist(), *(tuple(values) for values in by_class.T.tolist()))

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,14 @@ def read_run(path: Path) -> Accuracy | str:
     Raises:
         SpectraError: if a file cannot be read, or is none of the trainer's.
     """
-    return (_from_folder if path.is_dir() else _from_checkpoint)(path)
+    try:
+        return (_from_folder if path.is_dir() else _from_checkpoint)(path)
+    except _Strange as error:
+        return str(error)
+
+
+class _Strange(SpectraError):
+    """A recipe that this version refuses to run."""
 
 
 def _from_checkpoint(path: Path) -> Accuracy | str:
@@ -97,6 +104,8 @@ def _from_folder(folder: Path) -> Accuracy | str:
     if summary.exists():
         try:
             recipe = _recipe(json.loads(summary.read_text(encoding="utf-8"))["recipe"], summary)
+        except _Strange:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SpectraError(
                 f"{summary} is no run.json of spectra.train ({type(error).__name__}: {error}); "
@@ -141,7 +150,7 @@ def _named_by(folder: Path, rows: Sequence[Mapping[str, float]]) -> Recipe | Non
     found = RECIPES.get(name) or RECIPES.get(name.removesuffix(f"-{epochs}"))
     if found is None or not rows:
         return None
-    recipe = replace(found, epochs=epochs)
+    recipe = found.lasting(epochs)
     rates = ((row["lr"], recipe.lr_of(epoch)) for epoch, row in enumerate(rows, 1))
     return recipe if all(math.isclose(a, b, rel_tol=1e-6) for a, b in rates) else None
 
@@ -156,6 +165,8 @@ def _recipe(values: Mapping[str, Any], path: Path) -> Recipe:
         values["drops"] = tuple(values["drops"])
     try:
         return Recipe(**values)
+    except SpectraError as error:
+        raise _Strange(f"its recipe is none of this version: {error}") from error
     except TypeError as error:
         raise SpectraError(
             f"{path} holds a recipe that this version does not know ({error}); its protocol would "

@@ -1,8 +1,9 @@
 """The training loop, from the seed to the checkpoint.
 
-The data lie on the device as uint8 and are augmented and normalised a batch at a time. All random
-numbers come from one CPU generator (and the seed of the initial weights), so that two runs with one
-seed agree bit for bit on the CPU, and so does a run that was killed and resumed.
+The data lie on the device as uint8, on the host if they do not fit; they are augmented and
+normalised a batch at a time. All random numbers come from one CPU generator (and the seed of the
+initial weights), so that two runs with one seed agree bit for bit on the CPU, and so does a run
+that was killed and resumed.
 The last epoch is the result; the best epoch on the test set is reported, never chosen.
 """
 
@@ -86,8 +87,10 @@ def train(
         )
     if recipe.precision == "tf32" and device.type != "cuda":
         raise SpectraError("precision is tf32, which CPUs do not have; use float32 or bf16")
+    records = Records(folder, recipe, samples)
+    home = _home(device, samples, test)
     samples, test = (
-        replace(part, inputs=part.inputs.to(device), targets=part.targets.to(device))
+        replace(part, inputs=part.inputs.to(home), targets=part.targets.to(home))
         for part in (samples, test)
     )
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -101,8 +104,13 @@ def train(
     network = spec.build(recipe.seed).to(device, DTYPES.get(recipe.precision, torch.float32))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing stub
     engine = Engine(recipe, network, samples.counts, update)
-    records = Records(folder, recipe, samples)
     done = records.open(resume=resume, overwrite=overwrite)
+    if resume and done is None and records.metrics.exists() and not quiet:
+        tqdm.write(
+            f"{folder} holds no state to go on from yet: the run begins with epoch 1",
+            file=sys.stderr,
+        )
+    _require_ahead(save_at, 0 if done is None else done.epoch or 0, folder)
     first, best, before = 1, (0.0, 0), 0.0  # best: test accuracy, epoch; before: seconds
     if done is not None and done.epoch == recipe.epochs:
         return Run(done.model, records.scores(done), *records.best)
@@ -116,7 +124,8 @@ def train(
     groups = samples.groups()
     save = partial(
         save_checkpoint, model=network, model_spec=spec, data=samples.spec,
-        recipe=recipe.to_dict(), draw_sha256=samples.draw_sha256,
+        recipe=recipe.to_dict(), draw_sha256=records.samples.draw_sha256,
+        pixels_sha256=records.samples.pixels_sha256,
     )  # fmt: skip
     started = saved_at = time.monotonic()
     silent = quiet or bool(os.environ.get("TQDM_DISABLE"))  # runs side by side have no bar
@@ -199,6 +208,24 @@ def train(
     return Run(network.eval(), scores, best[1], best[0])
 
 
+def _home(device: torch.device, *parts: Samples) -> torch.device:
+    """Choose where the images lie: on the device, unless they would take half of what is free."""
+    if device.type != "cuda":
+        return device
+    needed = sum(part.inputs.numel() * part.inputs.element_size() for part in parts)
+    return device if 2 * needed < torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+
+
+def _require_ahead(save_at: Collection[int], done: int, folder: Path) -> None:
+    """Refuse to keep epochs that are over and were not kept."""
+    gone = [e for e in save_at if e <= done and not (folder / f"epoch-{e}.pt").exists()]
+    if gone:
+        raise SpectraError(
+            f"save_at is {tuple(save_at)}, and this run has passed epoch {done} without keeping "
+            f"{', '.join(map(str, gone))}; leave them out, or start anew with --overwrite"
+        )
+
+
 def run_epoch(
     engine: Engine,
     samples: Samples,
@@ -209,11 +236,11 @@ def run_epoch(
     recipe, device, dtype = engine.recipe, engine.device, engine.dtype
     engine.network.train()
     total = torch.zeros(2, device=device, dtype=dtype)  # loss, correct: read once, at the end
-    order = _order(recipe, samples, generator).to(device)
+    order = _order(recipe, samples, generator).to(samples.targets.device)
     for index in _batches(order, recipe.batch_size):
         drawn = samples.select(index)
         inputs = drawn.prepared(dtype, device, generator=generator if recipe.augment else None)
-        batch: Batch = {"inputs": inputs, "targets": drawn.targets}
+        batch: Batch = {"inputs": inputs, "targets": drawn.targets.to(device)}
         if engine.draws:
             batch["noise"] = _noise(engine, generator).to(device, dtype)
         total += engine.update(batch)

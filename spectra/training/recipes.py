@@ -1,7 +1,7 @@
 """A recipe: everything that decides the weights of a run, but the data's folder and the device."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..checkpoint import COSINE_SCALE
@@ -14,6 +14,18 @@ from .steps import STEPS
 
 WEIGHTINGS = ("none", "effective", "deferred", "resample")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
+_READERS = {  # fields that only some losses or steps use
+    "max_margin": {"ldam"},
+    "gamma": {"vs", "focal"},
+    "tau": {"vs", "logit-adjustment"},
+    "adaptive": {"sam"},
+    "rare_below": {"imbsam", "sse-sam"},
+    "rho_tail": {"sse-sam"},
+    "noise_growth": {"lpf-sgd"},
+    "noise_parts": {"lpf-sgd"},
+    "noise_interval": {"pgd"},
+    "noise_threshold": {"pgd"},
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,8 @@ class Recipe:
         rare_below: imbsam and sse-sam take classes with fewer training samples for the tail.
         rho_tail: radius of the tail's climb in sse-sam.
         stage_two: share of the epochs after which sse-sam's head no longer climbs.
-        noise: radius of pgd over the norm of the weights; deviation of lpf-sgd over each filter's.
+        noise: radius of pgd over the norm of the weights; deviation of lpf-sgd over each filter's;
+            no other step has any.
         noise_growth: the noise of lpf-sgd grows by 1 + this over the run, along a cosine.
         noise_parts: parts of a batch with a draw each, in lpf-sgd.
         noise_interval: steps between two perturbations of pgd, at least.
@@ -63,7 +76,7 @@ class Recipe:
         seed: of the initial weights, the order of the samples, augmentation and noise.
 
     Raises:
-        SpectraError: for a value that no run can have.
+        SpectraError: for a value that no run can have, or that this one would not use.
     """
 
     name: str
@@ -108,8 +121,9 @@ class Recipe:
     def __post_init__(self) -> None:
         (warmup, drops), e = self.lr_epochs, [epoch for epoch, _ in self.rho_steps]
         steps = [radius for _, radius in self.rho_steps]
-        radii = [self.rho, self.rho_tail, self.rho_end or 0.0, *steps]
+        radii = [self.rho, self.rho_end or 0.0, *steps]
         climbs, deferred = self.step in ("sam", "imbsam", "sse-sam"), self.weighting == "deferred"
+        tails = self.step == "sse-sam" and self.rho_tail > 0
         rare = self.step not in ("imbsam", "sse-sam") or self.rare_below > 0
         rules = {
             "step": (self.step in STEPS, f"one of {', '.join(STEPS)}"),
@@ -122,9 +136,11 @@ class Recipe:
             "gamma": (self.gamma is None or self.gamma >= 0, "at least 0"),
             "beta": (0 <= self.beta < 1, "0 to 1, without 1"),
             "rho": (
-                all(0 <= r < math.inf for r in radii) and climbs == any(r > 0 for r in radii),
+                all(0 <= r < math.inf for r in radii)
+                and climbs == (tails or any(r > 0 for r in radii)),
                 "a radius above 0 for sam, imbsam and sse-sam, none for other steps",
             ),
+            "rho_tail": (0 <= self.rho_tail < math.inf, "at least 0"),
             "rho_end": (self.rho_end is None or not e, "rho_end or rho_steps, not both"),
             "rho_steps": (
                 e == sorted(set(e)) and min(e, default=1) >= 1,
@@ -132,7 +148,11 @@ class Recipe:
             ),
             "rare_below": (rare, f"a class size below which {self.step} takes a class for rare"),
             "stage_two": (0 <= self.stage_two <= 1, "a share of the epochs, 0 to 1"),
-            "noise": (0 <= self.noise < math.inf, "at least 0"),
+            "noise": (
+                0 <= self.noise < math.inf
+                and (self.noise > 0) == (self.step in ("pgd", "lpf-sgd")),
+                "above 0 for pgd and lpf-sgd, 0 for other steps",
+            ),
             "noise_growth": (self.noise_growth >= 0, "at least 0"),
             "noise_parts": (1 <= self.noise_parts <= self.batch_size, "1 to the batch size"),
             "noise_interval": (self.noise_interval >= 1, "at least 1 step"),
@@ -144,16 +164,41 @@ class Recipe:
             "warmup": (warmup >= 0, "at least 0 epochs"),
             "drops": (
                 list(drops) == sorted(drops)
-                and not (deferred and self.drops and self.drops[0] >= self.epochs),
+                and not (deferred and drops and drops[0] >= self.epochs),
                 "ascending epochs, and for deferred weights the first before the last epoch",
             ),
             "seed": (self.seed >= 0, "at least 0"),
         }
         if deferred and not drops:
             raise SpectraError("drops is (); expected a first drop at which the weighting starts")
+        values = asdict(self) | {"drops": drops, "warmup": warmup}
         for field, (holds, expected) in rules.items():
             if not holds:
-                raise SpectraError(f"{field} is {getattr(self, field)!r}; expected {expected}")
+                raise SpectraError(f"{field} is {values[field]!r}; expected {expected}")
+        defaults = {field.name: field.default for field in fields(self)}
+        for field, readers in _READERS.items():
+            if values[field] != defaults[field] and not readers & {self.loss, self.step}:
+                raise SpectraError(
+                    f"{field} is {values[field]!r}, which only {', '.join(sorted(readers))} use; "
+                    f"expected {defaults[field]!r} for {self.loss} and {self.step}: the run would "
+                    "be named for what it does not do"
+                )
+
+    def lasting(self, epochs: int) -> "Recipe":
+        """Give the recipe over another number of epochs; what is named in epochs keeps its share.
+
+        Args:
+            epochs: the new length. The radii begin at 1 + that share of the epochs before.
+        """
+        share = epochs / self.epochs
+        starts = {1 + round((e - 1) * share): radius for e, radius in self.rho_steps}
+        return replace(
+            self,
+            epochs=epochs,
+            warmup=None if self.warmup is None else round(self.warmup * share),
+            drops=None if self.drops is None else tuple(round(d * share) for d in self.drops),
+            rho_steps=tuple(starts.items()),
+        )
 
     @property
     def data_spec(self) -> DataSpec:

@@ -71,6 +71,11 @@ class Records:
             return self._ended()
         return None
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Say what the run is trained on, as its checkpoints do."""
+        return {name: getattr(self.samples, name) for name in ("draw_sha256", "pixels_sha256")}
+
     def scores(self, checkpoint: Checkpoint) -> Scores:
         """Read the scores on the test set that a checkpoint of this run holds."""
         return Scores(*(checkpoint.metrics[f"test_{field.name}"] for field in fields(Scores)))
@@ -97,7 +102,7 @@ class Records:
         """Write the summary of a run that has ended; its state has no use any more."""
         values = {
             "recipe": self.recipe.to_dict(),
-            "draw_sha256": self.samples.draw_sha256,
+            **self.fingerprints,
             "counts": self.samples.counts,
             "best_on_test": {"epoch": best[1], "accuracy": best[0]},
             "ran_on": {**ran_on, "python": platform.python_version()},
@@ -124,24 +129,27 @@ class Records:
 
     def _ended(self) -> Checkpoint:
         values = json.loads(self.summary.read_text(encoding="utf-8"))
-        self._compare(values["recipe"], values["draw_sha256"], self.summary)
+        self._compare(values["recipe"], values, self.summary)
         self.best = values["best_on_test"]["epoch"], values["best_on_test"]["accuracy"]
         return self._mine(load_checkpoint(self.result))
 
     def _mine(self, held: Checkpoint) -> Checkpoint:
-        self._compare(held.recipe or {}, held.draw_sha256, Path(held.file))
+        prints = {name: getattr(held, name) for name in self.fingerprints}
+        self._compare(held.recipe or {}, prints, Path(held.file))
         self._done = held.epoch or 0
         return held
 
-    def _compare(self, recipe: Mapping[str, Any], draw: str | None, file: Path) -> None:
+    def _compare(self, recipe: Mapping[str, Any], prints: Mapping[str, Any], file: Path) -> None:
         mine = self.recipe.to_dict()
         other = {
             name: (recipe.get(name), mine.get(name))
             for name in sorted({*mine, *recipe})
             if recipe.get(name) != mine.get(name)
         }
-        if not other and draw != self.samples.draw_sha256:
-            other = {"training samples": ("another draw", "this one")}
+        for name, kind in (("draw_sha256", "another draw"), ("pixels_sha256", "other images")):
+            # Older files do not tell the images.
+            if not other and prints.get(name) not in (None, self.fingerprints[name]):
+                other = {"training samples": (kind, "these")}
         if other:
             parts = [f"{k} {theirs!r}, not {ours!r}" for k, (theirs, ours) in other.items()]
             raise SpectraError(

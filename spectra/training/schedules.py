@@ -18,9 +18,13 @@ from collections.abc import Sequence
 
 
 def proportions(epochs: int) -> tuple[int, tuple[int, ...]]:
-    """Give warm-up and drops as the reference does for 200 epochs: 5, and 160 and 180."""
-    drops = round(epochs * 160 / 200), round(epochs * 180 / 200)
-    return max(1, round(epochs * 5 / 200)), drops
+    """Give warm-up and drops as the reference does for 200 epochs: 5, and 160 and 180.
+
+    In the shortest runs as well the first drop comes before the second.
+    """
+    second = round(epochs * 180 / 200)
+    first = max(1, min(round(epochs * 160 / 200), second - 1))
+    return max(1, round(epochs * 5 / 200)), (first, second)
 
 
 def stepped_rate(

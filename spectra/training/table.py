@@ -2,7 +2,8 @@
 
 `about` names the source of a run's values ("paper" is Rangwani et al. 2022) and which of them are
 ours. The digits' have no published target: they are long enough that the head is fitted and the
-tail is not. Another ratio, seed or length is the same recipe with a field overridden.
+tail is not. Another ratio, seed or length (`Recipe.lasting`) is the same recipe with a field
+overridden.
 
 References:
     Rangwani et al., Escaping saddle points, https://arxiv.org/abs/2212.13827

@@ -79,8 +79,12 @@ def follow(
     leads = processes is None or processes.leads
     done: list[RunTrajectory] = []
     place = None if folder is None else Path(folder)
+    gathered = _gather(run_dirs, published, load, samples)
+    if place is not None and leads and not resume:  # no table of another run beside these epochs
+        for old in place.glob("trajectory.*"):
+            old.unlink()
     with Keeping[Trajectory](lambda whole: leads and place and whole.save(place)) as keep:
-        for run, checkpoints, (train, test) in _gather(run_dirs, published, load, samples):
+        for run, checkpoints, (train, test) in gathered:
             for k, checkpoint in enumerate(checkpoints, start=1):
                 epoch = f"epoch-{checkpoint.epoch}"
                 where = f"{run.name} {epoch} ({k} of {len(checkpoints)})"

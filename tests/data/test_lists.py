@@ -254,3 +254,18 @@ def test_four_inks_become_three_lights():
     file = written(Image.new("RGB", (16, 16), (250, 30, 30)).convert("CMYK"), "JPEG")
     pixels = images.decode_images([file])
     assert np.abs(pixels[0].mean((1, 2)) - (250, 30, 30)).max() < 6
+
+
+@pytest.mark.parametrize("size", [(500, 374), (322, 400), (412, 412), (500, 375), (300, 224)])
+def test_the_shorter_side_has_the_size_of_the_released_transform(monkeypatch, size):
+    seen = []
+    resize = Image.Image.resize
+
+    def noted(picture, size, *args):
+        seen.append(size)
+        return resize(picture, size, *args)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    assert images.decode_images([written(Image.new("RGB", size))], 224).shape[2:] == (224, 224)
+    shorter, longer = sorted(size)
+    assert sorted(seen[0]) == [256, 256 * longer // shorter]

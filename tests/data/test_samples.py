@@ -27,7 +27,7 @@ def test_other_constants_of_normalisation_take_the_place_of_those_of_the_name():
     mean = torch.tensor((0.5, 0.4, 0.3)).view(1, 3, 1, 1)
     torch.testing.assert_close(other.prepared(), (pixels - mean) / 0.5)
     torch.testing.assert_close(images.normalised_by((0,), (1,)).prepared(), pixels)
-    for wrong in (((0.5, 0.5), (1, 1)), ((0,), (0,)), ((float("nan"),), (1,))):
+    for wrong in (((0.5, 0.5), (1, 1)), ((0,), (0,)), ((float("nan"),), (1,)), ((125,), (63,))):
         with pytest.raises(SpectraError):
             images.normalised_by(*wrong)
     with pytest.raises(SpectraError, match="as bytes"):

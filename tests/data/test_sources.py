@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spectra.data import KNOWN, DataSpec, export, open_data, sources
+from spectra.data import KNOWN, DataSpec, export, official, open_data, sources
 from spectra.data.longtail import draw
 from spectra.errors import SpectraError
 
@@ -353,3 +353,28 @@ def test_the_real_cifar100_has_the_published_size_and_tail(real_data):
     assert source.class_names[99] == "worm"
     pixels = source.decode(rows[::50]) / 255
     assert np.allclose(pixels.mean((0, 2, 3)), (0.507, 0.487, 0.441), atol=0.03)
+
+
+def test_the_training_files_are_put_in_the_official_order_however_a_copy_holds_them():
+    """The hub's CIFAR-10 begins with the fourth file: a draw by position kept other images."""
+    generator = np.random.default_rng(0)
+    parts = [np.repeat(np.arange(10), counts) for counts in official._BATCHES]
+    files = [generator.permutation(part) for part in parts]
+    labels = np.concatenate(files)
+    for order in ([3, 2, 1, 4, 0], [0, 1, 2, 3, 4]):
+        copy = np.concatenate([files[k] for k in order])
+        places = np.concatenate([np.arange(10_000) + 10_000 * k for k in order])  # official rows
+        rows = official.official_order(copy)
+        assert np.array_equal(copy[rows], labels)
+        assert np.array_equal(places[rows], np.arange(50_000))
+    for other in (np.sort(labels), generator.permutation(labels), labels[:500]):
+        assert np.array_equal(official.official_order(other), np.arange(len(other)))
+
+
+def test_a_source_in_another_order_decodes_the_images_of_its_labels(tmp_path):
+    source = sources.hub_parquet(sorted(hub(tmp_path).glob("train-*.parquet")), 10)
+    rows = np.random.default_rng(0).permutation(len(source.labels))
+    turned = sources.in_order(source, rows)
+    assert np.array_equal(turned.labels, source.labels[rows])
+    wanted = np.array([7, 0, 31])
+    assert np.array_equal(turned.decode(wanted), source.decode(rows[wanted]))

@@ -328,6 +328,22 @@ def test_another_file_is_no_table_of_epochs(tmp_path: Path) -> None:
         read([tmp_path])
 
 
+def test_a_shortened_run_of_a_large_set_is_told_by_its_length(write: Write) -> None:
+    folder = write("imagenet-lt-ce-drw-sgd", epochs=50, drops=(33,))
+    (group,) = read([folder]).groups("imagenet-lt")
+    assert [field for field, _ in group.changes] == ["epochs"]
+
+
+def test_a_recipe_that_no_run_can_have_is_a_note_and_stops_no_table(write: Write) -> None:
+    good, strange = write("digits-lt-ce-sgd"), write("digits-lt-ce-sgd", at="strange")
+    summary = json.loads((strange / "run.json").read_text(encoding="utf-8"))
+    summary["recipe"]["step"] = "pgd"
+    (strange / "run.json").write_text(json.dumps(summary), encoding="utf-8")
+    found = read([good, strange])
+    assert len(found.runs) == 1
+    assert "none of this version: noise is 0.0" in found.notes[0]
+
+
 def test_an_older_trainer_s_recipe_is_understood() -> None:
     (run,) = read([ROOT / "checkpoints/cifar10-lt-ce-drw-sgd-64.pt"]).runs
     assert isinstance(run.recipe, Recipe)

@@ -289,6 +289,43 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
     assert torch.equal(next(again.network.parameters()), next(run.network.parameters()).float())
 
 
+def test_epochs_that_are_over_cannot_be_kept_afterwards(digits: Splits, tmp_path: Path) -> None:
+    recipe = replace(find_recipe("digits-lt-ce-sgd"), epochs=2)
+    train(recipe, *digits, folder=tmp_path, save_at=[2], quiet=True)
+    train(recipe, *digits, folder=tmp_path, save_at=[2], resume=True, quiet=True)
+    with pytest.raises(SpectraError, match="without keeping 1"):
+        train(recipe, *digits, folder=tmp_path, save_at=[1, 2], resume=True, quiet=True)
+
+
+def test_other_images_in_the_same_places_are_another_run(digits: Splits, tmp_path: Path) -> None:
+    recipe, (samples, test) = replace(find_recipe("digits-lt-ce-sgd"), epochs=1), digits
+    train(recipe, samples, test, folder=tmp_path, quiet=True)
+    held = load_checkpoint(tmp_path / "last.pt")
+    assert held.pixels_sha256 == samples.pixels_sha256
+    other = replace(samples, inputs=samples.inputs.flip(-1))
+    assert other.draw_sha256 == samples.draw_sha256
+    with pytest.raises(SpectraError, match="other images"):
+        train(recipe, other, test, folder=tmp_path, resume=True, quiet=True)
+
+
+def test_resuming_where_no_state_was_left_is_told(
+    digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch\n")
+    recipe = replace(find_recipe("digits-lt-ce-sgd"), epochs=1)
+    train(recipe, *digits, folder=tmp_path, resume=True)
+    assert "holds no state to go on from yet" in capsys.readouterr().err
+
+
+def test_images_that_do_not_fit_the_device_stay_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, digits: Splits
+) -> None:
+    size = sum(part.inputs.numel() for part in digits)
+    for free, home in ((2 * size, "cpu"), (2 * size + 1, "cuda")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
+        assert loop._home(torch.device("cuda"), *digits).type == home
+
+
 def test_a_killed_process_resumes_to_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
     """Killed without warning, wherever it happens to be."""
     command = [

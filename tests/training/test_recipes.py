@@ -84,6 +84,17 @@ def test_plain_values_state_the_schedule_that_runs() -> None:
         {"weighting": "often"},
         {"schedule": "linear"},
         {"precision": "fp8"},
+        {"weighting": "deferred", "epochs": 1},
+        {"step": "pgd"},  # it would be SGD by another name
+        {"step": "lpf-sgd"},
+        {"step": "sam", "rho_tail": 0.5},
+        {"step": "imbsam", "rare_below": 20, "rho_tail": 0.5},
+        {"step": "imbsam", "rare_below": 20, "rho": 0.5, "adaptive": True},
+        {"noise": 1e-3},
+        {"step": "pgd", "noise": 1e-3, "noise_parts": 4},
+        {"gamma": 1.0},
+        {"tau": 2.0},
+        {"max_margin": 0.3},
         {"noise": -1.0},
         {"noise_parts": 0},
         {"noise_interval": 0},
@@ -98,6 +109,18 @@ def test_impossible_values_are_refused_in_one_line(change: dict[str, object]) ->
     with pytest.raises(SpectraError) as caught:
         _ = replace(find_recipe("digits-lt-ce-sgd"), **change).data_spec
     assert "\n" not in str(caught.value)
+
+
+def test_another_length_keeps_the_shares_of_what_is_named_in_epochs() -> None:
+    large = find_recipe("imagenet-lt-ce-drw-sam")
+    half = large.lasting(45)
+    assert half.drops == (30,)
+    assert [half.rho_of(e) for e in (1, 3, 30, 31, 45)] == [0.05, 0.1, 0.1, 0.5, 0.5]
+    assert large.lasting(90) == large
+    small = find_recipe("cifar10-lt-ce-drw-sam")
+    assert small.lasting(50) == replace(small, epochs=50)
+    lengths = [replace(small, epochs=e).lr_epochs[1] for e in range(2, 30)]
+    assert all(1 <= first < second for first, second in lengths)
 
 
 def test_without_imbalance_the_whole_set_is_described() -> None:
