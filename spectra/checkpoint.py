@@ -274,11 +274,14 @@ def _held_beside(module: nn.Module) -> dict[str, Any]:
 
 def _pieces(value: Any) -> Iterator[bytes]:
     """Write tensors, numbers and words, in any containers, as bytes; of others the type alone."""
-    if isinstance(value, Tensor | np.ndarray):
-        tensor = torch.as_tensor(value).detach().cpu()
-        about = tensor.dtype, tuple(tensor.shape), getattr(value, "requires_grad", False)
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype}{value.shape}".encode()
+        yield np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, Tensor):
+        about = value.dtype, tuple(value.shape), value.requires_grad
         yield repr(about).encode()
-        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        plain = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+        yield plain.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield repr(key).encode()
@@ -288,8 +291,8 @@ def _pieces(value: Any) -> Iterator[bytes]:
         for item in value:
             yield from _pieces(item)
     else:
-        plain = isinstance(value, bool | int | float | complex | str | None)
-        yield repr(value if plain else type(value)).encode()
+        known = isinstance(value, bool | int | float | complex | str | None)
+        yield repr(value if known else type(value)).encode()
 
 
 def _numbers(said: Mapping[str, Any]) -> dict[str, float]:
