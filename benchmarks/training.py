@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             mode = "tf32" if precision == "tf32" else "ieee"
 
             def run(task: Callable[[], object], mode: str = mode) -> None:
-                with arithmetic(device, precision=mode, deterministic=False):
+                with arithmetic(device, precision=mode):
                     task()
 
             name = f"{step} {precision} bare"

@@ -5,9 +5,11 @@ import ctypes
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch import Tensor
 from .errors import SpectraError
 
 Named = dict[str, Tensor]
+Result = TypeVar("Result")
+_FAILED = False  # the recording of a CUDA graph, in this process
 
 
 def find_device(name: str) -> torch.device:
@@ -93,18 +97,15 @@ def bf16_cost() -> float:
 
 
 @contextlib.contextmanager
-def arithmetic(
-    device: torch.device, *, precision: str = "ieee", deterministic: bool = True
-) -> Iterator[None]:
+def arithmetic(device: torch.device, *, precision: str = "ieee") -> Iterator[None]:
     """Say how CUDA multiplies float32 numbers; other devices have one way only.
 
-    cuDNN's convolutions round to TF32 unless they are told not to. Every setting is put back on
-    the way out.
+    cuDNN's convolutions round to TF32 unless they are told not to, and add in another order from
+    call to call unless they are told not to. Every setting is put back on the way out.
 
     Args:
         device: where the block computes.
         precision: "ieee" (float32), or "tf32" (10 bits of mantissa), of convolutions and matrices.
-        deterministic: let cuDNN use only algorithms that repeat their results bit by bit.
     """
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
@@ -112,11 +113,18 @@ def arithmetic(
             for owner, name, value in (
                 (conv, "fp32_precision", precision),
                 (matmul, "fp32_precision", precision),
-                (torch.backends.cudnn, "deterministic", deterministic),
+                (torch.backends.cudnn, "deterministic", True),
             ):
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)
         yield
+
+
+def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Compile a function for fixed shapes, without the advice to round to TF32."""
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
+    made: Callable[..., Result] = torch.compile(function, dynamic=False)
+    return made
 
 
 @cache  # a CUDA graph may read one for as long as it lives
@@ -143,7 +151,14 @@ def recorded(step: Callable[[Named], Tensor], example: Named) -> Callable[[Named
 
     References:
         https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+
+    Raises:
+        RuntimeError: the recording fails, or one has failed before in this process: torch below
+            2.12 does not give back what such a one held, and the next would hold more.
     """
+    global _FAILED
+    if _FAILED:
+        raise RuntimeError("an earlier recording has failed")
     held = {name: value.clone() for name, value in example.items()}
     device = next(iter(held.values())).device
     # The stream is put back here because a capture that fails leaves its own one current.
@@ -154,9 +169,10 @@ def recorded(step: Callable[[Named], Tensor], example: Named) -> Callable[[Named
             for _ in range(3):  # lazy initialisation and the choice of algorithms stay outside
                 step(held)
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        graph, _FAILED = torch.cuda.CUDAGraph(), True
         with torch.cuda.graph(graph):
             result = step(held)
+        _FAILED = False
 
     def replay(batch: Named) -> Tensor:
         for name, value in batch.items():

@@ -195,9 +195,9 @@ class Study:
 
     def noted(self, analysis: Analysis) -> Analysis:
         """Add what products did otherwise than planned: memory ran out, a recording failed."""
-        note = "" if self.way.kept is None else self.way.kept.note
-        known = not note or note in analysis.notes
-        return analysis if known else replace(analysis, notes=(*analysis.notes, note))
+        kept = self.way.kept
+        told = [] if kept is None else [note for note in (kept.note, kept.launched) if note]
+        return replace(analysis, notes=tuple(dict.fromkeys((*analysis.notes, *told))))
 
     def outline(self, part: Part) -> ClassSpectrum:
         """Say what is known of a part before its first product."""

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..devices import at_once, constant
+
 GREY = (0.299, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 
@@ -49,7 +51,7 @@ def jitter(
         white: The largest value there is.
     """
     for step in order:
-        factor = factors[step].to(images)[:, None, None, None]
+        factor = at_once(factors[step].to(images.dtype), images.device)[:, None, None, None]
         other = torch.zeros_like(images[:, :1]) if step == BRIGHTNESS else _grey(images)
         if step == CONTRAST:
             other = other.mean((2, 3), keepdim=True)
@@ -58,4 +60,6 @@ def jitter(
 
 
 def _grey(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    return (images * constant(GREY, images.dtype, images.device)[:, None, None]).sum(
+        1, keepdim=True
+    )

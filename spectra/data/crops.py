@@ -125,5 +125,7 @@ def _taps(start: Tensor, length: Tensor, size: int, flip: Tensor) -> tuple[Tenso
 def _resampled(x: Tensor, dim: int, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
     shape = [len(x), 1, 1, 1]
     shape[dim] = x.shape[dim]
-    low, high = (tap.to(x.device).reshape(shape).expand(x.shape) for tap in (low, high))
-    return x.gather(dim, low).lerp_(x.gather(dim, high), weight.to(x).reshape(shape))
+    low, high = (at_once(tap, x.device).reshape(shape).expand(x.shape) for tap in (low, high))
+    return x.gather(dim, low).lerp_(
+        x.gather(dim, high), at_once(weight.to(x.dtype), x.device).reshape(shape)
+    )

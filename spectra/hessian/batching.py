@@ -42,6 +42,6 @@ def free_bytes(device: torch.device) -> int:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Recognise running out of memory, whoever noticed it."""
-    # The CPU allocator, the C++ library under it, and oneDNN, which does not say memory.
-    words = ("can't allocate memory", "bad_alloc", "could not create a")
+    # The CPU allocator, the C++ library under it, oneDNN, which does not say memory, and cuBLAS.
+    words = ("can't allocate memory", "bad_alloc", "could not create a", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -82,6 +82,7 @@ class KeptProducts:
         self.budget = budget
         self.reserve = reserve
         self.note = ""  # what went otherwise than planned, the last time that something did
+        self.launched = ""  # why the products are launched one by one, on a GPU
         self.plain = False  # the plain path has taken over for the objective at hand
         self.kept_samples = 0  # of the objective at hand
         self._kept_bytes = 0  # that they take
@@ -160,7 +161,7 @@ class KeptProducts:
     def drop(self) -> None:
         """Give the memory back."""
         self._clear()
-        self._owner, self._changes = None, 0
+        self._owner, self._changes, self._room = None, 0, self.budget
 
     def _clear(self) -> None:
         self._pieces, self._replay, self._versions, self._at = [], None, [], {}
@@ -309,7 +310,9 @@ class KeptProducts:
                 lambda given: self._sum(objective, given["vector"]),
                 {"vector": torch.zeros_like(vector)},
             )
-            gap = float((step({"vector": vector}) - expected).norm() / expected.norm())
+            tiny = torch.finfo(expected.dtype).tiny
+            size = expected.norm().clamp(min=tiny)  # a product may be zero
+            gap = float((step({"vector": vector}) - expected).norm() / size)
             why = f"{gap:.1e} from the plain launches"
         except RuntimeError as error:  # a capture may fail in any way
             if out_of_memory(error):
@@ -318,7 +321,7 @@ class KeptProducts:
         if gap <= _REPLAYED[objective.dtype]:
             self._replay = step
         else:
-            self.note = f"not recorded as a CUDA graph ({why})"
+            self.launched = f"{self.name} product not recorded as a CUDA graph ({why})"
 
 
 def _mapped(objective: Objective, maps: Maps) -> Parameters:

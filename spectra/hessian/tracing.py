@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from spectra.devices import compiled
 from spectra.hessian.products import Function, Parameters, forward_over_reverse
 
 aten = torch.ops.aten
@@ -36,7 +37,7 @@ class Program:
     def compiled(self) -> Program:
         """Compile both halves; the compiler runs at their first calls."""
         halves = (self.prepare, self.apply)
-        return Program(*(torch.compile(half, dynamic=False) for half in halves))
+        return Program(*(compiled(half) for half in halves))
 
 
 def trace(bound: Bound, at: Parameters, batch: Sequence[Tensor]) -> Program:

@@ -212,8 +212,10 @@ class _Trial:
                 reserve=self.reserve,
             )
             against, bound = self.choice.path, _CLOSE[self.objective.dtype]
-            gap = max(self._gap(kept, self.objective, size, against, bound) for size in self.sizes)
-            kept.drop()
+            gap = 0.0
+            for size in self.sizes:
+                gap = max(gap, self._gap(kept, self.objective, size, against, bound))
+                kept.drop()  # each size is tried with what it keeps
         except Exception as error:  # tracers and compilers fail in any way; the plain path is there
             line = (str(error).splitlines() or [""])[0][:160]
             self.notes.append(f"no {name} product: {type(error).__name__}: {line}")

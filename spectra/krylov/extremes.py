@@ -50,7 +50,8 @@ class Extremes:
     lambda_max: float
     residual_min: float  # ‖A y - θ y‖ of the unit Ritz vector
     residual_max: float
-    vector_min: Float[Tensor, " n"] | None  # unit Ritz vector, None if not asked for
+    # Unit Ritz vectors, where the basis lay; None if not asked for.
+    vector_min: Float[Tensor, " n"] | None
     vector_max: Float[Tensor, " n"] | None
     converged: bool  # both residuals within the tolerance times max|θ|
     steps: int  # Krylov steps of the (longest) run

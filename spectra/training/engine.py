@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..devices import Named, recorded
+from ..devices import Named, compiled, recorded
 from ..errors import SpectraError
 from ..losses import LossSpec
 from .nearness import COMPILED, REPLAYED, as_near, gaps
@@ -192,10 +192,11 @@ class Engine:
         try:
             expected = outcome(plain)
             start = [*before, [torch.zeros_like(expected[-1][0])]]
-            with _many_programs() if self.way.startswith("compiled") else nullcontext():
+            compiles = self.way.startswith("compiled")
+            with _many_programs() if compiles else nullcontext():
                 network: Callable[[Tensor], Tensor] = self.network
-                if self.way.startswith("compiled"):
-                    network = torch.compile(self.network, dynamic=False)
+                if compiles:
+                    network = compiled(self.network)
                 fast: Callable[[Batch], Tensor] = partial(self._step, network)
                 if self.way.endswith("graph"):
                     # Recorded on another batch, so that one that is not read would show.
@@ -203,7 +204,7 @@ class Engine:
                 found = outcome(fast)
                 gap = max(gaps(found, expected, start))
                 why, sound = f"its update is {gap:.1e} from the plain one", gap <= bound
-                if not sound and self.recipe.precision == "bf16" and self.way == "compiled":
+                if not sound and compiles and self.recipe.precision == "bf16":
                     both = (
                         partial(self._step, _in_float32(each)) for each in (network, self.network)
                     )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import save_checkpoint
 from ..data import Samples
-from ..devices import arithmetic, bf16_cost, device_name
+from ..devices import arithmetic, at_once, bf16_cost, device_name
 from ..errors import SpectraError
 from ..models import ModelSpec
 from .engine import Batch, Engine
@@ -138,7 +138,6 @@ def train(
         arithmetic(
             device,
             precision="tf32" if recipe.precision == "tf32" else "ieee",
-            deterministic=engine.way == "plain",
         ),
     ):  # fmt: skip
         slow = recipe.precision == "bf16" and device.type == "cpu" and not quiet
@@ -242,7 +241,7 @@ def run_epoch(
         inputs = drawn.prepared(dtype, device, generator=generator if recipe.augment else None)
         batch: Batch = {"inputs": inputs, "targets": drawn.targets.to(device)}
         if engine.draws:
-            batch["noise"] = _noise(engine, generator).to(device, dtype)
+            batch["noise"] = at_once(_noise(engine, generator).to(dtype), device)
         total += engine.update(batch)
         seen(len(index))
     mean_loss, accuracy = (total / len(samples)).tolist()
