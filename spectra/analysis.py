@@ -16,7 +16,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples, as_samples
 from spectra.devices import find_device
 from spectra.errors import SpectraError, StorageError
-from spectra.files import Keeping, require_writable
+from spectra.files import Keeping, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import LostProcess, Processes
 from spectra.results import Analysis, ClassSpectrum
@@ -45,7 +45,8 @@ def analyze(
             same order again: no shuffling loader.
         test: test samples in the same forms, of the classes of `train`, for accuracies or as the
             split that is analysed.
-        folder: where `esd.json` and `esd.npz` go; nothing is written when None.
+        folder: where `esd.json` and `esd.npz` go, in the place of earlier results and of the table
+            and figure that a command has made of them; nothing is written when None.
         resume: go on from the results in `folder` when they belong to the same settings.
         progress: is told of every product.
         processes: share the samples out among them; each calls this with the same checkpoint and
@@ -86,10 +87,12 @@ def analyze(
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
     meter.begin(*study.cost(todo))
-    stale = [] if folder is None or held is not None else _made_of_results(folder)
+    stale = []  # what a command has made of the results that these replace
+    if folder is not None and held is None:
+        stale = [folder / "esd.csv", *drawn_pages(folder, "esd")]
 
     def write(found: Analysis) -> None:
-        while stale:  # what was made of the results that this one replaces
+        while stale:
             stale.pop().unlink(missing_ok=True)
         if folder is not None:
             found.save(folder)
@@ -104,11 +107,6 @@ def analyze(
     if processes is not None:
         processes.tell(None)
     return _in_order(analysis, study.parts)
-
-
-def _made_of_results(folder: Path) -> list[Path]:
-    """List the table and figures that a command has made of a folder's results."""
-    return [path for kind in ("csv", "png", "pdf") for path in folder.glob(f"esd*.{kind}")]
 
 
 def _nothing_left(

@@ -11,7 +11,7 @@ never because a file does.
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .data.spec import DataSpec
 from .errors import SpectraError
 from .files import replacing
+from .fingerprints import held_beside, pieces
 from .losses import Loss, LossSpec, as_loss
 from .models import (
     ARCHITECTURES,
@@ -84,7 +85,7 @@ class Checkpoint:
         Returns:
             The checkpoint; its `sha256` is that of the modules as they print, of name, type, shape
             and bytes of every parameter and buffer, and whether it is frozen, and of the tensors,
-            numbers and words that modules hold as plain attributes.
+            numbers and words that modules hold as plain attributes (which passes may change).
 
         Raises:
             SpectraError: if weights are NaN or infinite, the network cannot be copied, or the loss
@@ -96,8 +97,8 @@ class Checkpoint:
         _require_finite(parameters, name)
         digest = hashlib.sha256(re.sub(r" at 0x\w+", "", repr(model)).encode())
         tensors = parameters | dict(model.named_buffers(remove_duplicate=False))
-        beside = [(name, _held_beside(module)) for name, module in model.named_modules()]
-        for piece in _pieces((tensors, beside)):
+        beside = [(name, held_beside(module)) for name, module in model.named_modules()]
+        for piece in pieces((tensors, beside)):
             digest.update(piece)
         if isinstance(model, ResNet | DigitsNet):
             spec = infer_spec(model.state_dict())
@@ -264,35 +265,6 @@ def load_checkpoint(
         recipe=own.get("recipe"),
         training=own.get("training"),
     )
-
-
-def _held_beside(module: nn.Module) -> dict[str, Any]:
-    """List what a module holds beside parameters, buffers and modules, and its own switches."""
-    known = vars(nn.Module())
-    return {name: vars(module)[name] for name in sorted(vars(module).keys() - known.keys())}
-
-
-def _pieces(value: Any) -> Iterator[bytes]:
-    """Write tensors, numbers and words, in any containers, as bytes; of others the type alone."""
-    if isinstance(value, np.ndarray):
-        yield f"{value.dtype}{value.shape}".encode()
-        yield np.ascontiguousarray(value).tobytes()
-    elif isinstance(value, Tensor):
-        about = value.dtype, tuple(value.shape), value.requires_grad
-        yield repr(about).encode()
-        plain = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-        yield plain.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield repr(key).encode()
-            yield from _pieces(item)
-    elif isinstance(value, list | tuple):
-        yield f"{len(value)}".encode()
-        for item in value:
-            yield from _pieces(item)
-    else:
-        known = isinstance(value, bool | int | float | complex | str | None)
-        yield repr(value if known else type(value)).encode()
 
 
 def _numbers(said: Mapping[str, Any]) -> dict[str, float]:

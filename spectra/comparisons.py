@@ -63,7 +63,7 @@ def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
     others = {"split": ("test", "test split"), "loss": ("trained", "trained loss")}
     said = [say for key, (value, say) in others.items() if settings.get(key) == value]
     loss = settings.get("loss_function") or {}
-    if settings.get("loss") == "trained" and set(loss) == {"name"}:  # a function of the caller's
+    if settings.get("loss") == "trained" and "sha256" in loss:  # a function of the caller's
         said = [f"{say} {loss['name']}" if say == "trained loss" else say for say in said]
     usual = KNOWN.get(str(analysis.data.get("name")))
     mean, std = (tuple(analysis.data.get(key) or ()) for key in ("mean", "std"))

@@ -76,6 +76,7 @@ def _show(
     analysis: Analysis, checkpoint: Checkpoint, folder: Path, options: argparse.Namespace
 ) -> None:
     from spectra import figures, tables
+    from spectra.files import drawn_pages
 
     spec = analysis.data.get("spec") or {}
     rest = {  # the flags that are not the plan's: smoothing, data and network
@@ -91,9 +92,8 @@ def _show(
     analysis.save(folder)
     tables.to_csv(analysis, folder / "esd.csv")
     drawn = figures.save(figures.density_grid(analysis, kernel=_kernel(options)), folder)
-    for page in set(folder.glob("esd-*.png")) | set(folder.glob("esd-*.pdf")):
-        if page not in drawn:  # a page of an earlier run, which had more of them
-            page.unlink()
+    for page in set(drawn_pages(folder, "esd")) - set(drawn):  # of a run that had more of them
+        page.unlink()
     if not options.quiet:
         print(tables.render(analysis, width=screen_width()))
         files = ["esd.json", "esd.npz", "esd.csv", *(path.name for path in drawn)]

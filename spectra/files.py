@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from time import monotonic
@@ -52,6 +53,12 @@ def require_writable(folder: Path) -> None:
     with replacing(probe) as partial:
         partial.touch()
     probe.unlink()
+
+
+def drawn_pages(folder: Path, stem: str) -> list[Path]:
+    """List the pages of a figure that lie in a folder: stem.png and .pdf, stem-2.png, ..."""
+    page = re.compile(rf"{re.escape(stem)}(-\d+)?\.(png|pdf)")
+    return [path for path in sorted(folder.glob(f"{stem}*")) if page.fullmatch(path.name)]
 
 
 def write_pair(

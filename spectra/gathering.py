@@ -56,7 +56,11 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
         )
     if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
         found.append("the checkpoint was trained on another draw of the data than this one")
-    elif train is not None and checkpoint.pixels_sha256 not in (None, train.pixels_sha256):
+    elif (
+        train is not None
+        and checkpoint.pixels_sha256 is not None
+        and checkpoint.pixels_sha256 != train.pixels_sha256
+    ):
         found.append(
             "the checkpoint was trained on other images than these, though their labels and "
             "positions are the same: another copy of the data, or one in another order"

@@ -16,8 +16,8 @@ References:
     Cui et al., effective number of samples, https://arxiv.org/abs/1901.05555
 """
 
+import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from .devices import constant
 from .errors import SpectraError
+from .fingerprints import name_of, pieces
 
 LOSSES = ("ce", "ldam", "vs", "logit-adjustment", "focal")
 _GAMMA = {"vs": 0.3, "focal": 2.0}  # the released code's default for vs, the paper's for focal
@@ -198,9 +199,14 @@ class CallableLoss:
     function: Callable[[Tensor, Tensor], Tensor]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what a result file can say of it: the name, with the settings that it prints."""
-        name = getattr(self.function, "__qualname__", None) or repr(self.function)
-        return {"name": re.sub(r" at 0x\w+", "", name)}
+        """Give what a result file can say of it: its name, and what tells it from others.
+
+        That is its code with all that it holds, but for global names, which may change meaning.
+        """
+        digest = hashlib.sha256()
+        for piece in pieces(self.function):
+            digest.update(piece)
+        return {"name": name_of(self.function), "sha256": digest.hexdigest()}
 
     def per_sample(
         self, logits: Float[Tensor, "n classes"], targets: Int[Tensor, " n"]

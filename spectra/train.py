@@ -38,9 +38,10 @@ def _radii(text: str) -> tuple[tuple[int, float], ...]:
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:
-    """Find what turns a flag's text into a field's value; X | None is read as X."""
+    """Find what turns a flag's text into a field's value; of X | None also the word none."""
     if isinstance(kind, UnionType):
-        kind = next(k for k in get_args(kind) if k is not NoneType)
+        read = _reader(next(k for k in get_args(kind) if k is not NoneType))
+        return lambda text: None if text == "none" else read(text)
     if get_origin(kind) is not tuple:
         reader: Callable[[str], Any] = kind
         return reader
@@ -107,8 +108,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe | None, argpar
     names = {field.name for field in fields(Recipe)}
     overrides = {name: value for name, value in vars(options).items() if name in names}
     recipe = find_recipe(options.recipe)
-    lasting = recipe.lasting(overrides["epochs"]) if overrides.get("epochs", 0) > 0 else recipe
-    return replace(lasting, **overrides), options
+    return recipe.lasting(**{"epochs": recipe.epochs, **overrides}), options
 
 
 def _recipes() -> str:

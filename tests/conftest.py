@@ -39,6 +39,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return chosen
 
 
+@pytest.fixture(autouse=True)
+def no_recording_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failed CUDA graph ends all recording in a process."""
+    monkeypatch.setattr("spectra.devices._FAILED", False)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

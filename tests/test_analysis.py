@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
 from spectra.gathering import classify
 from spectra.hessian import KeptProducts, Objective
-from spectra.losses import LossSpec
+from spectra.losses import LossSpec, as_loss
 from spectra.plan import choose_parts
 from spectra.results import OPEN_MASS
 from spectra.study import TRACE_PROBES
@@ -671,13 +672,54 @@ def test_any_loss_of_the_caller_is_analysed_as_the_trained_one(tmp_path: Path) -
         assert other.loss == pytest.approx(mine.loss, rel=1e-12)
         assert other.lambda_max == pytest.approx(mine.lambda_max, rel=1e-8)
     assert found[0].settings["loss_function"]["gamma"] == 2.0
-    assert found[1].settings["loss_function"] == {"name": "focal"}
+    assert found[1].settings["loss_function"]["name"] == "focal"
     assert analyze(theirs, plan, train=data, folder=tmp_path, resume=True).finished
     for other in (ours, Checkpoint.of(model, loss=LossSpec("focal", gamma=1.0))):
         with pytest.raises(SpectraError, match="loss_function"):
             analyze(other, plan, train=data, folder=tmp_path, resume=True)
     with pytest.raises(SpectraError, match="reduction"):
         Checkpoint.of(model, loss=torch.nn.CrossEntropyLoss())
+
+
+def made_focal(gamma: float, **held: float) -> Callable[..., torch.Tensor]:
+    def focal(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return (1 - torch.exp(-losses)) ** (gamma + held.get("more", 0.0)) * losses
+
+    return focal
+
+
+def test_losses_of_one_name_that_differ_in_what_they_hold_are_others(tmp_path: Path) -> None:
+    torch_loss = partial(torch.nn.CrossEntropyLoss, reduction="none")
+    losses = [
+        *(made_focal(1.0), made_focal(2.0), made_focal(1.0, more=1.0)),
+        *(partial(made_focal(1.0)), lambda z, t: z[:, 0], lambda z, t: z[:, 1]),
+        *(torch_loss(), torch_loss(label_smoothing=0.1)),
+    ]
+    prints = [as_loss(loss).to_dict()["sha256"] for loss in losses]
+    assert len(set(prints)) == len(prints)
+    assert as_loss(made_focal(1.0)).to_dict() == as_loss(made_focal(1.0)).to_dict()
+    assert as_loss(losses[4]).to_dict()["name"] == "lambda"
+    data, plan = samples(), Plan(steps=3, device="cpu", loss="trained")
+    first = Checkpoint.of(network(), loss=losses[0])
+    analyze(first, plan, train=data, folder=tmp_path)
+    assert analyze(first, plan, train=data, folder=tmp_path, resume=True).finished
+    with pytest.raises(SpectraError, match="loss_function"):
+        analyze(replace(first, loss=as_loss(losses[1])), plan, train=data, folder=tmp_path,
+                resume=True)  # fmt: skip
+
+
+def test_a_new_analysis_takes_the_place_of_an_old_ones_figures_alone(tmp_path: Path) -> None:
+    made = ("esd.csv", "esd.png", "esd-2.pdf")
+    theirs = ("esd-talk.png", "esdata.csv", "esd.svg")
+    for name in (*made, *theirs):
+        (tmp_path / name).touch()
+    plan = Plan(steps=2, device="cpu", classes=(9,))
+    with pytest.raises(SpectraError):
+        analyze(network(), plan, train=samples(), folder=tmp_path)
+    assert all((tmp_path / name).exists() for name in made)
+    analyze(network(), replace(plan, classes=(1,)), train=samples(), folder=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"esd.json", "esd.npz", *theirs}
 
 
 def test_networks_that_differ_in_plain_attributes_alone_have_other_fingerprints() -> None:

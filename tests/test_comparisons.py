@@ -175,7 +175,9 @@ def test_other_inputs_and_losses_of_one_run_have_other_names() -> None:
     usual = replace(plain, data=plain.data | {"mean": [0.3055], "std": [0.3754]})
     other = replace(plain, data=plain.data | {"mean": [0.0], "std": [1.0]})
     mine = replace(
-        plain, settings=plain.settings | {"loss": "trained", "loss_function": {"name": "mine"}}
+        plain,
+        settings=plain.settings
+        | {"loss": "trained", "loss_function": {"name": "mine", "sha256": "0"}},
     )
     names = [named(analysis, spectrum_of(0)) for analysis in (plain, usual, other, mine)]
     assert names == ["exact", "exact", "exact, normalised by 0 and 1", "exact, trained loss mine"]

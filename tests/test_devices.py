@@ -1,14 +1,17 @@
 """The device: found by name or refused in one line; its arithmetic set and put back."""
 
+import contextlib
 import platform
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from spectra import devices
 from spectra.devices import arithmetic, bf16_cost, device_name, find_device
 from spectra.errors import SpectraError
 
@@ -85,3 +88,38 @@ def test_memory_that_was_freed_is_used_again() -> None:
         for how in ("keep", "give back")
     }  # fmt: skip
     assert 5 * faults["keep"] < faults["give back"]
+
+
+def test_a_recording_that_failed_is_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        def wait_stream(self, _: object) -> None:
+            pass
+
+    @contextlib.contextmanager
+    def graph(_: object) -> Iterator[None]:
+        yield
+        if calls.count("fail"):
+            raise RuntimeError("the capture was invalidated")
+
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Stream)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    calls: list[str] = []
+
+    def step(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        calls.append("step")
+        return given["x"]
+
+    given = {"x": torch.ones(2)}
+    for _ in range(2):
+        devices.recorded(step, given)
+    calls.append("fail")
+    with pytest.raises(RuntimeError, match="invalidated"):
+        devices.recorded(step, given)
+    assert calls.count("step") == 12  # three to warm up, and the recording
+    with pytest.raises(RuntimeError, match="an earlier recording has failed"):
+        devices.recorded(step, given)
+    assert calls.count("step") == 12

@@ -27,16 +27,18 @@ MAY_IMPORT = {
     "errors": set(),
     "devices": {"errors"},
     "files": {"errors"},
+    "fingerprints": set(),
     "processes": {"errors"},
     "writing": set(),
     "krylov": {"errors"},
     "networks": {"errors"},
     "models": {"errors", "networks"},
-    "losses": {"errors", "devices"},
+    "losses": {"errors", "devices", "fingerprints"},
     "data": {"errors", "devices"},
     "data.__main__": {"errors", "data"},
     "untrusted": {"errors"},
-    "checkpoint": {"errors", "files", "untrusted", "networks", "models", "data", "losses"},
+    "checkpoint": {"errors", "files", "fingerprints", "untrusted", "networks", "models", "data"}
+    | {"losses"},
     "hessian": {"errors", "devices", "networks", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}
@@ -63,7 +65,7 @@ MAY_IMPORT = {
     "training": {"errors", "files", "devices", "networks", "models", "data", "losses"}
     | {"checkpoint", "writing"},
     "command_line": {"spectra", "errors", "plan", "processes"},
-    "esd": {"spectra", "errors", "processes", "command_line", "tables", "figures"},
+    "esd": {"spectra", "errors", "files", "processes", "command_line", "tables", "figures"},
     "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
     | {"tables", "figures"},
     "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "doctor", "plan", "gathering"}

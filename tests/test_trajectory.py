@@ -209,6 +209,8 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     with monkeypatch.context() as patch:  # anew: no table of the old run beside new epochs
         seen[0] = 0
         patch.setattr(command_line.Bar, "tick", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command("--classes", "11").code == 2  # before any product: nothing goes
+        assert (resumed.folder / "trajectory.json").exists()
         assert command(*flags, "--seed", "2").code == 130
     assert not list(resumed.folder.glob("trajectory.*"))
     assert command(*flags, "--resume", "--quiet").files == whole

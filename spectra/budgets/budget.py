@@ -294,7 +294,7 @@ class Budget:
     def _short_run(self, step: str) -> Path:
         means = BUDGETS[self.name]
         *kept, epochs = means.kept
-        recipe = replace(find_recipe(f"{means.runs}-{step}"), epochs=epochs)
+        recipe = find_recipe(f"{means.runs}-{step}").lasting(epochs)
         folder = self.root / "runs" / "notebooks" / f"digits-{step}"
         held = folder / "run.json"
         asked = json.loads(json.dumps(recipe.to_dict()))

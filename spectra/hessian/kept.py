@@ -161,7 +161,7 @@ class KeptProducts:
     def drop(self) -> None:
         """Give the memory back."""
         self._clear()
-        self._owner, self._changes, self._room = None, 0, self.budget
+        self._owner, self._changes = None, 0
 
     def _clear(self) -> None:
         self._pieces, self._replay, self._versions, self._at = [], None, [], {}

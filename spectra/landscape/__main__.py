@@ -32,9 +32,6 @@ examples:
 --protocol, --augment and --basis none have no fixed function, or no vectors, and are refused.
 The files are described at the head of spectra/landscape/stored.py."""
 
-_FIGURES = ("slices", "surfaces", "amplification")
-_KINDS = (".png", ".pdf")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
@@ -72,9 +69,6 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     drawn = []
     for name, pages in figures.landscape_pages(found).items():
         drawn += figures.save(pages, folder, name)
-    for old in {p for name in _FIGURES for p in folder.glob(f"{name}*") if p.suffix in _KINDS}:
-        if old not in drawn:  # of an earlier run, which looked at more
-            old.unlink()
     if not options.quiet:
         print("\n".join(told(found)))
         files = ["landscape.json", "landscape.npz", *(path.name for path in drawn)]

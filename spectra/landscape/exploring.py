@@ -21,7 +21,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.doctor import certify
 from spectra.errors import SpectraError
-from spectra.files import Keeping, require_writable
+from spectra.files import Keeping, drawn_pages, require_writable
 from spectra.gathering import gather, start_of
 from spectra.hessian import HessianOperator, Objective
 from spectra.krylov import lanczos
@@ -34,6 +34,7 @@ from spectra.plan import Part, Plan
 from spectra.readings import RitzVectors
 from spectra.study import Progress, Study
 
+FIGURES = ("slices", "surfaces", "amplification")  # whose pages the command draws
 _FAR = 1e-3, 16  # from this share of the farthest on, so many more distances: they are drawn
 _VALUE, _GRADIENT, _DOUBLE = 0.125, 0.375, 2.0  # cost in products; of float64 in float32
 
@@ -124,7 +125,15 @@ def explore(
     meter = _Meter(study, survey, progress)
     vectors: list[Tensor] = []
     place = None if folder is None else Path(folder)
-    with Keeping[Landscape](lambda whole: place and whole.save(place)) as keep:
+    stale = [] if place is None else [p for name in FIGURES for p in drawn_pages(place, name)]
+
+    def write(whole: Landscape) -> None:
+        while stale:  # drawn from the results that these replace
+            stale.pop().unlink(missing_ok=True)
+        if place is not None:
+            whole.save(place)
+
+    with Keeping[Landscape](write) as keep:
         for part in study.parts:
             view, ends = _look(study, part, survey, meter)
             vectors += ends
@@ -155,14 +164,18 @@ def _trained(
     checkpoint: Checkpoint, plan: Plan, survey: Survey, train: Samples | None
 ) -> Objective:
     """Gather the loss that was trained, with its class weights, over all training samples."""
-    loss = checkpoint.criterion("trained")  # SAM's step is one of that loss
+    if checkpoint.loss is None:
+        raise SpectraError(
+            "got a checkpoint that does not say which loss it was trained with, expected one that "
+            "does: SAM's step is one of that loss; leave out --amplification"
+        )
     if train is None or len(train) < survey.minibatch:
         raise SpectraError(
             f"got {0 if train is None else len(train)} training samples for minibatches of "
             f"{survey.minibatch}, expected as many or more: each is drawn without replacement; "
             "lower --minibatch"
         )
-    return gather(checkpoint, plan, train, loss)
+    return gather(checkpoint, plan, train, checkpoint.loss)
 
 
 def _look(

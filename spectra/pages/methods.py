@@ -55,7 +55,7 @@ def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
     losses = [_LOSS.get(kind, kind) for kind in kinds] or ["an unrecorded loss"]
     if "ce" in kinds and (first.settings.get("network") or {}).get("head") == "cosine":
         losses[kinds.index("ce")] += ", of the scaled cosines"
-    loss = first.settings.get("loss_function") or {}  # older files do not name it
+    loss = first.settings.get("loss_function") or {}
     if kinds == ["trained"] and loss.get("name"):
         losses = [f"{losses[0]} ({loss['name']})"]
     which = f"{first.checkpoint.get('file')}, SHA-256 {_short(first.checkpoint.get('sha256'))}"
@@ -66,7 +66,7 @@ def _subject(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
         f"samples, H_c = (1/N_c) Σ ∇²ℓᵢ(θ) is the Hessian of {some(losses)}, with the network "
         "in evaluation mode."
     )
-    weighted = not loss or loss.get("weights") is not None
+    weighted = not loss or loss.get("weights") is not None  # older files do not tell
     if "trained" in kinds and weighted and any(s.label == "overall" for s in spectra):
         text += (
             " Over all samples together H = Σ wᵢ∇²ℓᵢ(θ) / Σ wᵢ, where wᵢ are the class weights of "

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import SpectraError
 from . import published
 from .finished import Accuracy, places, read_run
 from .published import Row, Score
@@ -217,8 +218,11 @@ def _changes(recipe: Recipe) -> tuple[tuple[str, str], ...]:
     base = _base(recipe)
     if base is None:
         return (("recipe", "no named recipe"),)
-    theirs = RECIPES[base].lasting(recipe.epochs).to_dict()
     mine = recipe.to_dict()
+    try:
+        theirs = RECIPES[base].lasting(recipe.epochs).to_dict()
+    except SpectraError:  # a length that the named recipe cannot have
+        theirs = RECIPES[base].to_dict() | {"epochs": recipe.epochs}
     fields = [f for f in mine if f not in _NO_CHANGE and mine[f] != theirs[f]]
     fields = ["epochs"] * (recipe.epochs != RECIPES[base].epochs) + fields
     return tuple((field, _say(field, mine[field])) for field in fields)

@@ -100,7 +100,8 @@ def split(data: DataSpec | None, counts: Sequence[int]) -> dict[str, tuple[int, 
 def _from_folder(folder: Path) -> Accuracy | str:
     rows = _rows(folder / "metrics.csv")
     last = rows[-1] if rows else {}
-    recipe, summary = _named_by(folder, rows), folder / "run.json"
+    summary = folder / "run.json"
+    recipe = None if summary.exists() else _named_by(folder, rows)
     if summary.exists():
         try:
             recipe = _recipe(json.loads(summary.read_text(encoding="utf-8"))["recipe"], summary)
@@ -150,7 +151,10 @@ def _named_by(folder: Path, rows: Sequence[Mapping[str, float]]) -> Recipe | Non
     found = RECIPES.get(name) or RECIPES.get(name.removesuffix(f"-{epochs}"))
     if found is None or not rows:
         return None
-    recipe = found.lasting(epochs)
+    try:
+        recipe = found.lasting(epochs)
+    except SpectraError:  # no whole run is so short
+        return None
     rates = ((row["lr"], recipe.lr_of(epoch)) for epoch, row in enumerate(rows, 1))
     return recipe if all(math.isclose(a, b, rel_tol=1e-6) for a, b in rates) else None
 

@@ -66,7 +66,7 @@ def train(
         folder: takes last.pt, metrics.csv, run.json, epoch-<e>.pt, and state.pt while it runs.
         save_at: epochs to save on the way.
         eval_every: epochs between two evaluations on the test set; saved ones are evaluated.
-        device: where data and network live.
+        device: where the network lives, and the data as well if they fit.
         update: how a step is computed, one of `engine.WAYS`.
         resume: go on from the folder's state, if it has one.
         overwrite: replace the run that the folder holds.
@@ -220,8 +220,9 @@ def _require_ahead(save_at: Collection[int], done: int, folder: Path) -> None:
     gone = [e for e in save_at if e <= done and not (folder / f"epoch-{e}.pt").exists()]
     if gone:
         raise SpectraError(
-            f"save_at is {tuple(save_at)}, and this run has passed epoch {done} without keeping "
-            f"{', '.join(map(str, gone))}; leave them out, or start anew with --overwrite"
+            f"save_at is {tuple(save_at)}, this run has passed epoch {done}, and its folder does "
+            f"not hold {', '.join(f'epoch-{e}.pt' for e in gone)}; leave those epochs out, or "
+            "start anew with --overwrite"
         )
 
 

@@ -76,7 +76,7 @@ class Recipe:
         seed: of the initial weights, the order of the samples, augmentation and noise.
 
     Raises:
-        SpectraError: for a value that no run can have, or that this one would not use.
+        SpectraError: for a value that no run can have, or one of a loss or step that is not its.
     """
 
     name: str
@@ -178,27 +178,28 @@ class Recipe:
         defaults = {field.name: field.default for field in fields(self)}
         for field, readers in _READERS.items():
             if values[field] != defaults[field] and not readers & {self.loss, self.step}:
+                usual = "none" if defaults[field] is None else repr(defaults[field])
                 raise SpectraError(
                     f"{field} is {values[field]!r}, which only {', '.join(sorted(readers))} use; "
-                    f"expected {defaults[field]!r} for {self.loss} and {self.step}: the run would "
-                    "be named for what it does not do"
+                    f"expected {usual} for {self.loss} and {self.step}: the run would be named for "
+                    "what it does not do"
                 )
 
-    def lasting(self, epochs: int) -> "Recipe":
+    def lasting(self, epochs: int, **changes: Any) -> "Recipe":
         """Give the recipe over another number of epochs; what is named in epochs keeps its share.
 
         Args:
             epochs: the new length. The radii begin at 1 + that share of the epochs before.
+            changes: other fields, which come before those shares.
         """
-        share = epochs / self.epochs
+        share = max(0, epochs) / self.epochs
         starts = {1 + round((e - 1) * share): radius for e, radius in self.rho_steps}
-        return replace(
-            self,
-            epochs=epochs,
-            warmup=None if self.warmup is None else round(self.warmup * share),
-            drops=None if self.drops is None else tuple(round(d * share) for d in self.drops),
-            rho_steps=tuple(starts.items()),
-        )
+        shares: dict[str, Any] = {
+            "warmup": None if self.warmup is None else round(self.warmup * share),
+            "drops": None if self.drops is None else tuple(round(d * share) for d in self.drops),
+            "rho_steps": tuple(starts.items()),
+        }
+        return replace(self, epochs=epochs, **{**shares, **changes})
 
     @property
     def data_spec(self) -> DataSpec:

@@ -15,7 +15,7 @@ from spectra.analysis import analyze
 from spectra.checkpoint import Checkpoint, load_checkpoint
 from spectra.data import DataSpec, Samples, open_data
 from spectra.errors import SpectraError, StorageError
-from spectra.files import Keeping
+from spectra.files import Keeping, drawn_pages
 from spectra.plan import Plan
 from spectra.processes import LostProcess, Processes
 from spectra.study import Progress
@@ -80,9 +80,7 @@ def follow(
     done: list[RunTrajectory] = []
     place = None if folder is None else Path(folder)
     gathered = _gather(run_dirs, published, load, samples)
-    if place is not None and leads and not resume:  # no table of another run beside these epochs
-        for old in place.glob("trajectory.*"):
-            old.unlink()
+    stale = [] if place is None or resume or not leads else _made_before(place)
     with Keeping[Trajectory](lambda whole: leads and place and whole.save(place)) as keep:
         for run, checkpoints, (train, test) in gathered:
             for k, checkpoint in enumerate(checkpoints, start=1):
@@ -96,7 +94,7 @@ def follow(
                         test=test,
                         folder=place and place / run.name / epoch,
                         resume=resume,
-                        progress=progress and _Placed(progress, where),
+                        progress=_Placed(progress, where, stale),
                         processes=processes,
                     )
                 except (StorageError, LostProcess):
@@ -212,11 +210,21 @@ def _require_same_run(first: Checkpoint, other: Checkpoint, folder: Path) -> Non
 class _Placed:
     """Progress of one epoch, which says where in the run it is."""
 
-    progress: Progress
+    progress: Progress | None
     where: str
+    stale: list[Path]  # tables of results that the first products are about to replace
 
     def begin(self, products: int, work: int) -> None:
-        self.progress.begin(products, work)
+        while self.stale:
+            self.stale.pop().unlink(missing_ok=True)
+        if self.progress is not None:
+            self.progress.begin(products, work)
 
     def tick(self, label: str, products: int, work: int) -> None:
-        self.progress.tick(f"{self.where} {label}", products, work)
+        if self.progress is not None:
+            self.progress.tick(f"{self.where} {label}", products, work)
+
+
+def _made_before(folder: Path) -> list[Path]:
+    tables = [path for kind in ("json", "csv") for path in folder.glob(f"trajectory.{kind}")]
+    return [*tables, *drawn_pages(folder, "trajectory")]

@@ -334,6 +334,13 @@ def test_a_shortened_run_of_a_large_set_is_told_by_its_length(write: Write) -> N
     assert [field for field, _ in group.changes] == ["epochs"]
 
 
+def test_a_run_after_its_first_epoch_is_a_note(write: Write) -> None:
+    folder = write("digits-lt-ce-sgd", at="digits-lt-ce-drw-sgd", summary=False, epochs=1)
+    found = read([folder])
+    assert not found.runs
+    assert "no run.json" in found.notes[0]
+
+
 def test_a_recipe_that_no_run_can_have_is_a_note_and_stops_no_table(write: Write) -> None:
     good, strange = write("digits-lt-ce-sgd"), write("digits-lt-ce-sgd", at="strange")
     summary = json.loads((strange / "run.json").read_text(encoding="utf-8"))

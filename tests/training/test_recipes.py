@@ -119,6 +119,8 @@ def test_another_length_keeps_the_shares_of_what_is_named_in_epochs() -> None:
     assert large.lasting(90) == large
     small = find_recipe("cifar10-lt-ce-drw-sam")
     assert small.lasting(50) == replace(small, epochs=50)
+    one = find_recipe("digits-lt-ce-drw-sgd").lasting(1, weighting="none", drops=(0,))
+    assert (one.epochs, one.drops) == (1, (0,))
     lengths = [replace(small, epochs=e).lr_epochs[1] for e in range(2, 30)]
     assert all(1 <= first < second for first, second in lengths)
 
