@@ -90,14 +90,7 @@ def analyze(
     stale = []  # what a command has made of the results that these replace
     if folder is not None and held is None:
         stale = [folder / "esd.csv", *drawn_pages(folder, "esd")]
-
-    def write(found: Analysis) -> None:
-        while stale:
-            stale.pop().unlink(missing_ok=True)
-        if folder is not None:
-            found.save(folder)
-
-    with Keeping[Analysis](write) as keep:
+    with Keeping[Analysis](lambda found: folder and found.save(folder), stale) as keep:
         for part in todo:
             with study.assisted(part):
                 for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):

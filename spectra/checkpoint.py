@@ -8,7 +8,6 @@ No file runs code (see `untrusted`), and a model factory is imported because the
 never because a file does.
 """
 
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from .data.spec import DataSpec
 from .errors import SpectraError
 from .files import replacing
-from .fingerprints import held_beside, pieces
+from .fingerprints import held_beside, sha256_of
 from .losses import Loss, LossSpec, as_loss
 from .models import (
     ARCHITECTURES,
@@ -95,18 +94,17 @@ class Checkpoint:
         model = copied(unwrapped(model)).to("cpu").eval()
         parameters = dict(model.named_parameters(remove_duplicate=False))
         _require_finite(parameters, name)
-        digest = hashlib.sha256(re.sub(r" at 0x\w+", "", repr(model)).encode())
+        printed = re.sub(r" at 0x\w+", "", repr(model)).encode()
         tensors = parameters | dict(model.named_buffers(remove_duplicate=False))
         beside = [(name, held_beside(module)) for name, module in model.named_modules()]
-        for piece in pieces((tensors, beside)):
-            digest.update(piece)
+        sha256 = sha256_of((tensors, beside), start=printed)
         if isinstance(model, ResNet | DigitsNet):
             spec = infer_spec(model.state_dict())
         else:
             spec = ModelSpec(
                 type(model).__name__, num_classes or max(2, _guess_classes(parameters))
             )
-        return cls(model, spec, None, criterion, epoch, {}, digest.hexdigest(), name)
+        return cls(model, spec, None, criterion, epoch, {}, sha256, name)
 
     @property
     def head_scale(self) -> float:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from spectra.errors import SpectraError
 from spectra.plan import CHOICES
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spectra import Checkpoint, Plan, Samples
     from spectra.processes import Processes
 
+Entry = TypeVar("Entry")
 EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted, 143 by SIGTERM"
 
 
@@ -380,21 +381,18 @@ def integers(text: str) -> tuple[int, ...]:
     Raises:
         ArgumentTypeError: for anything else.
     """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of whole numbers, expected e.g. 0,8"
-        ) from None
+    return _listed(text, int, "whole numbers, expected e.g. 0,8")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
+    return _listed(text, float, "numbers, expected e.g. 0.5,0.5,0.5")
+
+
+def _listed(text: str, read: Callable[[str], Entry], what: str) -> tuple[Entry, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(map(read, text.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of numbers, expected e.g. 0.5,0.5,0.5"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of {what}") from None
 
 
 def _gigabytes(text: str) -> float | str:

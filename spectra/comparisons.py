@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from spectra.data import KNOWN
+from spectra.data import usually_normalised
 from spectra.krylov import nonconvexity
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks
@@ -60,16 +60,15 @@ def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
         name = "released" if augment == "resample" else f"released, {moved}"
     else:
         name = "exact" if augment == "none" else augment
-    others = {"split": ("test", "test split"), "loss": ("trained", "trained loss")}
-    said = [say for key, (value, say) in others.items() if settings.get(key) == value]
-    loss = settings.get("loss_function") or {}
-    if settings.get("loss") == "trained" and "sha256" in loss:  # a function of the caller's
-        said = [f"{say} {loss['name']}" if say == "trained loss" else say for say in said]
-    usual = KNOWN.get(str(analysis.data.get("name")))
-    mean, std = (tuple(analysis.data.get(key) or ()) for key in ("mean", "std"))
-    if usual is not None and mean and (mean, std) != (usual.mean, usual.std):
-        constants = (",".join(f"{v:g}" for v in values) for values in (mean, std))
-        said.append("normalised by {} and {}".format(*constants))
+    said = ["test split"] if settings.get("split") == "test" else []
+    if settings.get("loss") == "trained":
+        loss = settings.get("loss_function") or {}
+        own = "sha256" in loss  # a function of the caller's
+        said.append(f"trained loss {loss['name']}" if own else "trained loss")
+    data = analysis.data
+    if not usually_normalised(str(data.get("name")), data):
+        mean, std = (",".join(f"{v:g}" for v in data[key]) for key in ("mean", "std"))
+        said.append(f"normalised by {mean} and {std}")
     return ", ".join([name, *said])
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -97,10 +97,11 @@ class Keeping(Generic[Held]):
 
     Args:
         write: takes the whole.
+        stale: files made of the results that the first write replaces; they go with it.
     """
 
-    def __init__(self, write: Callable[[Held], object]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[Held], object], stale: Iterable[Path] = ()) -> None:
+        self._write, self._stale = write, list(stale)
         self._waiting: list[Held] = []
         self._due = -math.inf
 
@@ -120,6 +121,8 @@ class Keeping(Generic[Held]):
         start = monotonic()
         try:
             for whole in self._waiting:
+                while self._stale:
+                    self._stale.pop().unlink(missing_ok=True)
                 self._write(whole)
         except Exception:
             self._waiting = []  # what cannot be written is not tried again on the way out

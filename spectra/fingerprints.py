@@ -1,6 +1,7 @@
 """What tells two values apart, as bytes: of networks and functions that no file holds."""
 
 import functools
+import hashlib
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 _PLAIN = bool | int | float | complex | str | bytes | torch.dtype | None
 _EMPTY = types.CellType()
 _SWITCHES = frozenset(vars(nn.Module()))  # parameters, modules, hooks, training
+
+
+def sha256_of(value: Any, start: bytes = b"") -> str:
+    """Digest a value, after some bytes that stand before it."""
+    digest = hashlib.sha256(start)
+    for piece in pieces(value):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def pieces(value: Any, above: tuple[int, ...] = ()) -> Iterator[bytes]:

@@ -16,7 +16,6 @@ References:
     Cui et al., effective number of samples, https://arxiv.org/abs/1901.05555
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from .devices import constant
 from .errors import SpectraError
-from .fingerprints import name_of, pieces
+from .fingerprints import name_of, sha256_of
 
 LOSSES = ("ce", "ldam", "vs", "logit-adjustment", "focal")
 _GAMMA = {"vs": 0.3, "focal": 2.0}  # the released code's default for vs, the paper's for focal
@@ -203,10 +202,7 @@ class CallableLoss:
 
         That is its code with all that it holds, but for global names, which may change meaning.
         """
-        digest = hashlib.sha256()
-        for piece in pieces(self.function):
-            digest.update(piece)
-        return {"name": name_of(self.function), "sha256": digest.hexdigest()}
+        return {"name": name_of(self.function), "sha256": sha256_of(self.function)}
 
     def per_sample(
         self, logits: Float[Tensor, "n classes"], targets: Int[Tensor, " n"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spectra import Analysis, Checkpoint, ClassSpectrum, Plan, Samples, Trajectory, open_data
-from spectra.data import KNOWN
+from spectra.data import usually_normalised
 from spectra.errors import SpectraError
 from spectra.landscape import Landscape, Survey
 from spectra.trajectories import RunTrajectory
@@ -78,14 +78,11 @@ def _agree(
 ) -> bool:
     """Compare what is held with what is wanted; of a matrix more probes tell the same, better."""
     network = held.get("network")
-    usual = None if checkpoint.data is None else KNOWN[checkpoint.data.name]
     probes, wanted = held.get("probes", 1), settings["probes"]
     return bool(
         weights.get("sha256") == checkpoint.sha256
         and checkpoint.draw_sha256 in (None, data.get("draw_sha256"))
-        and all(  # files of other normalisations are no stored results of this checkpoint
-            data.get(key) in (None, list(getattr(usual, key))) for key in ("mean", "std") if usual
-        )
+        and (checkpoint.data is None or usually_normalised(checkpoint.data.name, data))
         and network in (None, checkpoint.model_spec.to_dict())
         and all(held.get(key) == value for key, value in settings.items() if key != "probes")
         and (probes == wanted if settings.get("augment") == "resample" else probes >= wanted)

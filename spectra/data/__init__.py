@@ -19,6 +19,7 @@ from .sources import open_source
 from .spec import DIGITS_LT as DIGITS_LT
 from .spec import KNOWN as KNOWN
 from .spec import DataSpec as DataSpec
+from .spec import usually_normalised as usually_normalised
 
 
 def open_data(

@@ -39,6 +39,17 @@ KNOWN: dict[str, Traits] = {
 }
 
 
+def usually_normalised(name: str, said: Mapping[str, Any]) -> bool:
+    """Tell whether a result's ``mean`` and ``std`` are those of a data set's name.
+
+    True also where the result does not tell them, or the name none.
+    """
+    traits = KNOWN.get(name)
+    return traits is None or all(
+        said.get(key) in (None, list(getattr(traits, key))) for key in ("mean", "std")
+    )
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Name a data set and its long-tail draw; folders are no part of it.

@@ -63,17 +63,17 @@ def amplification_panels(
             draw_amplification(below, measured, k, controls, kind="slope").set_xlabel(_RADIUS)
         panels[0, 0].set_ylabel("R = Σb² / Σa²")
         panels[1, 0].set_ylabel("S = Σab / Σa²")
+        whose = "plain-CE" if loss == "ce" else "trained-loss"
+        plain = _PREDICTED["plain"]
+        told = f"{plain['label']}, λ of the class's own {whose} Hessian"
+        predicted = _PREDICTED | {"plain": plain | {"label": told}}
         handles: list[Any] = [
             Line2D([], [], label="measured", **_MEASURED),
             Line2D([], [], label="measured, Taylor residual above 1", **_MEASURED | _HOLLOW),
             *_band(measured, named),
             Line2D([], [], label="1, as SGD", **_GUIDE),
-            *(Line2D([], [], color=INK, **style) for style in _PREDICTED.values()),
+            *(Line2D([], [], color=INK, **style) for style in predicted.values()),
         ]
-        whose = "plain-CE" if loss == "ce" else "trained-loss"
-        handles[-3].set_label(
-            f"{_PREDICTED['plain']['label']}, λ of the class's own {whose} Hessian"
-        )
         if controls:
             handles.append(Line2D([], [], color=OUTSIDE, label="random directions"))
         add_legend(figure, handles)

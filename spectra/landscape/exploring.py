@@ -126,14 +126,7 @@ def explore(
     vectors: list[Tensor] = []
     place = None if folder is None else Path(folder)
     stale = [] if place is None else [p for name in FIGURES for p in drawn_pages(place, name)]
-
-    def write(whole: Landscape) -> None:
-        while stale:  # drawn from the results that these replace
-            stale.pop().unlink(missing_ok=True)
-        if place is not None:
-            whole.save(place)
-
-    with Keeping[Landscape](write) as keep:
+    with Keeping[Landscape](lambda whole: place and whole.save(place), stale) as keep:
         for part in study.parts:
             view, ends = _look(study, part, survey, meter)
             vectors += ends

@@ -101,7 +101,7 @@ def _from_folder(folder: Path) -> Accuracy | str:
     rows = _rows(folder / "metrics.csv")
     last = rows[-1] if rows else {}
     summary = folder / "run.json"
-    recipe = None if summary.exists() else _named_by(folder, rows)
+    recipe: Recipe | None
     if summary.exists():
         try:
             recipe = _recipe(json.loads(summary.read_text(encoding="utf-8"))["recipe"], summary)
@@ -115,7 +115,7 @@ def _from_folder(folder: Path) -> Accuracy | str:
             ) from error
         if last.get("epoch") != recipe.epochs:
             return f"metrics.csv ends with epoch {last.get('epoch', 0):.0f} of {recipe.epochs}"
-    elif recipe is None:
+    elif (recipe := _named_by(folder, rows)) is None:
         return (
             "it has no run.json, and metrics.csv is not the whole run of a recipe that the folder "
             "is named after"
