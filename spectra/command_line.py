@@ -1,4 +1,4 @@
-"""What the command lines of the analysis share: the flags of a plan, data, bar and exit codes."""
+"""What all commands share: their parser, their exit codes, and how they end when stopped."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from spectra.errors import SpectraError
-from spectra.plan import CHOICES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spectra import Checkpoint, Plan, Samples
     from spectra.processes import Processes
 
 Entry = TypeVar("Entry")
@@ -50,16 +47,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say it in one line: the usage of thirty flags would bury it."""
         self.exit(2, f"{self.prog}: {message}; --help lists the options\n" if _leads() else None)
-
-
-def checkpoint_parser(prog: str, description: str, epilog: str) -> Parser:
-    """Make a parser for a checkpoint and the flags of a plan."""
-    parser = Parser(prog, description, epilog)
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", help="checkpoint file, of spectra or of another project"
-    )
-    add_plan_flags(parser)
-    return parser
 
 
 def exit_code(
@@ -164,245 +151,27 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"  # torchrun sets it
 
 
-def add_plan_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field of a plan, and those for what a checkpoint may not say."""
-    group = parser.add_argument_group("whose spectrum (combinable; --overall when none is given)")
-    add = group.add_argument
-    add("--overall", action="store_true", help="all samples together")
-    add("--per-class", action="store_true", help="every class that has samples")
-    add("--classes", type=integers, default=(), metavar="0,8", help="these classes")
-    add("--groups", action="store_true", help="head, mid and tail")
-
-    group = parser.add_argument_group("of which loss")
-    add = group.add_argument
-    add("--split", choices=CHOICES["split"], default="train", help="samples (default train)")
-    add(
-        "--loss",
-        choices=CHOICES["loss"],
-        default="ce",
-        help="plain cross-entropy (default), or the loss that the checkpoint was trained with",
-    )
-    add(
-        "--protocol",
-        choices=CHOICES["protocol"],
-        default="exact",
-        help="released: the paper's own analysis, which is not the spectrum of a matrix",
-    )
-    add(
-        "--augment",
-        metavar="none|frozen[:K]|resample",
-        help="none (default), K stored draws, or a new draw in every product (no fixed matrix)",
-    )
-    add("--max-samples", type=int, metavar="N", help="a fixed random subset of each, at most N")
-
-    group = parser.add_argument_group("how")
-    add = group.add_argument
-    add("--steps", type=int, default=100, help="Krylov steps per probe (default 100)")
-    add(
-        "--until-converged",
-        type=float,
-        metavar="TOL",
-        help="end a probe once both ends' residuals are below TOL times the larger modulus; "
-        "--steps is then the most it may take",
-    )
-    add("--probes", type=int, default=1, help="random starts; bands need 3 (default 1)")
-    add("--seed", type=int, default=0, help="of the probes and draws (default 0)")
-    add(
-        "--batch-size",
-        type=_batch,
-        default="auto",
-        metavar="N|auto",
-        help="samples at once; the draws of resample follow them: 128 there, as released",
-    )
-    add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    add("--dtype", choices=CHOICES["dtype"], default="float32", help="of the products")
-    add("--tf32", action=argparse.BooleanOptionalAction, default=False, help="allow TF32 on CUDA")
-    add(
-        "--product",
-        choices=CHOICES["product"],
-        default="auto",
-        help="insist on one way of computing products (default auto: the fastest that is right, "
-        "measured where the work is worth it)",
-    )
-    add(
-        "--keep",
-        type=_gigabytes,
-        default="auto",
-        metavar="GB|auto",
-        help="memory for what the products with one class share (default auto: half of what is "
-        "free; 0: nothing)",
-    )
-    add(
-        "--basis",
-        choices=CHOICES["basis"],
-        default="auto",
-        help="where the Krylov basis is kept (default auto: on the device if it fits, else on the "
-        "host); none: nowhere, for twice the products at most",
-    )
-
-    group = parser.add_argument_group("what the checkpoint may not say")
-    add = group.add_argument
-    add("--data", metavar="PATH", help="folder of the data (default: $SPECTRA_DATA)")
-    add("--dataset", metavar="NAME", help="digits, cifar10, cifar100, folder, list, ...")
-    add("--imbalance-ratio", type=float, metavar="R", help="largest over smallest class count")
-    add(
-        "--mean",
-        type=_numbers,
-        metavar="R,G,B",
-        help="what its training took from the pixels, scaled to 0..1 (default: the usual constants "
-        "of the data set); one number is meant for all channels",
-    )
-    add("--std", type=_numbers, metavar="R,G,B", help="what it divided them by; 1 with --mean 0")
-    add("--model", metavar="PACKAGE.MODULE:FACTORY", help="function that builds the network")
-    add("--arch", metavar="NAME", help="architecture, e.g. resnet32")
-    add("--num-classes", type=int, metavar="N", help="number of classes")
-
-
-def plan_of(options: argparse.Namespace) -> Plan:
-    """Read the plan off the flags."""
-    from spectra import Plan
-
-    chosen = dict(vars(options))
-    if options.augment is None:  # the released analysis re-draws it, but not for test images
-        moving = options.protocol == "released" and options.split == "train"
-        chosen["augment"] = "resample" if moving else "none"
-    return Plan(**{field.name: chosen[field.name] for field in fields(Plan)})
-
-
-def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint:
-    """Open a checkpoint with what the flags say of its network."""
-    from spectra import load_checkpoint
-
-    names = ("model", "arch", "num_classes")
-    return load_checkpoint(path, **{name: getattr(options, name) for name in names})
-
-
-def open_samples(
-    checkpoint: Checkpoint, options: argparse.Namespace
-) -> tuple[Samples | None, Samples | None]:
-    """Open training and test samples of the data that the flags, or else the checkpoint, name."""
-    from spectra import DataSpec, open_data
-
-    spec = checkpoint.data
-    if options.dataset is not None:
-        ratio = options.imbalance_ratio
-        spec = DataSpec(options.dataset, "exp" if ratio else None, ratio)
-    elif options.imbalance_ratio is not None:
-        if spec is None:
-            raise SpectraError(
-                "got --imbalance-ratio without a data set, expected --dataset NAME beside it: the "
-                "checkpoint does not name its data"
-            )
-        spec = replace(spec, imbalance=spec.imbalance or "exp", ratio=options.imbalance_ratio)
-    if spec is None and options.data is None and not os.environ.get("SPECTRA_DATA"):
-        raise SpectraError(
-            f"{checkpoint.file} does not name its data, expected --data PATH and --dataset NAME "
-            "(with --imbalance-ratio R for a long-tailed draw)"
-        )
-    if (options.mean is None) != (options.std is None):
-        raise SpectraError(
-            "got one of --mean and --std, expected both or neither: the other would be a guess; "
-            "--mean 0 and --std 1 leave the pixels as they are"
-        )
-
-    def opened(split: str) -> Samples:
-        samples = open_data(spec, path=options.data, split=split)
-        return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
-
-    train = opened("train")
-    try:
-        test = opened("test")
-    except SpectraError:
-        if options.split == "test":
-            raise
-        test = None  # accuracies on the test set are then unknown, and shown so
-    return train, test
-
-
-@contextmanager
-def shown_bar(
-    options: argparse.Namespace, processes: Processes | None = None
-) -> Iterator[Bar | None]:
-    """Open a bar for a command, None where it is quiet or another process leads; close it."""
-    leads = processes is None or processes.leads
-    bar = Bar() if leads and not options.quiet else None
-    try:
-        yield bar
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-class Bar:
-    """A progress bar of samples passed over, which tells products; quick for tail classes, too."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.done = self.total = 0
-
-    def begin(self, products: int, work: int) -> None:
-        """Open the bar, under the one before."""
-        from tqdm import tqdm
-
-        self.close()
-        self.done, self.total = 0, products
-        self.bar = tqdm(
-            total=work,
-            unit="sample",
-            unit_scale=True,
-            dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix} [{elapsed}<{remaining}, "
-            "{rate_fmt}]",
-        )
-
-    def tick(self, label: str, products: int, work: int) -> None:
-        """Count products; the label says where."""
-        self.done += products
-        self.bar.set_description_str(f"{label:>9}", refresh=False)
-        self.bar.set_postfix_str(f"{self.done}/{self.total} products", refresh=False)
-        self.bar.update(work)
-
-    def close(self) -> None:
-        """Leave the line as it stands."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def screen_width() -> int:
-    """Measure the terminal, within what a table can use."""
-    import shutil
-
-    return max(80, min(160, shutil.get_terminal_size((120, 40)).columns))
-
-
 def integers(text: str) -> tuple[int, ...]:
     """Read a list of whole numbers.
 
     Raises:
         ArgumentTypeError: for anything else.
     """
-    return _listed(text, int, "whole numbers, expected e.g. 0,8")
+    return listed(text, int, "whole numbers, expected e.g. 0,8")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return _listed(text, float, "numbers, expected e.g. 0.5,0.5,0.5")
+def listed(text: str, read: Callable[[str], Entry], what: str) -> tuple[Entry, ...]:
+    """Read a list of anything, parted by commas.
 
+    Args:
+        text: of the command line.
+        read: takes an entry; raises ValueError where it is none.
+        what: is listed, for the message.
 
-def _listed(text: str, read: Callable[[str], Entry], what: str) -> tuple[Entry, ...]:
+    Raises:
+        ArgumentTypeError: an entry is none.
+    """
     try:
         return tuple(map(read, text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of {what}") from None
-
-
-def _gigabytes(text: str) -> float | str:
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither gigabytes nor auto") from None
-
-
-def _batch(text: str) -> int | str:
-    if text == "auto" or (text.isdecimal() and int(text) > 0):
-        return text if text == "auto" else int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number nor auto")

@@ -11,17 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectra.command_line import (
-    Parser,
-    checkpoint_parser,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-    screen_width,
-    shared_exit_code,
-    shown_bar,
-)
+from spectra.command_line import Parser, shared_exit_code
 from spectra.errors import SpectraError
+from spectra.plan_flags import checkpoint_parser, open_checkpoint, open_samples, plan_of
+from spectra.terminal import screen_width, shown_bar
 
 if TYPE_CHECKING:
     from spectra import Analysis, Checkpoint

@@ -10,17 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectra.command_line import (
-    Parser,
-    add_plan_flags,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-    screen_width,
-    shared_exit_code,
-    shown_bar,
-)
+from spectra.command_line import Parser, shared_exit_code
 from spectra.errors import SpectraError
+from spectra.plan_flags import add_plan_flags, open_checkpoint, open_samples, plan_of
+from spectra.terminal import screen_width, shown_bar
 from spectra.trajectories import CHOICES, run_name
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from spectra import (
     Analysis,
     Plan,
     SpectraError,
-    command_line,
     esd,
     figures,
     load_checkpoint,
     open_data,
+    plan_flags,
+    terminal,
     trajectory,
 )
 from spectra.hessian.products import KeptName, PathName
@@ -339,7 +340,7 @@ def test_every_field_of_a_plan_survives_both_command_lines(plan: Plan) -> None:
     """P50: booleans and all; "--no-tf32" after "--tf32" is false."""
     for command in (esd, trajectory):
         options = command._parser().parse_args(["x", "--tf32", *flags_of(plan)])
-        assert command_line.plan_of(options) == plan
+        assert plan_flags.plan_of(options) == plan
 
 
 def test_the_products_to_choose_from_are_those_that_exist() -> None:
@@ -543,16 +544,16 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     expected = (whole.json, dict(np.load(whole.folder / "esd.npz", allow_pickle=False)))
     shutil.rmtree(whole.folder)
 
-    tick, seen = command_line.Bar.tick, [0]
+    tick, seen = terminal.Bar.tick, [0]
 
-    def interrupt(self: command_line.Bar, label: str, products: int, work: int) -> None:
+    def interrupt(self: terminal.Bar, label: str, products: int, work: int) -> None:
         seen[0] += (label == "class 9") * products
         if seen[0] > 20:
             raise KeyboardInterrupt
         tick(self, label, products, work)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command_line.Bar, "tick", interrupt)
+        patch.setattr(terminal.Bar, "tick", interrupt)
         stopped = command(*flags)
     assert stopped.code == 130
     assert "--resume" in stopped.err

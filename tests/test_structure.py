@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}
     | {"checkpoint", "data", "plan", "readings", "study", "gathering", "writing"},
-    "landscape.__main__": {"spectra", "command_line", "landscape", "figures"},
+    "landscape.__main__": {"spectra", "command_line", "plan_flags", "terminal", "landscape"}
+    | {"figures"},
     "released": {"krylov"},
     "results": {"errors", "files", "krylov"},
     "plan": {"errors", "data", "hessian"},
@@ -64,18 +65,21 @@ MAY_IMPORT = {
     "pages": {"errors", "files", "results", "trajectories", "tables", "figures", "writing"},
     "training": {"errors", "files", "devices", "networks", "models", "data", "losses"}
     | {"checkpoint", "writing"},
-    "command_line": {"spectra", "errors", "plan", "processes"},
-    "esd": {"spectra", "errors", "files", "processes", "command_line", "tables", "figures"},
-    "trajectory": {"spectra", "errors", "processes", "command_line", "trajectories"}
+    "command_line": {"errors", "processes"},
+    "plan_flags": {"spectra", "errors", "command_line", "plan"},
+    "terminal": {"processes"},
+    "esd": {"spectra", "errors", "files", "processes", "command_line", "plan_flags", "terminal"}
     | {"tables", "figures"},
+    "trajectory": {"spectra", "errors", "processes", "command_line", "plan_flags", "terminal"}
+    | {"trajectories", "tables", "figures"},
     "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "doctor", "plan", "gathering"}
     | {"readings", "study", "writing"},
-    "draws.__main__": {"errors", "devices", "files", "command_line", "draws", "resuming"}
-    | {"gathering"},
+    "draws.__main__": {"errors", "devices", "files", "command_line", "plan_flags", "terminal"}
+    | {"draws", "resuming", "gathering"},
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},
-    "budgets": {"spectra", "errors", "command_line", "comparisons", "tables", "figures", "training"}
+    "budgets": {"spectra", "errors", "terminal", "comparisons", "tables", "figures", "training"}
     | {"data", "trajectories", "landscape", "writing"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
     "spectra": (HALLWAY - {"files", "devices", "readings", "released"})
@@ -156,7 +160,7 @@ def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
         ("pyarrow", {"data"}),
         ("PIL", {"data", "figures"}),
         ("sklearn", {"data"}),
-        ("tqdm", {"command_line", "training"}),
+        ("tqdm", {"terminal", "training"}),
     ],
 )
 def test_a_library_is_known_to_few_rooms(library: str, rooms: set[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spectra import SpectraError, Trajectory, command_line, figures, trajectory
+from spectra import SpectraError, Trajectory, figures, terminal, trajectory
 from spectra.results import CAVEAT
 from tests.made_up import train_digits
 
@@ -186,16 +186,16 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     flags = ("--classes", "9", "--probes", "3")
     whole = command(*flags, "--quiet").files
     shutil.rmtree(tmp_path / "out")
-    tick, seen = command_line.Bar.tick, [0]
+    tick, seen = terminal.Bar.tick, [0]
 
-    def interrupt(self: command_line.Bar, label: str, products: int, work: int) -> None:
+    def interrupt(self: terminal.Bar, label: str, products: int, work: int) -> None:
         seen[0] += ("epoch-3 " in label) * products
         if seen[0] > 12:
             raise KeyboardInterrupt
         tick(self, label, products, work)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command_line.Bar, "tick", interrupt)
+        patch.setattr(terminal.Bar, "tick", interrupt)
         stopped = command(*flags)
     assert stopped.code == 130
     assert "--resume" in stopped.err
@@ -208,7 +208,7 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     assert resumed.files == whole
     with monkeypatch.context() as patch:  # anew: no table of the old run beside new epochs
         seen[0] = 0
-        patch.setattr(command_line.Bar, "tick", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(terminal.Bar, "tick", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command("--classes", "11").code == 2  # before any product: nothing goes
         assert (resumed.folder / "trajectory.json").exists()
         assert command(*flags, "--seed", "2").code == 130

@@ -30,11 +30,11 @@ from spectra import (
     load_checkpoint,
     open_data,
 )
-from spectra.command_line import Bar
 from spectra.comparisons import beside_published
 from spectra.errors import SpectraError
 from spectra.figures import save
 from spectra.landscape import Landscape, Survey, View, explore
+from spectra.terminal import Bar
 from spectra.training import find_recipe, train
 from spectra.trajectories import RunTrajectory
 from spectra.writing import Markdown

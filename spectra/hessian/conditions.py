@@ -7,6 +7,8 @@ entries then stand in another order. And a network, or a loss, may name a precis
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,19 @@ if TYPE_CHECKING:
 
 _FEW = 4  # samples whose logits and losses are compared
 _ROUNDED = 1e-3  # relative; float32 rounds them by less
+REFUSED = (RuntimeError, TypeError, ValueError, IndexError)  # raised by what a network cannot take
+
+
+@contextlib.contextmanager
+def trial(objective: Objective) -> Iterator[None]:
+    """Set torch up for a pass of a few samples that leaves no trace."""
+    with (
+        objective.arithmetic(),
+        torch.no_grad(),
+        forked_random_state(objective.device),
+        calling(widened=objective.widened),
+    ):
+        yield
 
 
 def settled(objective: Objective) -> Objective:
@@ -61,17 +76,12 @@ def _seen(objective: Objective) -> Tensor | None:
     """Give the logits and losses of a few samples in float64; None where one of them fails."""
     few = replace(objective, redraw=None, tf32=False)
     try:
-        with (
-            few.arithmetic(),
-            torch.no_grad(),
-            forked_random_state(few.device),
-            calling(widened=few.widened),
-        ):
+        with trial(few):
             inputs, targets, _ = few.batch(slice(0, _FEW))
             logits = logits_of(few.network(inputs))
             losses = few.loss.per_sample(logits, targets)
             return torch.cat([logits.flatten(), losses.flatten()]).double()
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except REFUSED:
         return None
 
 

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from spectra.data import IGNORED, Samples, as_samples
 from spectra.errors import SpectraError
 from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
-from spectra.hessian.conditions import settled
+from spectra.hessian.conditions import REFUSED, settled, trial
 from spectra.hessian.network import (
     by_itself,
     calling,
     exact_arithmetic,
-    forked_random_state,
     leftovers,
     logits_of,
     memory_format,
@@ -408,14 +407,9 @@ class Objective:
         hooks = [m.register_forward_hook(count) for m in leaves]
         x = self.batch(slice(0, 1))[0]
         try:
-            with (
-                self.arithmetic(),
-                torch.no_grad(),
-                forked_random_state(self.device),
-                calling(widened=self.widened),
-            ):
+            with trial(self):
                 output = self.network(x)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except REFUSED as error:
             raise SpectraError(
                 f"got inputs of shape {tuple(x.shape[1:])}, which the network cannot take "
                 f"({str(error).splitlines()[0][:160]}); expected what it was built for: check "

@@ -10,15 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectra.command_line import (
-    Parser,
-    checkpoint_parser,
-    exit_code,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-    shown_bar,
-)
+from spectra.command_line import Parser, exit_code
+from spectra.plan_flags import checkpoint_parser, open_checkpoint, open_samples, plan_of
+from spectra.terminal import shown_bar
 
 if TYPE_CHECKING:
     from spectra.landscape import Survey
