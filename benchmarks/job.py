@@ -22,7 +22,7 @@ import torch
 from common import CLOCK, clock, options, save, table, wait
 from torch import Tensor, nn
 
-from spectra import Plan, analyze, load_checkpoint
+from spectra import Checkpoint, Plan, analyze, load_checkpoint
 from spectra.data import DataSpec, Samples, open_data
 from spectra.data.longtail import long_tail_counts
 from spectra.devices import arithmetic, device_name, find_device
@@ -80,9 +80,11 @@ def samples_of(counts: dict[int, int], data: str | None) -> Samples:
     return Samples(images, targets, 10, names, mean, std)
 
 
-def ours(plan: Plan, samples: Samples, turns: Turns) -> tuple[float, Analysis]:
+def ours(
+    checkpoint: Checkpoint, plan: Plan, samples: Samples, turns: Turns
+) -> tuple[float, Analysis]:
     start = clock()
-    analysis = analyze(load_checkpoint(CHECKPOINT), plan, train=samples, progress=turns)
+    analysis = analyze(checkpoint, plan, train=samples, progress=turns)
     wait()
     return clock() - start - turns.seconds - turns.between, analysis
 
@@ -90,11 +92,13 @@ def ours(plan: Plan, samples: Samples, turns: Turns) -> tuple[float, Analysis]:
 class Released:
     """The three parts of the released analysis, class by class; their products are counted."""
 
-    def __init__(self, samples: Samples, steps: int, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, samples: Samples, steps: int, device: torch.device
+    ) -> None:
         from pyhessian import hessian
 
         self.hessian, self.samples, self.steps, self.device = hessian, samples, steps, device
-        self.network: nn.Module = copy.deepcopy(load_checkpoint(CHECKPOINT).model).eval().to(device)
+        self.network: nn.Module = copy.deepcopy(model).eval().to(device)
         self.counts = {"power": 0, "trace": 0, "lanczos": 0, "samples": 0}
 
     def tidy(self) -> None:
@@ -134,6 +138,7 @@ class Released:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
+    parser.add_argument("--checkpoint", default=CHECKPOINT, help="of colour images of 32x32")
     parser.add_argument("--samples", type=int, help="of ten scaled classes: 248, --quick 20")
     parser.add_argument("--classes", help="these alone, unscaled: 8,9")
     parser.add_argument("--cap", type=int, help="so many of each class at most, unscaled")
@@ -152,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         counts = {c: min(COUNTS[c], args.cap or COUNTS[c]) for c in chosen}
     else:
         counts = {c: max(1, round(n * samples / sum(COUNTS))) for c, n in enumerate(COUNTS)}
-    held = samples_of(counts, args.data)
+    held, checkpoint = samples_of(counts, args.data), load_checkpoint(args.checkpoint)
     plan = Plan(
         per_class=True, steps=steps, device=args.device, product=args.product, tf32=args.tf32
     )
@@ -161,11 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     other: Released | None = None
     if not args.alone:
         try:
-            other = Released(held, steps, device)
+            other = Released(checkpoint.model, held, steps, device)
         except ImportError as error:
             print(f"the released protocol is left out: {error}")
     turns = Turns(counts, other)
-    seconds, analysis = ours(plan, held, turns)
+    seconds, analysis = ours(checkpoint, plan, held, turns)
     rows: dict[str, dict[str, Any]] = {
         "spectra": {
             "seconds": seconds,

@@ -108,9 +108,10 @@ class Layout:
         return (self.width << len(self.blocks) - 1) * (4 if self.bottleneck else 1)
 
 
+DEPTHS = (1, 3, 5, 7, 9, 18)  # blocks in each of three stages, of two convolutions each
 LAYOUTS: dict[str, Layout] = {
-    **{f"resnet{6 * n + 2}": Layout((n,) * 3, 16, "linear", padded=True) for n in (3, 5, 7, 9, 18)},
-    **{f"resnet{6 * n + 2}c": Layout((n,) * 3, 16, "fc") for n in (3, 5, 7, 9, 18)},
+    **{f"resnet{6 * n + 2}": Layout((n,) * 3, 16, "linear", padded=True) for n in DEPTHS},
+    **{f"resnet{6 * n + 2}c": Layout((n,) * 3, 16, "fc") for n in DEPTHS},
     "resnet18c": Layout((2, 2, 2, 2), 64, "fc"),
     "resnet34c": Layout((3, 4, 6, 3), 64, "fc"),
     "resnet18": Layout((2, 2, 2, 2), 64, "fc", large=True),

@@ -7,19 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.shapes import check_shapes
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Shape annotations are checked while the tests run, and only then (design: conventions). Modules
-# without any are left alone: each call there would take longer for nothing.
+# Shape annotations are checked while the tests run, and only then (design: conventions).
 if importlib.util.find_spec("beartype") is not None:
-    from jaxtyping import install_import_hook
-
-    with_shapes = [
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-        for path in (REPOSITORY / "spectra").rglob("*.py")
-        if "from jaxtyping import" in path.read_text(encoding="utf-8")
-    ]
-    install_import_hook(with_shapes, "beartype.beartype")
+    check_shapes("spectra")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+from spectra.checkpoint import save_checkpoint
+from spectra.models import ModelSpec
+
 
 @pytest.fixture
 def bench(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -19,7 +22,7 @@ def bench(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         for module in (name, "common"):
             sys.modules.pop(module, None)
         importlib.import_module(name).main(
-            ["--quick", "--arch", "resnet20", "--out", str(tmp_path), *arguments]
+            ["--quick", "--arch", "resnet8", "--out", str(tmp_path), *arguments]
         )
         (written,) = tmp_path.glob(f"{name}-*.json")
         assert str(Path.home()) not in written.read_text()
@@ -52,7 +55,7 @@ def test_the_share_beside_the_products_is_one(bench):
 def test_memory_is_measured_in_processes_of_their_own(bench):
     sizes = ("--batch-sizes", "2", "--steps", "3", "--samples", "4", "--room", "1000")
     results = bench("memory", *sizes)
-    assert results["runs"][0]["basis_formula_mb"] == pytest.approx(3 * 269_722 * 4 / 2**20)
+    assert results["runs"][0]["basis_formula_mb"] == pytest.approx(3 * 75_290 * 4 / 2**20)
     assert results["too_little_memory"]["error"] < 1e-4
 
 
@@ -64,7 +67,7 @@ def test_an_epoch_is_compared_with_its_bare_passes(bench):
         assert row["images_per_second"] == pytest.approx(20 / row["seconds"])
 
 
-def test_the_whole_job_takes_turns_with_the_released_protocol(bench, monkeypatch):
+def test_the_whole_job_takes_turns_with_the_released_protocol(bench, monkeypatch, tmp_path):
     turns: list[int] = []
 
     class Hessian:
@@ -87,7 +90,10 @@ def test_the_whole_job_takes_turns_with_the_released_protocol(bench, monkeypatch
     peer = ModuleType("pyhessian")
     peer.hessian = Hessian  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pyhessian", peer)
-    results = bench("job", "--classes", "8,9", "--cap", "2", "--steps", "3", "--device", "cpu")
+    small, spec = tmp_path / "small.pt", ModelSpec("resnet8", 10)
+    save_checkpoint(small, spec.build(), model_spec=spec)
+    sizes = ("--classes", "8,9", "--cap", "2", "--steps", "3", "--device", "cpu")
+    results = bench("job", "--checkpoint", str(small), *sizes)
     assert turns == [2, 2]
     ours, theirs = results["spectra"], results["released"]
     assert (ours["classes"], ours["failed"], ours["products"]) == (2, [], 2 * (3 + 20))

@@ -45,6 +45,7 @@ def image(spec: ModelSpec, n: int = 2, dtype: torch.dtype = torch.float32) -> Te
         ("resnet32", 100, "linear", 470_004),
         ("resnet32", 10, "cosine", 464_144),
         ("resnet32", 100, "cosine", 469_904),
+        ("resnet8", 10, "linear", 75_290),
         ("resnet20", 10, "linear", 269_722),
         ("resnet20c", 10, "linear", 272_474),
         ("resnet56", 10, "linear", 853_018),

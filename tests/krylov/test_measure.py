@@ -414,11 +414,11 @@ def test_the_symlog_grid_is_even_near_zero_and_in_the_logarithm_far_off():
 
 
 def test_an_unknown_kernel_or_distribution_is_refused():
-    # The tests' run-time type checks would refuse them first: reach beneath those.
+    # The tests' run-time checks would refuse them first: reach beneath those.
     with pytest.raises(SpectraError, match="expected 'default' or 'paper'"):
-        SpectralMeasure._sigma.__wrapped__(one_probe([1.0], [1.0]), np.ones(1), "box")
+        inspect.unwrap(SpectralMeasure._sigma)(one_probe([1.0], [1.0]), np.ones(1), "box")
     with pytest.raises(SpectraError, match="expected 'gaussian' or 'rademacher'"):
-        random_start.__wrapped__(3, seed=0, probe=0, distribution="uniform")
+        inspect.unwrap(random_start)(3, seed=0, probe=0, distribution="uniform")
 
 
 def test_each_default_has_one_definition():

@@ -100,10 +100,27 @@ def _assert_same_weights(one: Engine, other: Engine, tolerance: float = 1e-8) ->
         )
 
 
+def _small_network(device: str) -> torch.nn.Module:
+    """One convolution and one norm: compiling takes longer than twenty steps, layer by layer."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.AvgPool2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(16, len(COUNTS)),
+    )
+    return layers.to(device, torch.float64, memory_format=torch.channels_last).train()
+
+
 def compare_compiled_paths(way: str, device: str, steps: Sequence[str]) -> None:
     for step in steps:
         torch.compiler.reset()  # each engine compiles its own; at the eighth dynamo gives up
-        fast, plain = (_trained(_recipe(step), name, device) for name in (way, "plain"))
+        fast, plain = (
+            _train(Engine(_recipe(step), _small_network(device), COUNTS, name))
+            for name in (way, "plain")
+        )
         if step in TWICE:
             assert fast.way == "plain"
             assert fast.note.startswith(f"the {way} update is not used"), fast.note
