@@ -62,8 +62,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         if name.split(".")[0] != self.package:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            spec.loader = _Loader(name, spec.origin)
+        plain = spec and spec.loader
+        if isinstance(plain, importlib.machinery.SourceFileLoader):
+            source = plain.get_source(name)
+            if spec is not None and source is not None and "from jaxtyping import" in source:
+                spec.loader = _Loader(name, plain.path)
         return spec
 
 

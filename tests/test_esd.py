@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from spectra import (
 )
 from spectra.hessian.products import KeptName, PathName
 from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS
+from tests.apart import Apart
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
 FILES = ("esd.csv", "esd.json", "esd.npz", "esd.pdf", "esd.png")
@@ -583,21 +583,14 @@ def test_a_signal_from_terminal_or_scheduler_leaves_results_that_open(
     folder = tmp_path / "out"
     flags = ["--per-class", "--steps", "25", "--max-samples", "20", "--quiet"]
     flags += ["--out", str(folder), "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spectra.esd", str(repository / SGD), *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=repository,
-        # A suite that was started in the background ignores the signal, and its children would.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = Apart("spectra.esd", str(repository / SGD), *flags)
     deadline = time.monotonic() + 60
     while not (folder / "esd.json").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.told
         time.sleep(0.02)
-    process.send_signal(sent)
+    process.kill(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    assert process.poll() == code, err
     assert "Traceback" not in err
     analysis = Analysis.load(folder)
     assert analysis.finished[0] == "class 0"

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +21,7 @@ from spectra.models import ModelSpec
 from spectra.training import RECIPES, Recipe, Run, Scores, evaluate, find_recipe, loop, train
 from spectra.training.engine import Batch, Engine
 from spectra.training.records import COLUMNS
+from tests.apart import Apart
 
 Splits = tuple[Samples, Samples]
 
@@ -328,20 +326,20 @@ def test_images_that_do_not_fit_the_device_stay_on_the_host(
 
 def test_a_killed_process_resumes_to_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
     """Killed without warning, wherever it happens to be."""
-    command = [
-        sys.executable, "-m", "spectra.train", "digits-lt-ce-drw-sam",
-        "--epochs", "6", "--quiet", "--device", "cpu", "--state-every", "0",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["spectra.train", "digits-lt-ce-drw-sam", "--epochs", "6", "--quiet"]
+    command += ["--device", "cpu", "--state-every", "0", "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([*command, "--out", str(killed)], env=environment)
+    process = Apart(*command, str(killed))
     state, deadline = killed / "state.pt", time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.poll() == -signal.SIGKILL
     assert not (killed / "last.pt").exists()
     for folder, flags in ((killed, ["--resume"]), (whole, [])):
-        subprocess.run([*command, "--out", str(folder), *flags], env=environment, check=True)
+        process = Apart(*command, str(folder), *flags)
+        told = process.communicate(timeout=120)
+        assert process.poll() == 0, told
     _assert_same_run(whole, killed)
     assert json.loads((killed / "run.json").read_text())["last_resumed_after_epoch"] >= 1
