@@ -15,10 +15,10 @@ from common import clock, interleaved, options, problem, save, table
 from torch import Tensor
 
 from spectra import krylov
+from spectra.choices import KeptName
 from spectra.data import DataSpec
 from spectra.data.longtail import long_tail_counts
 from spectra.hessian import KeptProducts, Objective
-from spectra.hessian.products import KeptName
 
 COUNTS = long_tail_counts(5000, 10, DataSpec("cifar10", imbalance="exp", ratio=100.0))
 PRODUCT: KeptName = "linearized"

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from common import interleaved, options, peak_bytes, problem, save, table
 from torch import Tensor, nn
 
+from spectra.choices import KeptName
 from spectra.devices import arithmetic, device_name, find_device
 from spectra.hessian import KeptProducts, Objective
-from spectra.hessian.products import PRODUCTS, KeptName
+from spectra.hessian.products import PRODUCTS
 
 Product = Callable[[Tensor], Tensor]
 Batches = list[tuple[Tensor, Tensor]]

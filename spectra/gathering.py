@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spectra.checkpoint import Checkpoint
+from spectra.choices import ProductName
 from spectra.data import Samples
 from spectra.data.memory import free_memory
 from spectra.devices import find_device
@@ -26,7 +27,7 @@ from spectra.hessian import (
 )
 from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import by_itself, forked_random_state, require_outputs
-from spectra.hessian.products import PRODUCTS, ProductName
+from spectra.hessian.products import PRODUCTS
 from spectra.krylov import Place, choose_place, random_start
 from spectra.losses import Loss
 from spectra.plan import Part, Plan

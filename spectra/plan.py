@@ -10,19 +10,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from spectra.choices import CHOICES, KeptName, ProductName
 from spectra.data import Samples
 from spectra.errors import SpectraError
-from spectra.hessian import ProductName
-from spectra.hessian.products import PRODUCT_NAMES, PRODUCTS, KeptName
+from spectra.hessian.products import PRODUCTS
 
-CHOICES = {
-    "split": ("train", "test"),
-    "loss": ("ce", "trained"),
-    "protocol": ("exact", "released"),
-    "dtype": ("float32", "float64"),
-    "product": ("auto", *PRODUCT_NAMES),
-    "basis": ("auto", "device", "host", "none"),
-}
 RELEASED_BATCH = 128  # of the paper's loader
 BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 

@@ -7,9 +7,9 @@ import os
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+from spectra.choices import CHOICES
 from spectra.command_line import Parser, integers, listed
 from spectra.errors import SpectraError
-from spectra.plan import CHOICES
 
 if TYPE_CHECKING:
     from pathlib import Path

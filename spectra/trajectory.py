@@ -14,7 +14,6 @@ from spectra.command_line import Parser, shared_exit_code
 from spectra.errors import SpectraError
 from spectra.plan_flags import add_plan_flags, open_checkpoint, open_samples, plan_of
 from spectra.terminal import screen_width, shown_bar
-from spectra.trajectories import CHOICES, run_name
 
 if TYPE_CHECKING:
     from spectra import Trajectory
@@ -35,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    from spectra.trajectories import run_name
+
     names = "+".join(run_name(run) for run in options.runs)
     folder = Path(options.out or Path("reports") / names)
     return shared_exit_code(
@@ -82,6 +83,8 @@ def _show(trajectory: Trajectory, folder: Path, options: argparse.Namespace) -> 
 
 
 def _choices(text: str) -> tuple[str, ...]:
+    from spectra.trajectories import CHOICES
+
     choices = tuple(text.split(","))
     if wrong := [choice for choice in choices if choice not in CHOICES]:
         raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(CHOICES)}")

@@ -29,7 +29,7 @@ from spectra import (
     terminal,
     trajectory,
 )
-from spectra.hessian.products import KeptName, PathName
+from spectra.choices import KeptName, PathName
 from spectra.results import CAVEAT, CERTIFICATE_KEYS, DOCTOR_KEYS
 from tests.apart import Apart
 

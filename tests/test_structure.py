@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import spectra
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "spectra"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -27,6 +29,7 @@ MAY_IMPORT = {
     "errors": set(),
     "devices": {"errors"},
     "files": {"errors"},
+    "choices": set(),
     "fingerprints": set(),
     "processes": {"errors"},
     "writing": set(),
@@ -39,18 +42,18 @@ MAY_IMPORT = {
     "untrusted": {"errors"},
     "checkpoint": {"errors", "files", "fingerprints", "untrusted", "networks", "models", "data"}
     | {"losses"},
-    "hessian": {"errors", "devices", "networks", "krylov", "data", "losses"},
+    "hessian": {"choices", "errors", "devices", "networks", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}
-    | {"checkpoint", "data", "plan", "readings", "study", "gathering", "writing"},
+    | {"choices", "checkpoint", "data", "plan", "readings", "study", "gathering", "writing"},
     "landscape.__main__": {"spectra", "command_line", "plan_flags", "terminal", "landscape"}
     | {"figures"},
     "released": {"krylov"},
     "results": {"errors", "files", "krylov"},
-    "plan": {"errors", "data", "hessian"},
+    "plan": {"choices", "errors", "data", "hessian"},
     "readings": {"files", "krylov", "hessian", "doctor", "results"},
     "resuming": {"spectra", "errors", "devices", "files", "checkpoint", "data", "plan", "results"},
-    "gathering": {"devices", "checkpoint", "data", "hessian", "krylov", "losses"}
+    "gathering": {"choices", "devices", "checkpoint", "data", "hessian", "krylov", "losses"}
     | {"plan", "processes"},
     "study": (HALLWAY - {"files", "devices", "models", "losses"})
     | {"processes", "resuming", "gathering"},
@@ -66,7 +69,7 @@ MAY_IMPORT = {
     "training": {"errors", "files", "devices", "networks", "models", "data", "losses"}
     | {"checkpoint", "writing"},
     "command_line": {"errors", "processes"},
-    "plan_flags": {"spectra", "errors", "command_line", "plan"},
+    "plan_flags": {"spectra", "choices", "errors", "command_line"},
     "terminal": {"processes"},
     "esd": {"spectra", "errors", "files", "processes", "command_line", "plan_flags", "terminal"}
     | {"tables", "figures"},
@@ -193,11 +196,46 @@ def test_krylov_knows_no_network() -> None:
 
 def test_importing_the_package_loads_no_library_that_only_some_need() -> None:
     heavy = ("matplotlib", "pandas", "pooch", "pyarrow", "PIL", "sklearn", "seaborn", "beartype")
-    code = f"import sys, spectra; print([m for m in {heavy} if m in sys.modules])"
+    asked = "Plan, analyze, esd, follow, landscape, trajectory"
+    code = f"import sys; from spectra import {asked}; print({{*{heavy}}} & {{*sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", ["esd", "trajectory", "compare", "report"])
+def test_help_waits_for_no_library(command: str) -> None:
+    code = f"import sys, spectra.{command} as command\n"
+    code += "try: command.main(['--help'])\nfinally: print({'torch', 'numpy'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "exit codes: 0 done" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_what_the_package_names_is_what_it_gives() -> None:
+    """Type checkers read imports, programs a table: the two are one list."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    read = {a.name: node.module for node in block.body for a in node.names}  # type: ignore[attr-defined]
+    assert read == spectra._HOME
+    assert not set(read) & {path.stem for path in PACKAGE.iterdir()}
+    assert sorted(spectra.__all__) == sorted(read)
+    for name, module in read.items():
+        assert getattr(spectra, name) is getattr(importlib.import_module(f"spectra.{module}"), name)
+        assert name in dir(spectra)
+    with pytest.raises(AttributeError, match="no attribute 'lanzcos'"):
+        _ = spectra.lanzcos
+
+
+def test_modules_of_the_package_need_no_import_of_their_own() -> None:
+    code = "import spectra; print(spectra.krylov.lanczos is spectra.lanczos, spectra.figures.save)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.startswith("True <function save")
 
 
 # What pyproject calls otherwise, or conda does.

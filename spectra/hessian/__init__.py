@@ -7,8 +7,6 @@ from .objective import Objective as Objective
 from .operators import HessianOperator as HessianOperator
 from .operators import class_operators as class_operators
 from .operators import hessian_operator as hessian_operator
-from .products import PathName as PathName
-from .products import ProductName as ProductName
 from .ways import Way as Way
 from .ways import Work as Work
 from .ways import choose_way as choose_way

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spectra.choices import PathName
 from spectra.errors import SpectraError
 from spectra.hessian.network import by_itself, calling, culprit, forked_random_state, recopied
 from spectra.hessian.objective import Objective
-from spectra.hessian.products import PathName
 from spectra.krylov.operator import not_finite
 from spectra.losses import as_loss
 

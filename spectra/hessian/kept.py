@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spectra.choices import KeptName, PathName
 from spectra.devices import Named, recorded
 from spectra.hessian.batching import free_bytes, out_of_memory
 from spectra.hessian.network import by_itself, calling, logits_of, recordable
 from spectra.hessian.norms import NO_MAPS, Maps, written_out
 from spectra.hessian.objective import Batch, Objective
-from spectra.hessian.products import Function, KeptName, Parameters, PathName, differentiated
+from spectra.hessian.products import Function, Parameters, differentiated
 from spectra.hessian.tracing import Program, trace
 
 Linear = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # v to H v, both by parameter

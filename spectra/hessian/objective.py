@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spectra.choices import PathName
 from spectra.data import IGNORED, Samples, as_samples
 from spectra.errors import SpectraError
 from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
@@ -33,7 +34,7 @@ from spectra.hessian.network import (
     require_outputs,
     untouched,
 )
-from spectra.hessian.products import PRODUCTS, Function, Parameters, PathName, gradient
+from spectra.hessian.products import PRODUCTS, Function, Parameters, gradient
 from spectra.hessian.rows import Rows, select_parameters
 from spectra.losses import Loss, LossSpec, as_loss
 from spectra.networks import unwrapped

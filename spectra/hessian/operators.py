@@ -14,12 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spectra.choices import PRODUCT_NAMES, ProductName
 from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian.choice import ProductChoice, choose_product
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Objective
-from spectra.hessian.products import PRODUCT_NAMES, PRODUCTS, ProductName
+from spectra.hessian.products import PRODUCTS
 from spectra.hessian.ways import Work, choose_way
 from spectra.krylov import SymmetricOperator
 from spectra.losses import Loss

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from spectra.choices import PathName
+
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters], Tensor]
-PathName = Literal["reverse-over-forward", "double-backward", "forward-over-reverse"]
-KeptName = Literal["kept-graph", "linearized", "compiled"]  # hessian/kept.py
-ProductName = PathName | KeptName
 
 
 def gradient(f: Function, at: Parameters) -> Parameters:
@@ -81,4 +79,3 @@ PRODUCTS: dict[PathName, Callable[[Function, Parameters, Parameters], Parameters
     "double-backward": double_backward,
     "forward-over-reverse": forward_over_reverse,
 }
-PRODUCT_NAMES: tuple[ProductName, ...] = (*PRODUCTS, *get_args(KeptName))

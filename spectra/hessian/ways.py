@@ -16,11 +16,12 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
+from spectra.choices import KeptName, PathName, ProductName
 from spectra.errors import SpectraError
 from spectra.hessian.choice import ProductChoice
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Objective
-from spectra.hessian.products import PRODUCTS, KeptName, PathName, ProductName
+from spectra.hessian.products import PRODUCTS
 
 # Samples at once: on a GPU enough for its kernels, and few for a class of 50 images; on a CPU what
 # stays in the caches, cut so that little is filled up.

@@ -26,8 +26,9 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
+from spectra.choices import PathName
 from spectra.errors import SpectraError
-from spectra.hessian import HessianOperator, Objective, PathName
+from spectra.hessian import HessianOperator, Objective
 from spectra.hessian.network import recopied
 from spectra.krylov.operator import not_finite
 from spectra.landscape.statistics import Amplification, stream

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spectra.choices import KeptName
 from spectra.hessian import KeptProducts, Objective
 from spectra.hessian.norms import written_out
-from spectra.hessian.products import KeptName
 from spectra.losses import LossSpec
 from tests.zoo import CLASSES, MODELS, build
 
