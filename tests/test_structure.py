@@ -196,7 +196,7 @@ def test_krylov_knows_no_network() -> None:
 
 def test_importing_the_package_loads_no_library_that_only_some_need() -> None:
     heavy = ("matplotlib", "pandas", "pooch", "pyarrow", "PIL", "sklearn", "seaborn", "beartype")
-    asked = "Plan, analyze, esd, follow, landscape, trajectory"
+    asked = "Plan, analyze, data, esd, follow, landscape, results, tables, trajectory"
     code = f"import sys; from spectra import {asked}; print({{*{heavy}}} & {{*sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

@@ -1,8 +1,6 @@
 """Exported sets: the same pixels, the same fingerprints, a description of their own."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -136,11 +134,3 @@ def test_wrong_input_gets_one_line_and_exit_code_2(arguments, capsys, monkeypatc
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
-
-
-def test_importing_the_room_loads_no_heavy_library():
-    code = (
-        "import sys, spectra.data; heavy = {'pooch', 'pyarrow', 'PIL', 'sklearn', 'pandas', "
-        "'matplotlib'} & set(sys.modules); print(heavy); sys.exit(len(heavy))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
