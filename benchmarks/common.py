@@ -23,9 +23,6 @@ from torch import Tensor, nn
 
 from spectra.models import ModelSpec
 
-# Read when the compiler is first needed: its pool's processes are not waited for, nor counted.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-
 
 def processor_time() -> float:
     """Give the seconds of computing of this process and of those that it waited for, a compiler."""
@@ -39,6 +36,8 @@ def processor_time() -> float:
 ALONE = torch.get_num_threads() == 1 and not torch.cuda.is_available()
 clock: Callable[[], float] = processor_time if ALONE else time.perf_counter
 CLOCK = clock.__name__
+if ALONE:  # read when the compiler is first needed; its pool's processes would not be counted
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "curvlinops-for-pytorch", "pyhessian", "hessian-eigenthings")
 

@@ -195,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table(["job", *columns], [[n, *(row[c] for c in columns)] for n, row in rows.items()])
     settings = {"samples": len(held), "counts": counts, "steps": steps, "clock": CLOCK}
     settings |= {"device": device_name(device), "tf32": args.tf32}
+    settings |= {"checkpoint": Path(args.checkpoint).name}
     settings |= {"images": "random" if args.data is None else "CIFAR-10"}
     settings |= {"ended": time.strftime("%Y-%m-%d")}
     print(f"written: {save('job', args.out, settings, rows).name}")

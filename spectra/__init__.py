@@ -1,8 +1,8 @@
 """Class-wise Hessian spectra of classifiers, each number with its error.
 
-What is named here is imported when it is first asked for, and so are the modules of the package: a
-command's `--help` need not wait for torch, nor an analysis for matplotlib and pandas, which belong
-to `spectra.figures` and `spectra.tables`.
+What is named here is imported when it is first asked for, and so are the modules of the package:
+`python -m spectra.esd --help` need not wait for torch, nor an analysis for matplotlib and pandas,
+which belong to `spectra.figures` and `spectra.tables`.
 """
 
 from importlib import import_module
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from .krylov import lanczos as lanczos
     from .krylov import random_start as random_start
     from .krylov import spectral_measure as spectral_measure
-    from .landscape import amplification as amplification  # type: ignore[no-redef]
     from .landscape import filter_normalised as filter_normalised
     from .landscape import loss_slice as loss_slice
     from .landscape import surface as surface
+    from .landscape.amplification import amplification as amplification
     from .losses import LossSpec as LossSpec
     from .models import ModelSpec as ModelSpec
     from .plan import Plan as Plan
@@ -56,7 +56,8 @@ _HOMES = {
     "hessian": "HessianOperator class_operators hessian_operator",
     "krylov": "Extremes SpectralMeasure SymmetricOperator Tridiagonal extreme_eigenvalues "
     "extremes_of lanczos random_start spectral_measure",
-    "landscape": "amplification filter_normalised loss_slice surface",
+    "landscape.amplification": "amplification",
+    "landscape": "filter_normalised loss_slice surface",
     "losses": "LossSpec",
     "models": "ModelSpec",
     "plan": "Plan",
@@ -66,17 +67,17 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = [*_HOME]
 
+if not TYPE_CHECKING:  # which knows the names by the imports above
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
-        found = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        elif name.isidentifier() and name[0] != "_" and find_spec(f"{__name__}.{name}"):
+            found = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOME})

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import spectra
+from tests.shapes import Marking
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "spectra"
@@ -179,10 +182,43 @@ def test_shapes_are_checked_while_the_tests_run() -> None:
     pytest.importorskip("beartype")
     from jaxtyping import TypeCheckError
 
+    from spectra.krylov.trace import trace_estimate
+    from spectra.landscape.slices import Slice
     from spectra.losses import LossSpec
 
     with pytest.raises(TypeCheckError):
         LossSpec().per_sample(torch.zeros(2, 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(TypeCheckError):
+        trace_estimate(np.ones((2, 2)), 4)
+    with pytest.raises(TypeCheckError):
+        Slice(*(np.ones((2, 2)) for _ in fields(Slice)))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_whatever_names_a_shape_is_checked(path: Path) -> None:
+    """A shape is a subscript that ends in a string, `Float[Tensor, "n c"]`, wherever it stands."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+
+    def shaped(part: ast.AST) -> bool:
+        found = [node for node in ast.walk(part) if isinstance(node, ast.Subscript)]
+        found = [node for node in found if ast.unparse(node.value) != "Literal"]
+        ends = [node.slice.elts[-1] for node in found if isinstance(node.slice, ast.Tuple)]
+        return any(isinstance(e, ast.Constant) and isinstance(e.value, str) for e in ends)
+
+    expected = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            arguments = [a for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+            parts = [a.annotation for a in arguments if a.annotation] + [node.returns]
+        elif isinstance(node, ast.ClassDef) and node.decorator_list:
+            parts = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]
+        else:
+            continue
+        if any(shaped(part) for part in parts if part is not None):
+            expected.append(node.name)
+    marking = Marking(tree)
+    marking.visit(tree)
+    assert sorted(marking.marked) == sorted(expected)
 
 
 def test_only_the_study_knows_the_released_protocol() -> None:
@@ -218,7 +254,7 @@ def test_help_waits_for_no_library(command: str) -> None:
 def test_what_the_package_names_is_what_it_gives() -> None:
     """Type checkers read imports, programs a table: the two are one list."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     read = {a.name: node.module for node in block.body for a in node.names}  # type: ignore[attr-defined]
     assert read == spectra._HOME
     assert not set(read) & {path.stem for path in PACKAGE.iterdir()}
