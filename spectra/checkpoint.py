@@ -2,7 +2,8 @@
 
 Our own file is what `torch.save` makes of a dictionary with the names of `Checkpoint`, plain values
 all, the weights as `state_dict`, and `format`, `version` and `torch`. Files of others hold a bare
-state dict, or one named `state_dict`, `model_state_dict`, `model` or `net`.
+state dict, or one named `state_dict`, `model_state_dict`, `model` or `net`; one of another name, as
+that of averaged weights, is taken where the caller names it.
 
 No file runs code (see `untrusted`), and a model factory is imported because the caller names it,
 never because a file does.
@@ -10,6 +11,7 @@ never because a file does.
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from .untrusted import FORMAT, WAY_OUT, is_own, read, refused, unpickle
 VERSION = 1
 HEADS = re.compile(r"(.*_)?(head|heads|classifier)")  # names that no other layer has
 LAST = ("fc", "linear", "out", "output", "logits")  # names that the last layer often has
+USUAL = ("state_dict", "model_state_dict", "model", "net")  # keys of a file's weights
 COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
 
 
@@ -57,6 +60,7 @@ class Checkpoint:
     pixels_sha256: str | None = None  # of its images
     recipe: dict[str, Any] | None = None  # how it was trained
     training: dict[str, Any] | None = None  # what training needs to go on, the optimizer's state
+    others: tuple[str, ...] = ()  # where the file holds more weights of such a network, not read
 
     @classmethod
     def of(
@@ -208,6 +212,7 @@ def load_checkpoint(
     model: str | nn.Module | None = None,
     arch: str | None = None,
     num_classes: int | None = None,
+    weights: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of this or another project; what it cannot say comes from the arguments.
 
@@ -218,6 +223,8 @@ def load_checkpoint(
         arch: architecture, one of `ARCHITECTURES`; told from the parameter names without it.
         num_classes: number of classes; told from the head's shape without it (for `model`, guessed
             as in `Checkpoint.of`).
+        weights: key of the file's state dict, "state_dict_ema" for example; the usual names, or the
+            file itself, without it.
 
     Returns:
         The checkpoint; `data` and `loss` are None for the files of others, and `head_scale` is 30
@@ -236,7 +243,7 @@ def load_checkpoint(
             f"{path.name} has the format version {own.get('version')!r}, expected {VERSION}: "
             "another version of spectra wrote it; update spectra"
         )
-    state = _state_dict(payload, path.name)
+    state, others, unusual = _state_dict(payload, path.name, weights)
     if isinstance(model, nn.Module):
         network = copied(unwrapped(model))
         spec = ModelSpec(type(network).__name__, num_classes or _guess_classes(state))
@@ -256,12 +263,13 @@ def load_checkpoint(
         loss=LossSpec.from_dict(own["loss"]) if own.get("loss") else None,
         epoch=None if epoch is None else int(epoch),
         metrics=own.get("metrics", {}) if own else numbers,
-        sha256=sha256,
-        file=path.name,
+        sha256=sha256_of([sha256, weights]) if unusual else sha256,
+        file=f"{path.name}:{weights}" if unusual else path.name,
         draw_sha256=own.get("draw_sha256"),
         pixels_sha256=own.get("pixels_sha256"),
         recipe=own.get("recipe"),
         training=own.get("training"),
+        others=others,
     )
 
 
@@ -275,18 +283,38 @@ def _numbers(said: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _state_dict(payload: object, file: str) -> dict[str, Tensor]:
+def _state_dict(
+    payload: object, file: str, chosen: str | None
+) -> tuple[dict[str, Tensor], tuple[str, ...], bool]:
+    """Take the weights; name others of such a network; say whether the key is an unusual one."""
     held = payload if isinstance(payload, Mapping) else {}
-    nested = [held.get(key) for key in ("state_dict", "model_state_dict", "model", "net")]
-    for candidate in (*nested, payload):
-        tensors = dict(candidate) if isinstance(candidate, Mapping) else {}
-        if tensors and all(isinstance(k, str) and isinstance(tensors[k], Tensor) for k in tensors):
-            return tensors
+    found = {key: parts for key, value in held.items() if (parts := _tensors_by_name(value))}
+    usual = next((key for key in USUAL if key in found), None)
+    key = usual if chosen is None else chosen
+    if key in found:
+        shapes = _shapes(found[key])
+        others = (name for name in found if name != key and shapes <= _shapes(found[name]))
+        return found[key], tuple(map(str, others)), key != usual
+    if chosen is None and (bare := _tensors_by_name(payload)):
+        return bare, (), False
     seen = f"the keys {_shorten([str(key) for key in held])}" if held else type(payload).__name__
+    hint = "save model.state_dict()"
+    if found:
+        hint = f"choose its weights from {_shorten([repr(key) for key in found])}: --weights KEY"
     raise SpectraError(
         f"{file} holds {seen}, expected the tensors of a network by name, bare or under "
-        "'state_dict': save model.state_dict()"
+        f"{chosen or 'state_dict'!r}: {hint}"
     )
+
+
+def _tensors_by_name(value: object) -> dict[str, Tensor]:
+    parts = dict(value) if isinstance(value, Mapping) else {}
+    named = all(isinstance(k, str) and isinstance(part, Tensor) for k, part in parts.items())
+    return parts if named else {}
+
+
+def _shapes(state: Mapping[str, Tensor]) -> Counter[torch.Size]:
+    return Counter(value.shape for value in state.values() if value.ndim > 0)
 
 
 def _guess_classes(state: Mapping[str, Tensor]) -> int:

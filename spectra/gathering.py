@@ -55,6 +55,11 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
             f"the checkpoint names no draw of its data: {spec.name} is taken as it is (draws "
             "of CIFAR and of the digits need --imbalance-ratio)"
         )
+    if checkpoint.others:
+        found.append(
+            f"the file holds weights of such a network under {', '.join(checkpoint.others)}, too, "
+            "which were not read; --weights chooses them"
+        )
     if train is not None and checkpoint.draw_sha256 not in (None, train.draw_sha256):
         found.append("the checkpoint was trained on another draw of the data than this one")
     elif (

@@ -119,6 +119,12 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="PACKAGE.MODULE:FACTORY", help="function that builds the network")
     add("--arch", metavar="NAME", help="architecture, e.g. resnet32")
     add("--num-classes", type=int, metavar="N", help="number of classes")
+    add(
+        "--weights",
+        metavar="KEY",
+        help="which of the file's state dicts, e.g. state_dict_ema (default: state_dict or another "
+        "of the usual names)",
+    )
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -136,7 +142,7 @@ def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint
     """Open a checkpoint with what the flags say of its network."""
     from spectra import load_checkpoint
 
-    names = ("model", "arch", "num_classes")
+    names = ("model", "arch", "num_classes", "weights")
     return load_checkpoint(path, **{name: getattr(options, name) for name in names})
 
 

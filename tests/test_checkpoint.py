@@ -20,8 +20,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from spectra.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from spectra.data.spec import DataSpec
+from spectra.data import DataSpec, open_data
 from spectra.errors import SpectraError
+from spectra.gathering import doubts
 from spectra.losses import LossSpec
 from spectra.models import ModelSpec
 
@@ -159,6 +160,32 @@ def test_a_state_dict_opens_under_every_usual_name(tmp_path: Path, key: str | No
     model = network()
     torch.save({key: model.state_dict()} if key else model.state_dict(), tmp_path / "a.pt")
     assert same_weights(load_checkpoint(tmp_path / "a.pt").model, model)
+
+
+def test_averaged_weights_beside_others_are_told_and_read_when_named(tmp_path: Path) -> None:
+    plain, mean = network(seed=1), network(seed=2)
+    averaged = AveragedModel(mean)
+    held = {"state_dict": plain.state_dict(), "state_dict_ema": averaged.state_dict()}
+    torch.save({**held, "center": {"c": torch.ones(3)}, "epoch": 3}, tmp_path / "a.pt")
+    first = load_checkpoint(tmp_path / "a.pt")
+    assert same_weights(first.model, plain)
+    assert (first.file, first.others) == ("a.pt", ("state_dict_ema",))
+    second = load_checkpoint(tmp_path / "a.pt", weights="state_dict_ema")
+    assert same_weights(second.model, mean)
+    assert (second.file, second.others) == ("a.pt:state_dict_ema", ("state_dict",))
+    assert second.sha256 != first.sha256  # results of one are not taken for the other's
+    again = load_checkpoint(tmp_path / "a.pt", weights="state_dict")
+    assert (again.file, again.sha256) == (first.file, first.sha256)
+    with pytest.raises(
+        SpectraError, match=r"under 'ema': choose .* 'state_dict', 'state_dict_ema'"
+    ):
+        load_checkpoint(tmp_path / "a.pt", weights="ema")
+    torch.save({"ema": mean.state_dict()}, tmp_path / "b.pt")
+    with pytest.raises(SpectraError, match="choose its weights from 'ema': --weights KEY"):
+        load_checkpoint(tmp_path / "b.pt")
+    assert same_weights(load_checkpoint(tmp_path / "b.pt", weights="ema").model, mean)
+    data = open_data(DataSpec("digits"))
+    assert any("state_dict_ema, too" in note for note in doubts(first, data, data))
 
 
 def test_files_of_lightning_and_of_averaged_weights_open(tmp_path: Path) -> None:
