@@ -286,15 +286,15 @@ def _numbers(said: Mapping[str, Any]) -> dict[str, float]:
 def _state_dict(
     payload: object, file: str, chosen: str | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...], bool]:
-    """Take the weights; name others of such a network; say whether the key is an unusual one."""
+    """Take the weights; name others that nobody chose; say whether the key is an unusual one."""
     held = payload if isinstance(payload, Mapping) else {}
     found = {key: parts for key, value in held.items() if (parts := _tensors_by_name(value))}
     usual = next((key for key in USUAL if key in found), None)
     key = usual if chosen is None else chosen
     if key in found:
-        shapes = _shapes(found[key])
-        others = (name for name in found if name != key and shapes <= _shapes(found[name]))
-        return found[key], tuple(map(str, others)), key != usual
+        shapes, rest = _shapes(found[key]), () if chosen else set(found) - {key}
+        others = (str(name) for name in rest if shapes <= _shapes(found[name]))
+        return found[key], tuple(sorted(others)), key != usual
     if chosen is None and (bare := _tensors_by_name(payload)):
         return bare, (), False
     seen = f"the keys {_shorten([str(key) for key in held])}" if held else type(payload).__name__
