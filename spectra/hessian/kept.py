@@ -2,7 +2,7 @@
 
     kept-graph   the graph of the gradient is kept, and each product goes through it backwards
     linearized   the product as a program of tensor operations, cut where the vector comes in
-    compiled     the same program, both halves compiled by torch.compile
+    compiled     the same program, what follows the cut compiled by torch.compile
 
 As many batches are kept as the budget allows; for the others the first half runs in every product,
 nine convolution passes instead of six. On a GPU a linearized or compiled product over all batches
