@@ -54,8 +54,8 @@ class Checkpoint:
     loss: Loss | None  # the training loss (see also `head_scale`)
     epoch: int | None  # as the file counts
     metrics: dict[str, Any]  # numbers by name
-    sha256: str  # of the file, or of a network in memory (see `of`)
-    file: str  # its name, without the folder, or the name that was given
+    sha256: str  # of the file (and of the key of weights that a caller chose), or see `of`
+    file: str  # its name, without the folder (and ":KEY"), or the name that was given
     draw_sha256: str | None = None  # of the drawn training set: positions and labels
     pixels_sha256: str | None = None  # of its images
     recipe: dict[str, Any] | None = None  # how it was trained
@@ -299,8 +299,10 @@ def _state_dict(
         return bare, (), False
     seen = f"the keys {_shorten([str(key) for key in held])}" if held else type(payload).__name__
     hint = "save model.state_dict()"
-    if found:
-        hint = f"choose its weights from {_shorten([repr(key) for key in found])}: --weights KEY"
+    if chosen is not None and _tensors_by_name(payload):
+        hint = "it is one bare state dict, which no key names: leave --weights out"
+    elif found:
+        hint = f"choose from {_shorten([repr(key) for key in found])}: --weights KEY"
     raise SpectraError(
         f"{file} holds {seen}, expected the tensors of a network by name, bare or under "
         f"{chosen or 'state_dict'!r}: {hint}"

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from spectra.command_line import Parser, shared_exit_code
 from spectra.errors import SpectraError
-from spectra.plan_flags import checkpoint_parser, open_checkpoint, open_samples, plan_of
+from spectra.plan_flags import (
+    checkpoint_parser,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+    results_folder,
+)
 from spectra.terminal import screen_width, shown_bar
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem)
+    folder = Path(options.out or results_folder(options))
     return shared_exit_code(
         parser,
         partial(_run, options, folder),
@@ -80,6 +86,7 @@ def _show(
         "model": options.model,
         "arch": checkpoint.model_spec.arch,
         "num_classes": checkpoint.model_spec.num_classes,
+        "weights": options.weights,
     }
     analysis = replace(analysis, settings={**analysis.settings, **rest})
     analysis.save(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.choices import CHOICES
@@ -12,8 +13,6 @@ from spectra.command_line import Parser, integers, listed
 from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from spectra import Checkpoint, Plan, Samples
 
 
@@ -136,6 +135,12 @@ def plan_of(options: argparse.Namespace) -> Plan:
         moving = options.protocol == "released" and options.split == "train"
         chosen["augment"] = "resample" if moving else "none"
     return Plan(**{field.name: chosen[field.name] for field in fields(Plan)})
+
+
+def results_folder(options: argparse.Namespace) -> Path:
+    """Name the default folder after the checkpoint and the weights that were chosen in it."""
+    chosen = "" if options.weights is None else f"-{options.weights}"
+    return Path("reports") / f"{Path(options.checkpoint).stem}{chosen}"
 
 
 def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint:

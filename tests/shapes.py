@@ -1,7 +1,7 @@
 """Check shape annotations while the tests run, and only those.
 
-jaxtyping's own import hook wraps every function of a module. Seven in ten here name no shape, and
-binding their arguments took an eighth of the suite's time.
+jaxtyping's own import hook wraps every function of a module. Seven in ten, in modules that name
+any shape, name none, and binding their arguments took an eighth of the suite's time.
 """
 
 import ast

@@ -177,13 +177,16 @@ def test_averaged_weights_beside_others_are_told_and_read_when_named(tmp_path: P
     again = load_checkpoint(tmp_path / "a.pt", weights="state_dict")
     assert (again.file, again.sha256) == (first.file, first.sha256)
     with pytest.raises(
-        SpectraError, match=r"under 'ema': choose .* 'state_dict', 'state_dict_ema'"
+        SpectraError, match=r"under 'ema': choose from 'state_dict', 'state_dict_ema'"
     ):
         load_checkpoint(tmp_path / "a.pt", weights="ema")
     torch.save({"ema": mean.state_dict()}, tmp_path / "b.pt")
-    with pytest.raises(SpectraError, match="choose its weights from 'ema': --weights KEY"):
+    with pytest.raises(SpectraError, match="choose from 'ema': --weights KEY"):
         load_checkpoint(tmp_path / "b.pt")
     assert same_weights(load_checkpoint(tmp_path / "b.pt", weights="ema").model, mean)
+    torch.save(mean.state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(SpectraError, match="no key names: leave --weights out"):
+        load_checkpoint(tmp_path / "bare.pt", weights="state_dict")
     data = open_data(DataSpec("digits"))
     assert any("state_dict_ema, too" in note for note in doubts(first, data, data))
 

@@ -375,6 +375,25 @@ def test_a_foreign_checkpoint_opens_once_its_data_are_named(
     assert "--loss ce" in guess.err
 
 
+def test_weights_are_chosen_by_their_key_and_results_of_others_are_not_resumed(
+    command: Command, repository: Path, tmp_path: Path
+) -> None:
+    names = {"state_dict": SGD, "state_dict_ema": SGD.replace("sgd", "sam")}
+    both = {key: load_checkpoint(repository / name).model for key, name in names.items()}
+    path = tmp_path / "both.pt"
+    torch.save({key: model.state_dict() for key, model in both.items()}, path)
+    flags = ("--dataset", "digits", "--imbalance-ratio", "20", "--classes", "9", "--quiet")
+    chosen = command(*flags, "--weights", "state_dict_ema", checkpoint=path)
+    assert chosen.code == 0, chosen.err
+    assert chosen.json["checkpoint"]["file"] == "both.pt:state_dict_ema"
+    assert chosen.json["settings"]["weights"] == "state_dict_ema"
+    alone = command(*flags, checkpoint=repository / names["state_dict_ema"])
+    assert alone.json["spectra"][0]["lambda_max"] == chosen.json["spectra"][0]["lambda_max"]
+    other = command(*flags, "--resume", checkpoint=path)
+    assert other.code == 2
+    assert "checkpoint" in other.err
+
+
 def test_a_foreign_normalisation_reaches_the_network_and_the_results(command: Command) -> None:
     flags = ("--classes", "9", "--quiet")
     plain = command(*flags).json  # each call writes into the same folder

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from spectra.command_line import Parser, exit_code
 from spectra.errors import SpectraError
-from spectra.plan_flags import checkpoint_parser, open_checkpoint, open_samples, plan_of
+from spectra.plan_flags import (
+    checkpoint_parser,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+    results_folder,
+)
 from spectra.terminal import shown_bar
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "draws")
+    folder = Path(options.out or results_folder(options) / "draws")
     found: list[Draws] = []
     return exit_code(
         parser, lambda: _run(options, folder, found), lambda: folder if found else None

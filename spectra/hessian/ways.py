@@ -32,7 +32,7 @@ _MOST_ON_CPU = 40
 _PER_BATCH = 2.0
 _WORTH_TRACING = 30.0  # seconds of plain products to come
 # Seconds of linearized products to come: a tenth (AMD EPYC) to a quarter (Intel Xeon) of it is
-# saved, and the compiler takes half a minute to one (43 s of one thread of that Xeon).
+# saved, and the compiler takes half a minute to one (39 s of one thread of a Xeon).
 _WORTH_COMPILING = 500.0
 _FASTER = 0.95  # of the time of the other way: timings scatter
 _PROVEN = 1e-10  # relative, in float64

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.command_line import Parser, exit_code
-from spectra.plan_flags import checkpoint_parser, open_checkpoint, open_samples, plan_of
+from spectra.plan_flags import (
+    checkpoint_parser,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+    results_folder,
+)
 from spectra.terminal import shown_bar
 
 if TYPE_CHECKING:
@@ -31,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    folder = Path(options.out or Path("reports") / Path(options.checkpoint).stem / "landscape")
+    folder = Path(options.out or results_folder(options) / "landscape")
     before = _written(folder)
     return exit_code(
         parser,
