@@ -230,25 +230,28 @@ def test_krylov_knows_no_network() -> None:
         assert not any(name.startswith(("torch.nn", "torch.func")) for name in imports_of(path))
 
 
+def printed(code: str) -> str:
+    """Run code in a process that has imported nothing yet."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout
+
+
 def test_importing_the_package_loads_no_library_that_only_some_need() -> None:
     heavy = ("matplotlib", "pandas", "pooch", "pyarrow", "PIL", "sklearn", "seaborn", "beartype")
     asked = "Plan, analyze, data, esd, follow, landscape, results, tables, trajectory"
     code = f"import sys; from spectra import {asked}; print({{*{heavy}}} & {{*sys.modules}})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.strip() == "set()"
+    assert printed(code).strip() == "set()"
 
 
 @pytest.mark.parametrize("command", ["esd", "trajectory", "compare", "report"])
 def test_help_waits_for_no_library(command: str) -> None:
     code = f"import sys, spectra.{command} as command\n"
     code += "try: command.main(['--help'])\nfinally: print({'torch', 'numpy'} & {*sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert "exit codes: 0 done" in done.stdout
-    assert done.stdout.splitlines()[-1] == "set()"
+    told = printed(code)
+    assert "exit codes: 0 done" in told
+    assert told.splitlines()[-1] == "set()"
 
 
 def test_what_the_package_names_is_what_it_gives() -> None:
@@ -268,10 +271,7 @@ def test_what_the_package_names_is_what_it_gives() -> None:
 
 def test_modules_of_the_package_need_no_import_of_their_own() -> None:
     code = "import spectra; print(spectra.krylov.lanczos is spectra.lanczos, spectra.figures.save)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.startswith("True <function save")
+    assert printed(code).startswith("True <function save")
 
 
 # What pyproject calls otherwise, or conda does.
