@@ -7,16 +7,17 @@
 
 The faster ways are checked before they are used: from the same weights and batch they must move
 weights, momenta, batch-norm statistics and what pgd remembers as the plain one does, each up to
-rounding (or, compiled in bf16, as near float32 as the plain one is, see `nearness`), else the run
-goes on with the plain one and a line says so. That is no idle fear: imbsam and sse-sam take two
-gradients of one pass, a compiled backward frees its buffers in the first, and told to keep them
-(torch 2.13) it took a cached program that does not: 12 % of the update was wrong, silently. They
-run plain or as a graph.
+rounding (or, compiled, be as near the update in float64 as the plain one is, see `nearness`), else the run goes on with the plain one and a line says so. That is no idle fear:
+imbsam and sse-sam take two gradients of one pass, a compiled backward frees its buffers in the
+first, and told to keep them (torch 2.13) it took a cached program that does not: 12 % of the
+update was wrong, silently. They run plain or as a graph.
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -33,6 +34,7 @@ from .steps import Escape, Gradient, Pass, Weights, descend, imbsam, lpf_sgd, pg
 
 WAYS = ("auto", "plain", "compiled", "graph", "compiled-graph")
 Batch = Named  # inputs (n, ...), targets (n,), and noise (draws, parameters) if used
+State = list[list[Tensor]]  # all that an update moves, kind by kind
 
 
 class Engine:
@@ -51,7 +53,7 @@ class Engine:
     def __init__(
         self, recipe: Recipe, network: nn.Module, counts: tuple[int, ...], way: str = "plain"
     ) -> None:
-        self.recipe, self.network = recipe, network
+        self.recipe, self.network, self.counts = recipe, network, counts
         self.weights = Weights(network, still=not recipe.bn_both_passes)
         parameters = self.weights.parameters
         self.device, self.dtype = parameters[0].device, parameters[0].dtype
@@ -70,7 +72,7 @@ class Engine:
                 "step: choose a size between"
             )
         self.way, self.note = way, ""
-        self.about = ""  # how far a compiled update in bf16 is from float32's
+        self.about = ""  # how far a compiled update is from float64's, where that decided
         self.seconds = 0.0  # spent on compiling, recording and checking
         self.rare = torch.tensor(rare, device=self.device)
         self.momenta = [torch.zeros_like(p) for p in parameters]
@@ -183,14 +185,8 @@ class Engine:
         plain = partial(self._step, self.network)
         before = [_clones(kind) for kind in self._state()]
         bound = (REPLAYED if self.way == "graph" else COMPILED)[self.recipe.precision]
-
-        def outcome(step: Callable[[Batch], Tensor]) -> list[list[Tensor]]:
-            self._restore(before)
-            result = step(batch).clone()
-            return [*(_clones(kind) for kind in self._state()), [result]]
-
         try:
-            expected = outcome(plain)
+            expected = self._outcome(plain, batch, before)
             start = [*before, [torch.zeros_like(expected[-1][0])]]
             compiles = self.way.startswith("compiled")
             with _many_programs() if compiles else nullcontext():
@@ -201,18 +197,12 @@ class Engine:
                 if self.way.endswith("graph"):
                     # Recorded on another batch, so that one that is not read would show.
                     fast = recorded(fast, {k: torch.zeros_like(v) for k, v in batch.items()})
-                found = outcome(fast)
+                found = self._outcome(fast, batch, before)
                 gap = max(gaps(found, expected, start))
                 why, sound = f"its update is {gap:.1e} from the plain one", gap <= bound
-                if not sound and compiles and self.recipe.precision == "bf16":
-                    both = (
-                        partial(self._step, _in_float32(each)) for each in (network, self.network)
-                    )
-                    twin, exact = map(outcome, both)
-                    seen, mine, own = (gaps(o, exact, start) for o in (twin, found, expected))
-                    sound = as_near(seen, mine, own)
-                    self.about = f": {max(mine):.1e} from float32's, the plain one {max(own):.1e}"
-                    why += f"{self.about}, in float32 {max(seen):.1e}"
+                if not sound and compiles and self.dtype != torch.float64:
+                    sound, more = self._as_near(batch, start, found, expected)
+                    why += self.about + more
         except Exception as error:  # a compiler may fail in any way, and the plain one is there
             sound, why = False, f"{type(error).__name__}: {str(error).splitlines()[0]}"
         self._restore(before)
@@ -222,7 +212,46 @@ class Engine:
         self.way = "plain"
         return plain
 
-    def _state(self) -> list[list[Tensor]]:
+    def _outcome(
+        self, step: Callable[[Batch], Tensor], batch: Batch, before: Sequence[Sequence[Tensor]]
+    ) -> State:
+        """Take a step from a state; give the one after it, and what the step returned."""
+        self._restore(before)
+        result = step(batch).clone()
+        return [*(_clones(kind) for kind in self._state()), [result]]
+
+    def _as_near(
+        self, batch: Batch, start: State, found: State, expected: State
+    ) -> tuple[bool, str]:
+        """Measure a compiled outcome and the plain one from the plain one in float64."""
+        self._restore(start[:-1])
+        double = self._in_float64()
+        whole = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        before = [_clones(kind) for kind in double._state()]
+        exact, twin = (
+            double._outcome(partial(double._step, network), whole, before)
+            for network in (double.network, compiled(double.network))
+        )
+        seen = gaps(twin, exact, [*before, [torch.zeros_like(exact[-1][0])]])
+        rounded = [
+            [value.to(old.dtype) for value, old in zip(*kinds, strict=True)]
+            for kinds in zip(exact, start, strict=True)
+        ]
+        mine, own = (gaps(outcome, rounded, start) for outcome in (found, expected))
+        self.about = f": {max(mine):.1e} from float64's, the plain one {max(own):.1e}"
+        sound = as_near(seen, mine, own, precision=self.recipe.precision)
+        return sound, f", in float64 {max(seen):.1e}"
+
+    def _in_float64(self) -> "Engine":
+        """Make a plain engine of a copy at the same place."""
+        network = copy.deepcopy(self.network).double()
+        double = Engine(replace(self.recipe, precision="float64"), network, self.counts)
+        radius, noise = float(self.radius), float(self.noise)
+        double.set(lr=float(self.lr), rho=radius, noise=noise, loss=self.loss)
+        double.load_state_dict(self.state_dict())
+        return double
+
+    def _state(self) -> State:
         """List all that an update changes, kind by kind."""
         moving = [self.escape.last_norm, self.escape.since]
         return [self.weights.parameters, self.momenta, list(self.network.buffers()), moving]
@@ -247,16 +276,6 @@ class Engine:
             mine.copy_(value)
         self.escape.last_norm.copy_(state["last_norm"])
         self.escape.since.copy_(state["since"])
-
-
-def _in_float32(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Switch autocast off around a network."""
-
-    def forward(inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
-            return network(inputs)
-
-    return forward
 
 
 def _many_programs() -> AbstractContextManager[object]:

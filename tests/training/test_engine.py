@@ -262,39 +262,65 @@ def test_a_fast_update_that_differs_anywhere_is_not_used(
     _assert_same_weights(found, plain, 0.0)
 
 
-def _in_bf16(network: Any, x: Tensor) -> Any:
-    """Be off by as much as a number in bf16 is, in bf16 alone."""
-    logits = network(x)
-    return logits * (1 + 2**-8) if torch.is_autocast_enabled("cpu") else logits
+ROUGH = {"bf16": 2**-5, "float32": 2**-12}  # by how much rounding puts the logits off
 
 
-def _lost(network: Any, x: Tensor) -> Any:
-    return network(x) * (torch.nan if torch.is_autocast_enabled("cpu") else 1)
+def _coarse(x: Tensor, precision: str) -> bool:
+    """Tell whether an engine of this precision calls, and not its finer twin."""
+    if precision == "bf16":
+        return torch.is_autocast_enabled("cpu")
+    return x.dtype == torch.float32
 
 
-def _far(network: Any, x: Tensor) -> Any:
+def _rough(precision: str, _: Any, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+    return logits * (1 + ROUGH[precision]) if _coarse(inputs[0], precision) else logits
+
+
+def _rounded(network: Any, precision: str, x: Tensor) -> Any:
+    """Be off by as much as the plain network is, to the other side."""
+    return network(x) * (1 - 2 * ROUGH[precision] if _coarse(x, precision) else 1)
+
+
+def _lost(network: Any, precision: str, x: Tensor) -> Any:
+    return network(x) * (torch.nan if _coarse(x, precision) else 1)
+
+
+def _wrong(network: Any, precision: str, x: Tensor) -> Any:
+    """Be off by far more than the plain network is, in this precision alone."""
+    return network(x) * (1 + 100 * ROUGH[precision] if _coarse(x, precision) else 1)
+
+
+def _far(network: Any, _: str, x: Tensor) -> Any:
+    """Be off in every precision."""
     return network(x) * 1.2
 
 
-@pytest.mark.parametrize("step", ["sgd", "sam"])
+@pytest.mark.parametrize("step", ["sgd", "sam", "lpf-sgd"])
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
 @pytest.mark.parametrize(
-    ("program", "way"), [(_in_bf16, "compiled"), (_lost, "plain"), (_far, "plain")]
+    ("program", "way"),
+    [(_rounded, "compiled"), (_lost, "plain"), (_wrong, "plain"), (_far, "plain")],
 )
-def test_where_two_roundings_differ_float32_decides(
-    step: str, program: Callable[..., Any], way: str, monkeypatch: pytest.MonkeyPatch
+def test_where_two_roundings_differ_finer_arithmetic_decides(
+    step: str,
+    precision: str,
+    program: Callable[..., Any],
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On so small a network the two are near each other: the bound between them is lowered."""
-    monkeypatch.setitem(nearness.COMPILED, "bf16", 3e-3)
-    monkeypatch.setattr(torch, "compile", lambda network, **_: partial(program, network))
-    recipe = _recipe(step, precision="bf16")
+    """A small network, whose update rounding hardly moves, is made rough; the bound is lowered."""
+    monkeypatch.setitem(nearness.COMPILED, precision, 0.1 * ROUGH[precision])
+    monkeypatch.setattr(torch, "compile", lambda network, **_: partial(program, network, precision))
+    recipe = _recipe(step, precision=precision)
     found, plain = _build(recipe, "compiled"), _build(recipe, "plain")
     for each in (found, plain):
         _set(each, 1)
+        each.network.register_forward_hook(partial(_rough, precision))
     batch = _batches(found, 1)[0]
     found.update(batch)
     plain.update(batch)
     assert found.way == way, found.note
-    assert "from float32's" in found.about
+    assert f"from {nearness.FINER[precision]}'s" in found.about
     if way == "plain":
         assert found.about in found.note
         _assert_same_weights(found, plain, 0.0)

@@ -36,4 +36,23 @@ def test_rounding_alone_is_no_difference() -> None:
 def test_a_compiled_update_in_bf16_is_as_near_float32_as_the_plain_one(
     seen: tuple[float, ...], found: tuple[float, ...], plain: tuple[float, ...], near: bool
 ) -> None:
-    assert as_near(seen, found, plain) is near
+    assert as_near(seen, found, plain, precision="bf16") is near
+
+
+@pytest.mark.parametrize(
+    ("seen", "found", "plain", "near"),
+    [
+        (0.0, 0.03, 0.02, True),
+        (1e-10, 9e-4, 1e-5, True),
+        (1e-10, 2e-3, 1e-5, False),  # neither near nor where rounding takes the plain one
+        (1e-5, 9e-4, 1e-5, False),  # a fault that float32 hides
+        (0.0, 0.05, 0.02, False),
+    ],
+)
+def test_one_in_float32_is_as_near_float64_as_the_plain_one(
+    seen: float, found: float, plain: float, near: bool
+) -> None:
+    for precision in ("float32", "tf32"):
+        ten = 10 if precision == "tf32" else 1  # its bound is so many times as wide
+        each = ([ten * value] for value in (seen, found, plain))
+        assert as_near(*each, precision=precision) is near
