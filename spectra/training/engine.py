@@ -7,10 +7,11 @@
 
 The faster ways are checked before they are used: from the same weights and batch they must move
 weights, momenta, batch-norm statistics and what pgd remembers as the plain one does, each up to
-rounding (or, compiled, be as near the update in float64 as the plain one is, see `nearness`), else the run goes on with the plain one and a line says so. That is no idle fear:
-imbsam and sse-sam take two gradients of one pass, a compiled backward frees its buffers in the
-first, and told to keep them (torch 2.13) it took a cached program that does not: 12 % of the
-update was wrong, silently. They run plain or as a graph.
+rounding (or, compiled, be as near the update in float64 as the plain one is, see `nearness`), else
+the run goes on with the plain one and a line says so. That is no idle fear: imbsam and sse-sam take
+two gradients of one pass, a compiled backward frees its buffers in the first, and told to keep them
+(torch 2.13) it took a cached program that does not: 12 % of the update was wrong, silently. They
+run plain or as a graph.
 """
 
 import copy

@@ -266,7 +266,7 @@ ROUGH = {"bf16": 2**-5, "float32": 2**-12}  # by how much rounding puts the logi
 
 
 def _coarse(x: Tensor, precision: str) -> bool:
-    """Tell whether an engine of this precision calls, and not its finer twin."""
+    """Tell whether an engine of this precision calls, and not its twin in float64."""
     if precision == "bf16":
         return torch.is_autocast_enabled("cpu")
     return x.dtype == torch.float32
@@ -301,7 +301,7 @@ def _far(network: Any, _: str, x: Tensor) -> Any:
     ("program", "way"),
     [(_rounded, "compiled"), (_lost, "plain"), (_wrong, "plain"), (_far, "plain")],
 )
-def test_where_two_roundings_differ_finer_arithmetic_decides(
+def test_where_two_roundings_differ_float64_decides(
     step: str,
     precision: str,
     program: Callable[..., Any],
@@ -320,7 +320,7 @@ def test_where_two_roundings_differ_finer_arithmetic_decides(
     found.update(batch)
     plain.update(batch)
     assert found.way == way, found.note
-    assert f"from {nearness.FINER[precision]}'s" in found.about
+    assert "from float64's" in found.about
     if way == "plain":
         assert found.about in found.note
         _assert_same_weights(found, plain, 0.0)

@@ -22,18 +22,18 @@ def test_rounding_alone_is_no_difference() -> None:
 @pytest.mark.parametrize(
     ("seen", "found", "plain", "near"),
     [
-        ((0.03, 1e-6), (0.11, 1e-3), (0.14, 1e-3), True),
-        ((0.0, 0.0), (0.20, 1e-3), (0.14, 1e-3), True),
-        ((0.03, 1e-6), (0.30, 1e-3), (0.14, 1e-3), False),  # more than twice as far
-        ((0.12, 1e-6), (0.18, 1e-3), (0.14, 1e-3), False),  # a fault that bf16 hides
-        ((0.03, 0.02), (0.11, 1e-3), (0.14, 1e-3), False),  # of another kind of value
-        ((0.03, 1e-6), (0.11, 0.05), (0.14, 1e-3), False),
+        ((1e-12, 0.0), (0.11, 1e-3), (0.14, 1e-3), True),
+        ((1e-12, 0.0), (0.20, 1e-3), (0.14, 1e-3), True),
+        ((1e-12, 0.0), (0.30, 1e-3), (0.14, 1e-3), False),  # more than twice as far
+        ((1e-5, 0.0), (0.11, 1e-3), (0.14, 1e-3), False),  # a fault that bf16 hides
+        ((0.0, 1e-5), (0.11, 1e-3), (0.14, 1e-3), False),  # of another kind of value
+        ((1e-12, 0.0), (0.11, 0.05), (0.14, 1e-3), False),
         ((0.0, 0.0), (0.4, 0.0), (0.4, 0.0), False),  # bf16 itself is no update
         ((0.0, 0.0), (math.inf, 0.0), (math.inf, 0.0), False),
         ((math.inf, 0.0), (0.1, 0.0), (0.1, 0.0), False),
     ],
 )
-def test_a_compiled_update_in_bf16_is_as_near_float32_as_the_plain_one(
+def test_a_compiled_update_in_bf16_is_as_near_float64_as_the_plain_one(
     seen: tuple[float, ...], found: tuple[float, ...], plain: tuple[float, ...], near: bool
 ) -> None:
     assert as_near(seen, found, plain, precision="bf16") is near
