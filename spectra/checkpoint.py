@@ -3,7 +3,7 @@
 Our own file is what `torch.save` makes of a dictionary with the names of `Checkpoint`, plain values
 all, the weights as `state_dict`, and `format`, `version` and `torch`. Files of others hold a bare
 state dict, or one named `state_dict`, `model_state_dict`, `model` or `net`; one of another name, as
-that of averaged weights, is taken where the caller names it.
+that of averaged weights, is taken where the caller names it (see `recognition`).
 
 No file runs code (see `untrusted`), and a model factory is imported because the caller names it,
 never because a file does.
@@ -11,9 +11,8 @@ never because a file does.
 
 import io
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,21 +25,20 @@ from .errors import SpectraError
 from .files import replacing
 from .fingerprints import held_beside, sha256_of
 from .losses import Loss, LossSpec, as_loss
-from .models import (
-    ARCHITECTURES,
-    ModelSpec,
-    canonical_names,
-    fitting_names,
-    infer_spec,
-    without_prefixes,
-)
+from .models import ModelSpec
 from .networks import DigitsNet, ResNet, copied, unwrapped
+from .recognition import (
+    canonical_names,
+    choose_spec,
+    find_weights,
+    fitting_names,
+    guess_classes,
+    infer_spec,
+    shorten,
+)
 from .untrusted import FORMAT, WAY_OUT, is_own, read, refused, unpickle
 
 VERSION = 1
-HEADS = re.compile(r"(.*_)?(head|heads|classifier)")  # names that no other layer has
-LAST = ("fc", "linear", "out", "output", "logits")  # names that the last layer often has
-USUAL = ("state_dict", "model_state_dict", "model", "net")  # keys of a file's weights
 COSINE_SCALE = 30.0  # s of the LDAM recipe, which released files with a cosine head do not state
 
 
@@ -77,7 +75,7 @@ class Checkpoint:
         Args:
             model: any classifier, wrapped or not; it is copied as it is now, and not changed.
             num_classes: number of classes; guessed without it, from the shape of what is named
-                like a head (`HEADS`, else `LAST`), else of the last parameter.
+                like a head (`recognition.HEADS`, else `LAST`), else of the last parameter.
             loss: the training loss, for `Plan(loss="trained")`: described, or any function of
                 logits (n, C) and targets (n,) that gives one value a sample, (n,). Means run over
                 what a function gives: only of a described loss are the class weights outside it.
@@ -105,9 +103,7 @@ class Checkpoint:
         if isinstance(model, ResNet | DigitsNet):
             spec = infer_spec(model.state_dict())
         else:
-            spec = ModelSpec(
-                type(model).__name__, num_classes or max(2, _guess_classes(parameters))
-            )
+            spec = ModelSpec(type(model).__name__, num_classes or max(2, guess_classes(parameters)))
         return cls(model, spec, None, criterion, epoch, {}, sha256, name)
 
     @property
@@ -223,8 +219,8 @@ def load_checkpoint(
         arch: architecture, one of `ARCHITECTURES`; told from the parameter names without it.
         num_classes: number of classes; told from the head's shape without it (for `model`, guessed
             as in `Checkpoint.of`).
-        weights: key of the file's state dict, "state_dict_ema" for example; the usual names, or the
-            file itself, without it.
+        weights: key of the file's state dict, "state_dict_ema" for example, or "ema.module" for one
+            in a dictionary of the file; the usual names, or the file itself, without it.
 
     Returns:
         The checkpoint; `data` and `loss` are None for the files of others, and `head_scale` is 30
@@ -243,12 +239,21 @@ def load_checkpoint(
             f"{path.name} has the format version {own.get('version')!r}, expected {VERSION}: "
             "another version of spectra wrote it; update spectra"
         )
-    state, others, unusual = _state_dict(payload, path.name, weights)
+    found = find_weights(payload, path.name, weights)
+    state = found.state
     if isinstance(model, nn.Module):
         network = copied(unwrapped(model))
-        spec = ModelSpec(type(network).__name__, num_classes or _guess_classes(state))
+        spec = ModelSpec(type(network).__name__, num_classes or guess_classes(state))
     else:
-        spec = _choose_spec(state, said, model, arch, num_classes, path.name)
+        spec = choose_spec(
+            state,
+            file=path.name,
+            told=ModelSpec.from_dict(own["model"]) if own.get("model") else None,
+            named=said.get("arch"),
+            factory=model,
+            arch=arch,
+            num_classes=num_classes,
+        )
         network = spec.build()
         state = state if spec.factory else canonical_names(state)
     state = fitting_names(state, network.state_dict())
@@ -263,13 +268,13 @@ def load_checkpoint(
         loss=LossSpec.from_dict(own["loss"]) if own.get("loss") else None,
         epoch=None if epoch is None else int(epoch),
         metrics=own.get("metrics", {}) if own else numbers,
-        sha256=sha256_of([sha256, weights]) if unusual else sha256,
-        file=f"{path.name}:{weights}" if unusual else path.name,
+        sha256=sha256_of([sha256, found.key]) if found.key else sha256,
+        file=f"{path.name}:{found.key}" if found.key else path.name,
         draw_sha256=own.get("draw_sha256"),
         pixels_sha256=own.get("pixels_sha256"),
         recipe=own.get("recipe"),
         training=own.get("training"),
-        others=others,
+        others=found.others,
     )
 
 
@@ -283,84 +288,6 @@ def _numbers(said: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _state_dict(
-    payload: object, file: str, chosen: str | None
-) -> tuple[dict[str, Tensor], tuple[str, ...], bool]:
-    """Take the weights; name others that nobody chose; say whether the key is an unusual one."""
-    held = payload if isinstance(payload, Mapping) else {}
-    found = {key: parts for key, value in held.items() if (parts := _tensors_by_name(value))}
-    usual = next((key for key in USUAL if key in found), None)
-    key = usual if chosen is None else chosen
-    if key in found:
-        shapes, rest = _shapes(found[key]), () if chosen else set(found) - {key}
-        others = (str(name) for name in rest if shapes <= _shapes(found[name]))
-        return found[key], tuple(sorted(others)), key != usual
-    if chosen is None and (bare := _tensors_by_name(payload)):
-        return bare, (), False
-    seen = f"the keys {_shorten([str(key) for key in held])}" if held else type(payload).__name__
-    hint = "save model.state_dict()"
-    if chosen is not None and _tensors_by_name(payload):
-        hint = "it is one bare state dict, which no key names: leave --weights out"
-    elif found:
-        hint = f"choose from {_shorten([repr(key) for key in found])}: --weights KEY"
-    raise SpectraError(
-        f"{file} holds {seen}, expected the tensors of a network by name, bare or under "
-        f"{chosen or 'state_dict'!r}: {hint}"
-    )
-
-
-def _tensors_by_name(value: object) -> dict[str, Tensor]:
-    parts = dict(value) if isinstance(value, Mapping) else {}
-    named = all(isinstance(k, str) and isinstance(part, Tensor) for k, part in parts.items())
-    return parts if named else {}
-
-
-def _shapes(state: Mapping[str, Tensor]) -> Counter[torch.Size]:
-    return Counter(value.shape for value in state.values() if value.ndim > 0)
-
-
-def _guess_classes(state: Mapping[str, Tensor]) -> int:
-    """Take the width of what is called like a head, the last one: it may be declared first."""
-    *_, names = without_prefixes(state)
-
-    def likeness(name: str) -> int:
-        layer = name.partition(".")[0]
-        return 2 if HEADS.fullmatch(layer) else int(layer in LAST)
-
-    sized = sorted((name for name, value in names.items() if value.ndim > 0), key=likeness)
-    return names[sized[-1]].shape[0] if sized else 0
-
-
-def _choose_spec(
-    state: Mapping[str, Tensor],
-    said: Mapping[str, Any],
-    factory: str | None,
-    arch: str | None,
-    num_classes: int | None,
-    file: str,
-) -> ModelSpec:
-    """Settle the network: what the caller says, then what the file says, then its names."""
-    spec = ModelSpec.from_dict(said["model"]) if is_own(said) and said.get("model") else None
-    if factory is not None:
-        classes = num_classes or (spec.num_classes if spec else _guess_classes(state))
-        return ModelSpec(factory.partition(":")[2], classes, factory=factory)
-    if spec is not None and spec.factory is not None and arch is None:
-        raise SpectraError(
-            f"{file} was made with the model factory {spec.factory!r}; a file may not import code "
-            f"by itself: repeat with --model {spec.factory} if you trust it"
-        )
-    if spec is None:
-        try:
-            spec = infer_spec(state)
-        except SpectraError:
-            named = arch or said.get("arch")
-            if arch is None and named not in ARCHITECTURES:
-                raise
-            spec = ModelSpec(str(named), num_classes or _guess_classes(state))
-    spec = replace(spec, num_classes=num_classes or spec.num_classes)
-    return spec if arch is None else replace(spec, arch=arch, factory=None)
-
-
 def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
     expected = network.state_dict()
     # Files older than torch 0.4.1 lack this counter, which evaluation never reads.
@@ -372,7 +299,7 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) ->
         if k in state and state[k].shape != expected[k].shape
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
-    if found := [f"{kind} {_shorten(names)}" for kind, names in kinds if names]:
+    if found := [f"{kind} {shorten(names)}" for kind, names in kinds if names]:
         raise SpectraError(
             f"{file} does not fit the network {type(network).__name__} ({'; '.join(found)}); "
             "random weights would have been analysed: rename the file's tensors, or "
@@ -385,11 +312,6 @@ def _load_weights(network: nn.Module, state: Mapping[str, Tensor], file: str) ->
 def _require_finite(state: Mapping[str, Tensor], file: str) -> None:
     if broken := [k for k, v in state.items() if not bool(torch.isfinite(v).all())]:
         raise SpectraError(
-            f"{file} holds NaN or infinite weights in {_shorten(broken)}: the training diverged; "
+            f"{file} holds NaN or infinite weights in {shorten(broken)}: the training diverged; "
             "choose an earlier checkpoint"
         )
-
-
-def _shorten(names: Sequence[str], most: int = 4) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

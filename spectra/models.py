@@ -1,22 +1,16 @@
-"""Which network a checkpoint holds: a small description, told by the user or by names and shapes.
-
-A description builds its network; `infer_spec` reads it from a bare state dict, and the names that
-wrappers and other code bases give to parameters become the ones used here.
-"""
+"""Describe a network in a few words that a file can hold, and build it from them."""
 
 import importlib
 import inspect
-import itertools
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import SpectraError
-from .networks import DIGITS_FEATURES, LAYOUTS, DigitsNet, Head, ResNet
+from .networks import LAYOUTS, DigitsNet, Head, ResNet
 
 ARCHITECTURES: tuple[str, ...] = (*LAYOUTS, "digits")
 
@@ -118,88 +112,3 @@ def _from_factory(name: str, num_classes: int) -> nn.Module:
             f"the model factory {name!r} returned {type(network).__name__}, expected a Module"
         )
     return network
-
-
-def canonical_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of a foreign residual network to the names used here.
-
-    What all names begin with goes; 1x1-convolution shortcuts `shortcut.0`, `shortcut.1` with the
-    head `linear`, as some write them, become `downsample.0`, `downsample.1` with the head `fc`.
-    """
-    *_, names = without_prefixes(state_dict)
-    if not any(re.search(r"\.(shortcut|downsample)\.0\.weight$", name) for name in names):
-        return names
-    return {
-        re.sub(r"^linear\.", "fc.", name.replace(".shortcut.", ".downsample.")): value
-        for name, value in names.items()
-    }
-
-
-def without_prefixes(state_dict: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Give a state dict as it is, then without each piece that all of its names begin with.
-
-    DataParallel adds `module.`, torch.compile `_orig_mod.`, a LightningModule what it calls the
-    network; AveragedModel adds `module.`, and a counter beside it that goes with it.
-    """
-    names = dict(state_dict)
-    while True:
-        yield names
-        kept = [name for name in names if name != "n_averaged"]
-        prefix, *others = {"".join(name.partition(".")[:2]) for name in kept} or {""}
-        counted = len(kept) < len(names)
-        if others or not prefix.endswith(".") or (counted and prefix != "module."):
-            return
-        names = {name.removeprefix(prefix): names[name] for name in kept}
-
-
-def fitting_names(state_dict: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    """Take off what all names begin with, as far as most of them become those of a network.
-
-    Args:
-        state_dict: parameters and buffers by name.
-        expected: the network's own names.
-    """
-    versions = without_prefixes(state_dict)
-    return max(versions, key=lambda names: len(names.keys() & set(expected)))
-
-
-def infer_spec(state_dict: Mapping[str, Tensor]) -> ModelSpec:
-    """Tell which network a bare state dict belongs to, from its names and shapes.
-
-    Args:
-        state_dict: parameters and buffers by name; all may begin with the same.
-
-    Returns:
-        Architecture, classes, head and input channels.
-
-    Raises:
-        SpectraError: if no network known here has such names; it lists what was seen.
-    """
-    shapes = {name: tuple(value.shape) for name, value in canonical_names(state_dict).items()}
-    stages = [re.match(r"layer(\d+)\.\d+\.conv1\.weight$", name) for name in shapes]
-    counts = [match.group(1) for match in stages if match]
-    blocks = tuple(counts.count(stage) for stage in sorted(set(counts)))
-    bottleneck = "layer1.0.conv3.weight" in shapes
-    padded = not any(".downsample.0." in name for name in shapes)
-    stem = shapes.get("conv1.weight", ())
-    candidates = [
-        (arch, layout.head, layout.features)
-        for arch, layout in LAYOUTS.items()
-        if (layout.blocks, layout.bottleneck, layout.padded, layout.stem[0])
-        == (blocks, bottleneck, padded, *stem[3:])
-    ]
-    if not blocks and "conv3.weight" in shapes:
-        candidates.append(("digits", "linear", DIGITS_FEATURES))
-    for arch, name, features in candidates:
-        shape = shapes.get(f"{name}.weight", ())
-        if len(shape) != 2 or len(stem) != 4:
-            continue
-        # A head without bias is the cosine one: (features, classes), not (classes, features).
-        cosine = f"{name}.bias" not in shapes and shape[0] == features
-        return ModelSpec(arch, shape[int(cosine)], "cosine" if cosine else "linear", stem[1])
-    seen = ", ".join(f"{k} {tuple(v.shape)}" for k, v in itertools.islice(state_dict.items(), 3))
-    raise SpectraError(
-        f"cannot tell the network from {len(shapes)} tensors, {blocks or 'no'} blocks per stage, "
-        f"names like {seen or 'none'}: name it with --arch ({', '.join(ARCHITECTURES)}) or with "
-        "--model PACKAGE.MODULE:FUNCTION"
-    )

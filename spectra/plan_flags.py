@@ -121,8 +121,8 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--weights",
         metavar="KEY",
-        help="which of the file's state dicts, e.g. state_dict_ema (default: state_dict or another "
-        "of the usual names)",
+        help="which of the file's state dicts, e.g. state_dict_ema, or ema.module for one in a "
+        "dictionary (default: state_dict or another of the usual names)",
     )
 
 

@@ -191,6 +191,23 @@ def test_averaged_weights_beside_others_are_told_and_read_when_named(tmp_path: P
     assert any("state_dict_ema, too" in note for note in doubts(first, data, data))
 
 
+def test_weights_in_a_dictionary_of_the_file_are_named_with_a_dot(tmp_path: Path) -> None:
+    plain, mean = network(seed=1), network(seed=2)
+    ema = {"module": mean.state_dict(), "decay": 0.99, "copy": plain.state_dict(), 3: torch.ones(2)}
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9).state_dict()
+    held = {"model": plain.state_dict(), "ema": ema, "optimizer": optimizer}
+    torch.save(held, tmp_path / "a.pt")
+    first = load_checkpoint(tmp_path / "a.pt")
+    assert same_weights(first.model, plain)
+    assert first.others == ("ema.module",)  # the copy says nothing new
+    second = load_checkpoint(tmp_path / "a.pt", weights="ema.module")
+    assert same_weights(second.model, mean)
+    assert (second.file, second.others) == ("a.pt:ema.module", ())
+    torch.save({"ema": ema}, tmp_path / "b.pt")
+    with pytest.raises(SpectraError, match=r"choose from 'ema.module', 'ema.copy': --weights KEY"):
+        load_checkpoint(tmp_path / "b.pt")
+
+
 def test_files_of_lightning_and_of_averaged_weights_open(tmp_path: Path) -> None:
     """A prefix on every name, or a counter beside it; the network is told, or given."""
     model = network()

@@ -11,14 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
-from spectra.models import (
-    ARCHITECTURES,
-    ModelSpec,
-    canonical_names,
-    fitting_names,
-    infer_spec,
-    without_prefixes,
-)
+from spectra.models import ARCHITECTURES, ModelSpec
+from spectra.recognition import canonical_names, fitting_names, infer_spec, without_prefixes
 
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 

@@ -39,12 +39,13 @@ MAY_IMPORT = {
     "krylov": {"errors"},
     "networks": {"errors"},
     "models": {"errors", "networks"},
+    "recognition": {"errors", "networks", "models"},
     "losses": {"errors", "devices", "fingerprints"},
     "data": {"errors", "devices"},
     "data.__main__": {"errors", "data"},
     "untrusted": {"errors"},
     "checkpoint": {"errors", "files", "fingerprints", "untrusted", "networks", "models", "data"}
-    | {"losses"},
+    | {"losses", "recognition"},
     "hessian": {"choices", "errors", "devices", "networks", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}

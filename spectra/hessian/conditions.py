@@ -1,4 +1,4 @@
-"""Under which layout and precision a network computes what it means, told by a few samples.
+"""Whether a network takes the samples, and which layout and precision it means; a few tell.
 
 Channels-last is the faster layout, but a network may view what its convolutions put out, whose
 entries then stand in another order. And a network, or a loss, may name a precision: that rounds
@@ -13,20 +13,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spectra.hessian.network import calling, forked_random_state, logits_of
+from spectra.errors import SpectraError
+from spectra.hessian.network import calling, forked_random_state, logits_of, require_outputs
+from spectra.losses import LossSpec
 
 if TYPE_CHECKING:
     from spectra.hessian.objective import Objective
 
 _FEW = 4  # samples whose logits and losses are compared
 _ROUNDED = 1e-3  # relative; float32 rounds them by less
-REFUSED = (RuntimeError, TypeError, ValueError, IndexError)  # raised by what a network cannot take
+_REFUSED = (RuntimeError, TypeError, ValueError, IndexError)  # raised by what a network cannot take
 
 
 @contextlib.contextmanager
-def trial(objective: Objective) -> Iterator[None]:
+def _trial(objective: Objective) -> Iterator[None]:
     """Set torch up for a pass of a few samples that leaves no trace."""
     with (
         objective.arithmetic(),
@@ -46,6 +48,40 @@ def settled(objective: Objective) -> Objective:
         return objective
     there = _seen(plain)
     return objective if there is None or _near(_seen(objective), there) else plain
+
+
+def try_out(objective: Objective) -> int:
+    """Pass one sample through the network; count the bytes that its layers put out.
+
+    Raises:
+        SpectraError: if the network cannot take it, or lacks outputs for the classes of the data.
+    """
+    seen = 0
+
+    def count(_: nn.Module, __: object, output: object) -> None:
+        nonlocal seen
+        if isinstance(output, Tensor):
+            seen += output.numel() * output.element_size()
+
+    leaves = [m for m in objective.network.modules() if next(m.children(), None) is None]
+    hooks = [m.register_forward_hook(count) for m in leaves]
+    x = objective.batch(slice(0, 1))[0]
+    try:
+        with _trial(objective):
+            output = objective.network(x)
+    except _REFUSED as error:
+        raise SpectraError(
+            f"got inputs of shape {tuple(x.shape[1:])}, which the network cannot take "
+            f"({str(error).splitlines()[0][:160]}); expected what it was built for: check "
+            "--dataset, --data and --model"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    logits = logits_of(output)
+    if isinstance(objective.loss, LossSpec):
+        require_outputs(logits, int(objective.samples.targets.max()) + 1)
+    return seen
 
 
 def _in_plain_layout(objective: Objective) -> Objective:
@@ -76,12 +112,12 @@ def _seen(objective: Objective) -> Tensor | None:
     """Give the logits and losses of a few samples in float64; None where one of them fails."""
     few = replace(objective, redraw=None, tf32=False)
     try:
-        with trial(few):
+        with _trial(few):
             inputs, targets, _ = few.batch(slice(0, _FEW))
             logits = logits_of(few.network(inputs))
             losses = few.loss.per_sample(logits, targets)
             return torch.cat([logits.flatten(), losses.flatten()]).double()
-    except REFUSED:
+    except _REFUSED:
         return None
 
 

@@ -21,7 +21,7 @@ from spectra.choices import PathName
 from spectra.data import IGNORED, Samples, as_samples
 from spectra.errors import SpectraError
 from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
-from spectra.hessian.conditions import REFUSED, settled, trial
+from spectra.hessian.conditions import settled, try_out
 from spectra.hessian.network import (
     by_itself,
     calling,
@@ -31,7 +31,6 @@ from spectra.hessian.network import (
     memory_format,
     private_copy,
     recordable,
-    require_outputs,
     untouched,
 )
 from spectra.hessian.products import PRODUCTS, Function, Parameters, gradient
@@ -133,7 +132,7 @@ class Objective:
         )
         objective._require_samples("the data")
         objective = settled(objective)
-        seen = objective._try_out()
+        seen = try_out(objective)
         size = automatic_batch(seen, objective.device) if batch_size == "auto" else batch_size
         if not isinstance(size, int) or size < 1:
             raise SpectraError(f"got a batch size of {size!r}, expected at least 1 or 'auto'")
@@ -394,35 +393,6 @@ class Objective:
         )
         tf32 = self.tf32 and dtype == torch.float32
         return replace(self, network=network, dtype=dtype, tf32=tf32)
-
-    def _try_out(self) -> int:
-        """Pass one sample through the network; count the bytes that its layers put out."""
-        seen = 0
-
-        def count(_: nn.Module, __: object, output: object) -> None:
-            nonlocal seen
-            if isinstance(output, Tensor):
-                seen += output.numel() * output.element_size()
-
-        leaves = [m for m in self.network.modules() if next(m.children(), None) is None]
-        hooks = [m.register_forward_hook(count) for m in leaves]
-        x = self.batch(slice(0, 1))[0]
-        try:
-            with trial(self):
-                output = self.network(x)
-        except REFUSED as error:
-            raise SpectraError(
-                f"got inputs of shape {tuple(x.shape[1:])}, which the network cannot take "
-                f"({str(error).splitlines()[0][:160]}); expected what it was built for: check "
-                "--dataset, --data and --model"
-            ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
-        logits = logits_of(output)
-        if isinstance(self.loss, LossSpec):
-            require_outputs(logits, int(self.samples.targets.max()) + 1)
-        return seen
 
 
 def _unless_one(weights: Tensor) -> Tensor | None:
