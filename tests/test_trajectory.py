@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from spectra import SpectraError, Trajectory, figures, terminal, trajectory
 from spectra.results import CAVEAT
+from tests.apart import Apart
 from tests.made_up import train_digits
 
 FILES = {"trajectory.csv", "trajectory.json", "trajectory.pdf", "trajectory.png"}
@@ -112,6 +114,32 @@ def test_two_runs_give_a_table_files_and_panels_side_by_side(
         lines = {line.get_label(): line for line in ax.lines}
         assert set(lines) == {"class 9", "re-weighting"}
         assert set(lines["re-weighting"].get_xdata()) == {2}
+
+
+def test_a_process_that_was_killed_is_resumed_by_another(
+    runs: Path, command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    given = ["--classes", "9,0", "--steps", "20", "--max-samples", "20"]
+    called = [str(runs / "sgd"), *given, "--device", "cpu", "--out", str(folder)]
+    process = Apart("spectra.trajectory", *called)
+    deadline = time.monotonic() + 60
+    while not (folder / "sgd" / "epoch-2" / "esd.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.told
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (folder / "sgd" / "epoch-3" / "esd.json").exists()
+    again = Apart("spectra.trajectory", *called, "--resume")
+    out, err = again.communicate(timeout=60)
+    assert again.poll() == 0, err
+    assert "epoch-3 (2 of 2) class 0" in err
+    assert all(word in out for word in ("sgd: |λmin| / λmax", *FILES))
+    found, whole = Result(folder, 0, out, err), command(*given)
+    assert set(found.files) == set(whole.files)
+    for mine, theirs in zip(found.rows, whole.rows, strict=True):
+        assert (mine["epoch"], mine["label"]) == (theirs["epoch"], theirs["label"])
+        assert float(mine["lambda_max"]) == pytest.approx(float(theirs["lambda_max"]), rel=1e-3)
 
 
 def test_quiet_prints_nothing(command: Command, single: Path) -> None:
