@@ -79,6 +79,12 @@ def keep_freed_memory() -> None:
             mallopt(-2, 2**28)
 
 
+def give_back_memory() -> None:
+    """Give the system what is free now, after an exceptional peak; see `keep_freed_memory`."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def bf16_cost() -> float:
     """Time a small convolution on this processor; without AVX-512 nobody tuned the one in bf16.
 

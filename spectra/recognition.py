@@ -24,7 +24,7 @@ USUAL = ("state_dict", "model_state_dict", "model", "net")  # keys of a file's w
 
 
 @dataclass(frozen=True)
-class Weights:
+class Found:
     """The state dict that was taken out of a file."""
 
     state: dict[str, Tensor]
@@ -32,7 +32,7 @@ class Weights:
     others: tuple[str, ...]  # keys of more weights of such a network, which nobody chose
 
 
-def find_weights(payload: object, file: str, chosen: str | None = None) -> Weights:
+def find_weights(payload: object, file: str, chosen: str | None = None) -> Found:
     """Take the weights out of what a file holds.
 
     Args:
@@ -50,10 +50,10 @@ def find_weights(payload: object, file: str, chosen: str | None = None) -> Weigh
     if key in found:
         rest = () if chosen else sorted(found.keys() - {key})
         others = tuple(name for name in rest if _rivals(found[key], found[name]))
-        return Weights(found[key], "" if key == usual else key, others)
+        return Found(found[key], "" if key == usual else key, others)
     bare = _tensors_by_name(payload)
     if bare and chosen is None:
-        return Weights(bare, "", ())
+        return Found(bare, "", ())
     seen = f"the keys {shorten([str(key) for key in held])}" if held else type(payload).__name__
     hint = "save model.state_dict()"
     if bare:
@@ -68,21 +68,26 @@ def find_weights(payload: object, file: str, chosen: str | None = None) -> Weigh
 
 def _state_dicts(held: Mapping[Any, object]) -> dict[str, dict[str, Tensor]]:
     """Find the state dicts by key; those of a dictionary inside have its key before a dot."""
-    found = {}
-    for key, value in held.items():
-        inside = value.items() if isinstance(value, Mapping) else ()
-        if parts := _tensors_by_name(value):
-            found[str(key)] = parts
-        else:
-            nested = ((f"{key}.{name}", _tensors_by_name(part)) for name, part in inside)
-            found |= {name: parts for name, parts in nested if parts}
-    return found
+    outer = {str(key): _tensors_by_name(value) for key, value in held.items()}
+    inner = {
+        f"{key}.{name}": _tensors_by_name(part)
+        for key, value in held.items()
+        if isinstance(value, Mapping) and not outer[str(key)]
+        for name, part in value.items()
+    }
+    return {key: parts for key, parts in (inner | outer).items() if parts}
 
 
 def _rivals(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state dict could be another one of the same network."""
-    same = all(name in other and torch.equal(value, other[name]) for name, value in state.items())
-    return not same and _shapes(state) <= _shapes(other)
+    """Tell whether a state dict could be another one of the same network, and is no copy."""
+    return _shapes(state) <= _shapes(other) and not all(
+        name in other and _same(value, other[name]) for name, value in state.items()
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    alike = (a.dtype, a.layout, a.device) == (b.dtype, b.layout, b.device)
+    return alike and a.layout == torch.strided and torch.equal(a, b)
 
 
 def _tensors_by_name(value: object) -> dict[str, Tensor]:
@@ -207,11 +212,11 @@ def choose_spec(
     Args:
         state: parameters and buffers by name.
         file: name of the file.
-        told: what the file says in our own format.
+        told: what the file says of its network, in our own format.
         named: the architecture that the file of another project names.
-        factory: what the caller says, as the two that follow.
-        arch: architecture.
-        num_classes: number of classes.
+        factory: "package.module:function", where the caller names one.
+        arch: the architecture, where the caller names one.
+        num_classes: the number of classes, where the caller says it.
 
     Raises:
         SpectraError: if it cannot be told, or the file names a factory and the caller none.

@@ -194,8 +194,10 @@ def test_averaged_weights_beside_others_are_told_and_read_when_named(tmp_path: P
 def test_weights_in_a_dictionary_of_the_file_are_named_with_a_dot(tmp_path: Path) -> None:
     plain, mean = network(seed=1), network(seed=2)
     ema = {"module": mean.state_dict(), "decay": 0.99, "copy": plain.state_dict(), 3: torch.ones(2)}
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9).state_dict()
-    held = {"model": plain.state_dict(), "ema": ema, "optimizer": optimizer}
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    plain(torch.zeros(2, 1, 8, 8)).sum().backward()
+    optimizer.step()  # now it has momenta, which nobody would take for weights
+    held = {"model": plain.state_dict(), "ema": ema, "optimizer": optimizer.state_dict()}
     torch.save(held, tmp_path / "a.pt")
     first = load_checkpoint(tmp_path / "a.pt")
     assert same_weights(first.model, plain)
@@ -206,6 +208,18 @@ def test_weights_in_a_dictionary_of_the_file_are_named_with_a_dot(tmp_path: Path
     torch.save({"ema": ema}, tmp_path / "b.pt")
     with pytest.raises(SpectraError, match=r"choose from 'ema.module', 'ema.copy': --weights KEY"):
         load_checkpoint(tmp_path / "b.pt")
+    torch.save({"ema.module": plain.state_dict(), **held}, tmp_path / "c.pt")
+    literal = load_checkpoint(tmp_path / "c.pt", weights="ema.module")
+    assert same_weights(literal.model, plain)  # a key of the file goes first
+
+
+def test_sparse_tensors_beside_the_weights_stand_in_nobodys_way(tmp_path: Path) -> None:
+    plain = network()
+    sparse = {name: value.float().to_sparse() for name, value in plain.state_dict().items()}
+    torch.save({"net": plain.state_dict(), "sparse": sparse}, tmp_path / "a.pt")
+    opened = load_checkpoint(tmp_path / "a.pt")
+    assert same_weights(opened.model, plain)
+    assert opened.others == ("sparse",)
 
 
 def test_files_of_lightning_and_of_averaged_weights_open(tmp_path: Path) -> None:

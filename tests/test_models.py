@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
-from spectra.models import ARCHITECTURES, ModelSpec
-from spectra.recognition import canonical_names, fitting_names, infer_spec, without_prefixes
+from spectra.models import ModelSpec
 
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 
@@ -54,23 +53,6 @@ def image(spec: ModelSpec, n: int = 2, dtype: torch.dtype = torch.float32) -> Te
 def test_parameter_counts_are_the_published_ones(arch, classes, head, expected) -> None:
     with torch.device("meta"):
         assert size(ModelSpec(arch, classes, head)._make()) == expected
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_names_and_shapes_tell_the_network(arch, head) -> None:
-    with torch.device("meta"):
-        spec = ModelSpec(arch, 7, head)
-        state = spec._make().state_dict()
-    assert infer_spec(state) == spec
-    assert infer_spec({f"module.{name}": value for name, value in state.items()}) == spec
-    assert ModelSpec.from_dict(spec.to_dict()) == spec
-
-
-def test_a_square_cosine_head_is_not_taken_for_a_linear_one() -> None:
-    for head in ("linear", "cosine"):
-        spec = ModelSpec("resnet20", 64, head)
-        assert infer_spec(spec.build().state_dict()) == spec
 
 
 def test_cifar_networks_have_the_released_names() -> None:
@@ -224,53 +206,6 @@ def test_a_sample_without_features_keeps_the_cosine_heads_curvature_finite() -> 
     reverse = torch.func.grad(lambda x: torch.func.jvp(loss, (x,), (tangent,))[1])(features)
     for product in (twice, forward, reverse):
         assert torch.isfinite(product).all()
-
-
-@pytest.mark.parametrize("arch", ["resnet20c", "resnet32c", "resnet18c"])
-def test_shortcut_names_are_taken_for_downsample_names(arch: str) -> None:
-    state = ModelSpec(arch, 10).build().state_dict()
-    foreign = {
-        "module." + k.replace("downsample", "shortcut").replace("fc.", "linear."): v
-        for k, v in state.items()
-    }
-    assert infer_spec(foreign) == ModelSpec(arch, 10)
-    assert list(canonical_names(foreign)) == list(state)
-
-
-def named(*names: str) -> dict[str, Tensor]:
-    return {name: torch.zeros(3, 2) for name in names}
-
-
-@pytest.mark.parametrize(
-    "prefix", ["model.", "module.model.", "model._orig_mod.", "_orig_mod.module.module.module."]
-)
-def test_a_prefix_that_all_names_share_goes_piece_by_piece(prefix: str) -> None:
-    state = ModelSpec("digits", 10).build().state_dict()
-    foreign = {prefix + name: value for name, value in state.items()}
-    assert infer_spec(foreign) == ModelSpec("digits", 10)
-    assert list(canonical_names(foreign)) == list(state)
-    assert list(fitting_names(foreign, state)) == list(state)
-    assert len(list(without_prefixes(foreign))) == prefix.count(".") + 1
-
-
-@pytest.mark.parametrize("outer", ["", "_orig_mod."])
-@pytest.mark.parametrize("inner", ["", "module.", "_orig_mod."])
-def test_the_counter_of_an_average_goes_with_its_prefix(outer: str, inner: str) -> None:
-    own = named("conv.weight", "fc.weight")
-    averaged = {f"{outer}module.{inner}{name}": value for name, value in own.items()}
-    averaged = {f"{outer}n_averaged": torch.tensor(7), **averaged}
-    assert list(fitting_names(averaged, own)) == list(own)
-    counting = named("n_averaged", "net.conv.weight", "net.fc.weight")
-    assert list(without_prefixes(counting)) == [counting]
-
-
-def test_a_prefix_of_the_networks_own_stays() -> None:
-    own = named("module.body.weight", "module.head.weight")
-    assert fitting_names(own, own) == own
-    outer = {f"model.{name}": value for name, value in own.items()}
-    assert list(fitting_names(outer, own)) == list(own)
-    assert list(fitting_names(named("0.weight"), ["0.weight"])) == ["0.weight"]
-    assert fitting_names({}, own) == {}
 
 
 def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

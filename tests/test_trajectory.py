@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spectra import SpectraError, Trajectory, figures, terminal, trajectory
+from spectra import Analysis, SpectraError, Trajectory, figures, terminal, trajectory
 from spectra.results import CAVEAT
 from tests.apart import Apart
 from tests.made_up import train_digits
@@ -120,7 +121,7 @@ def test_a_process_that_was_killed_is_resumed_by_another(
     runs: Path, command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    given = ["--classes", "9,0", "--steps", "20", "--max-samples", "20"]
+    given = ["--classes", "0,9", "--steps", "20", "--max-samples", "20"]
     called = [str(runs / "sgd"), *given, "--device", "cpu", "--out", str(folder)]
     process = Apart("spectra.trajectory", *called)
     deadline = time.monotonic() + 60
@@ -129,14 +130,18 @@ def test_a_process_that_was_killed_is_resumed_by_another(
         time.sleep(0.01)
     process.kill()
     process.communicate(timeout=60)
+    assert process.poll() == -signal.SIGKILL
+    assert Analysis.load(folder / "sgd" / "epoch-2").finished == ("class 0",)
     assert not (folder / "sgd" / "epoch-3" / "esd.json").exists()
     again = Apart("spectra.trajectory", *called, "--resume")
     out, err = again.communicate(timeout=60)
     assert again.poll() == 0, err
-    assert "epoch-3 (2 of 2) class 0" in err
+    assert "epoch-2 (1 of 2) class 0" not in err  # taken over
+    assert "epoch-3 (2 of 2) class 9" in err
     assert all(word in out for word in ("sgd: |λmin| / λmax", *FILES))
     found, whole = Result(folder, 0, out, err), command(*given)
     assert set(found.files) == set(whole.files)
+    assert len(found.rows) == 4
     for mine, theirs in zip(found.rows, whole.rows, strict=True):
         assert (mine["epoch"], mine["label"]) == (theirs["epoch"], theirs["label"])
         assert float(mine["lambda_max"]) == pytest.approx(float(theirs["lambda_max"]), rel=1e-3)

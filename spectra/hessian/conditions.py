@@ -1,4 +1,4 @@
-"""Whether a network takes the samples, and which layout and precision it means; a few tell.
+"""Whether a network takes the samples, and which layout and precision it means, told by a few.
 
 Channels-last is the faster layout, but a network may view what its convolutions put out, whose
 entries then stand in another order. And a network, or a loss, may name a precision: that rounds
@@ -51,7 +51,13 @@ def settled(objective: Objective) -> Objective:
 
 
 def try_out(objective: Objective) -> int:
-    """Pass one sample through the network; count the bytes that its layers put out.
+    """Pass one sample through the network.
+
+    Args:
+        objective: with its samples, loss and network, the layout settled.
+
+    Returns:
+        Bytes that the layers put out for it.
 
     Raises:
         SpectraError: if the network cannot take it, or lacks outputs for the classes of the data.

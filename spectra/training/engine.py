@@ -5,19 +5,12 @@
     graph     the whole update recorded once as a CUDA graph and replayed
     compiled-graph   both
 
-The faster ways are checked before they are used: from the same weights and batch they must move
-weights, momenta, batch-norm statistics and what pgd remembers as the plain one does, each up to
-rounding (or, compiled, be as near the update in float64 as the plain one is, see `nearness`), else
-the run goes on with the plain one and a line says so. That is no idle fear: imbsam and sse-sam take
-two gradients of one pass, a compiled backward frees its buffers in the first, and told to keep them
-(torch 2.13) it took a cached program that does not: 12 % of the update was wrong, silently. They
-run plain or as a graph.
+The faster ways are compared with the plain one before they are used (`faster`); one that is not as
+good, or cannot be had, is left, and a line says so.
 """
 
-import copy
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -26,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..devices import Named, compiled, recorded
+from ..devices import Named
 from ..errors import SpectraError
 from ..losses import LossSpec
-from .nearness import COMPILED, REPLAYED, as_near, gaps
+from ..networks import copied
+from .faster import faster, line_of
 from .recipes import Recipe
 from .steps import Escape, Gradient, Pass, Weights, descend, imbsam, lpf_sgd, pgd, sam, sgd, sse_sam
 
 WAYS = ("auto", "plain", "compiled", "graph", "compiled-graph")
 Batch = Named  # inputs (n, ...), targets (n,), and noise (draws, parameters) if used
-State = list[list[Tensor]]  # all that an update moves, kind by kind
 
 
 class Engine:
@@ -73,7 +66,7 @@ class Engine:
                 "step: choose a size between"
             )
         self.way, self.note = way, ""
-        self.about = ""  # how far a compiled update is from float64's, where that decided
+        self._rounding: tuple[float, float] | None = None  # the largest, see `Fast`
         self.seconds = 0.0  # spent on compiling, recording and checking
         self.rare = torch.tensor(rare, device=self.device)
         self.momenta = [torch.zeros_like(p) for p in parameters]
@@ -88,6 +81,14 @@ class Engine:
     def draws(self) -> int:
         """Count the noise draws that a batch needs."""
         return {"pgd": 1, "lpf-sgd": self.recipe.noise_parts}.get(self.recipe.step, 0)
+
+    @property
+    def about(self) -> str:
+        """Say how far a compiled update is from float64's, where that had to decide."""
+        if self._rounding is None:
+            return ""
+        mine, own = self._rounding
+        return f": {mine:.1e} from float64's, the plain one {own:.1e}"
 
     def set(self, *, lr: float, rho: float, noise: float, loss: LossSpec) -> None:
         """Take over what changes from epoch to epoch.
@@ -116,7 +117,7 @@ class Engine:
             there; on the device, valid until the next update.
         """
         if self.way == "plain":
-            return self._step(self.network, batch)
+            return self.step(batch)
         n = len(batch["targets"])
         if n not in self._fast:
             start = time.monotonic()
@@ -124,8 +125,9 @@ class Engine:
             self.seconds += time.monotonic() - start
         return self._fast[n](batch)
 
-    def _step(self, network: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-        slope, here = self._direction(network, batch)
+    def step(self, batch: Batch, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Move the weights in the plain way, or with a compiled network; as `update`."""
+        slope, here = self._direction(self.network if network is None else network, batch)
         descend(
             self.weights.parameters, self.momenta, slope, lr=self.lr,
             momentum=self.recipe.momentum, weight_decay=self.recipe.weight_decay,
@@ -183,83 +185,35 @@ class Engine:
 
     def _checked(self, batch: Batch) -> Callable[[Batch], Tensor]:
         """Make the faster update; give the plain one if it fails or is not as good."""
-        plain = partial(self._step, self.network)
-        before = [_clones(kind) for kind in self._state()]
-        bound = (REPLAYED if self.way == "graph" else COMPILED)[self.recipe.precision]
         try:
-            expected = self._outcome(plain, batch, before)
-            start = [*before, [torch.zeros_like(expected[-1][0])]]
-            compiles = self.way.startswith("compiled")
-            with _many_programs() if compiles else nullcontext():
-                network: Callable[[Tensor], Tensor] = self.network
-                if compiles:
-                    network = compiled(self.network)
-                fast: Callable[[Batch], Tensor] = partial(self._step, network)
-                if self.way.endswith("graph"):
-                    # Recorded on another batch, so that one that is not read would show.
-                    fast = recorded(fast, {k: torch.zeros_like(v) for k, v in batch.items()})
-                found = self._outcome(fast, batch, before)
-                gap = max(gaps(found, expected, start))
-                why, sound = f"its update is {gap:.1e} from the plain one", gap <= bound
-                if not sound and compiles and self.dtype != torch.float64:
-                    sound, more = self._as_near(batch, start, found, expected)
-                    why += self.about + more
+            fast = faster(self, batch)
         except Exception as error:  # a compiler may fail in any way, and the plain one is there
-            sound, why = False, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        self._restore(before)
-        if sound:
-            return fast
-        self.note = f"the {self.way} update is not used ({why[:200]}); the plain one is"
-        self.way = "plain"
-        return plain
+            why = line_of(error)[:200]
+            self.note = f"the {self.way} update is not used ({why}); the plain one is"
+            self.way = "plain"
+            return self.step
+        if fast.rounding is not None:
+            self._rounding = max(self._rounding or fast.rounding, fast.rounding)
+        return fast.step
 
-    def _outcome(
-        self, step: Callable[[Batch], Tensor], batch: Batch, before: Sequence[Sequence[Tensor]]
-    ) -> State:
-        """Take a step from a state; give the one after it, and what the step returned."""
-        self._restore(before)
-        result = step(batch).clone()
-        return [*(_clones(kind) for kind in self._state()), [result]]
-
-    def _as_near(
-        self, batch: Batch, start: State, found: State, expected: State
-    ) -> tuple[bool, str]:
-        """Measure a compiled outcome and the plain one from the plain one in float64."""
-        self._restore(start[:-1])
-        double = self._in_float64()
-        whole = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
-        before = [_clones(kind) for kind in double._state()]
-        exact, twin = (
-            double._outcome(partial(double._step, network), whole, before)
-            for network in (double.network, compiled(double.network))
-        )
-        seen = gaps(twin, exact, [*before, [torch.zeros_like(exact[-1][0])]])
-        rounded = [
-            [value.to(old.dtype) for value, old in zip(*kinds, strict=True)]
-            for kinds in zip(exact, start, strict=True)
-        ]
-        mine, own = (gaps(outcome, rounded, start) for outcome in (found, expected))
-        self.about = f": {max(mine):.1e} from float64's, the plain one {max(own):.1e}"
-        sound = as_near(seen, mine, own, precision=self.recipe.precision)
-        return sound, f", in float64 {max(seen):.1e}"
-
-    def _in_float64(self) -> "Engine":
+    def in_float64(self) -> "Engine":
         """Make a plain engine of a copy at the same place."""
-        network = copy.deepcopy(self.network).double()
+        network = copied(self.network).double()
         double = Engine(replace(self.recipe, precision="float64"), network, self.counts)
         radius, noise = float(self.radius), float(self.noise)
         double.set(lr=float(self.lr), rho=radius, noise=noise, loss=self.loss)
         double.load_state_dict(self.state_dict())
         return double
 
-    def _state(self) -> State:
+    def state(self) -> list[list[Tensor]]:
         """List all that an update changes, kind by kind."""
         moving = [self.escape.last_norm, self.escape.since]
         return [self.weights.parameters, self.momenta, list(self.network.buffers()), moving]
 
-    def _restore(self, values: Sequence[Sequence[Tensor]]) -> None:
+    def restore(self, values: Sequence[Sequence[Tensor]]) -> None:
+        """Put back the values that `state` listed."""
         with torch.no_grad():
-            for kind, held in zip(self._state(), values, strict=True):
+            for kind, held in zip(self.state(), values, strict=True):
                 for value, old in zip(kind, held, strict=True):
                     value.copy_(old)
 
@@ -277,18 +231,6 @@ class Engine:
             mine.copy_(value)
         self.escape.last_norm.copy_(state["last_norm"])
         self.escape.since.copy_(state["since"])
-
-
-def _many_programs() -> AbstractContextManager[object]:
-    """Let dynamo hold a program for every batch size, precision and gradient, or fail aloud."""
-    import torch._dynamo.config  # takes a second
-
-    limits = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
-    return torch._dynamo.config.patch(limits)  # type: ignore[no-any-return]
-
-
-def _clones(values: Sequence[Tensor]) -> list[Tensor]:
-    return [value.detach().clone() for value in values]
 
 
 def _cut(n: int, parts: int) -> list[slice]:
