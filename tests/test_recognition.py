@@ -1,9 +1,12 @@
 """Which network some weights belong to, told by names and shapes, whoever wrote them."""
 
+from collections.abc import Callable, Mapping
+
 import pytest
 import torch
 from torch import Tensor
 
+from spectra.errors import SpectraError
 from spectra.models import ARCHITECTURES, ModelSpec
 from spectra.recognition import canonical_names, fitting_names, infer_spec, without_prefixes
 
@@ -70,3 +73,30 @@ def test_a_prefix_of_the_networks_own_stays() -> None:
     assert list(fitting_names(outer, own)) == list(own)
     assert list(fitting_names(named("0.weight"), ["0.weight"])) == ["0.weight"]
     assert fitting_names({}, own) == {}
+
+
+def another_stem() -> Mapping[str, Tensor]:
+    with torch.device("meta"):
+        return ModelSpec("resnet34", 10)._make().state_dict() | {
+            "conv1.weight": torch.zeros(64, 3, 5, 5)
+        }
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (dict, "0 tensors"),
+        (lambda: {"a.weight": torch.zeros(3, 2)}, r"a.weight \(3, 2\).*--arch"),
+        (another_stem, r"\(3, 4, 6, 3\) blocks per stage"),
+        (
+            lambda: {"layer1.0.conv1.weight": torch.zeros(3), "fc": torch.zeros(3)},
+            r"\(1,\) blocks per stage",
+        ),
+    ],
+)
+def test_weights_of_no_known_network_are_described_in_one_line(
+    state: Callable[[], Mapping[str, Tensor]], message: str
+) -> None:
+    with pytest.raises(SpectraError, match=message) as caught:
+        infer_spec(state())
+    assert "\n" not in str(caught.value)
