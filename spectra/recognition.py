@@ -68,14 +68,15 @@ def find_weights(payload: object, file: str, chosen: str | None = None) -> Found
 
 def _state_dicts(held: Mapping[Any, object]) -> dict[str, dict[str, Tensor]]:
     """Find the state dicts by key; those of a dictionary inside have its key before a dot."""
-    outer = {str(key): _tensors_by_name(value) for key, value in held.items()}
+    outer = {str(k): parts for k, value in held.items() if (parts := _tensors_by_name(value))}
     inner = {
-        f"{key}.{name}": _tensors_by_name(part)
+        f"{key}.{name}": parts
         for key, value in held.items()
-        if isinstance(value, Mapping) and not outer[str(key)]
+        if isinstance(value, Mapping) and str(key) not in outer
         for name, part in value.items()
+        if (parts := _tensors_by_name(part))
     }
-    return {key: parts for key, parts in (inner | outer).items() if parts}
+    return inner | outer
 
 
 def _rivals(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -86,8 +87,10 @@ def _rivals(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    alike = (a.dtype, a.layout, a.device) == (b.dtype, b.layout, b.device)
-    return alike and a.layout == torch.strided and torch.equal(a, b)
+    try:
+        return a.dtype == b.dtype and torch.equal(a, b)
+    except RuntimeError:  # there is none for sparse tensors, nor for some types
+        return False
 
 
 def _tensors_by_name(value: object) -> dict[str, Tensor]:

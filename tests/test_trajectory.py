@@ -121,7 +121,7 @@ def test_a_process_that_was_killed_is_resumed_by_another(
     runs: Path, command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    given = ["--classes", "0,9", "--steps", "20", "--max-samples", "20"]
+    given = ["--classes", "0,9", "--steps", "60", "--max-samples", "20"]
     called = [str(runs / "sgd"), *given, "--device", "cpu", "--out", str(folder)]
     process = Apart("spectra.trajectory", *called)
     deadline = time.monotonic() + 60
@@ -131,7 +131,8 @@ def test_a_process_that_was_killed_is_resumed_by_another(
     process.kill()
     process.communicate(timeout=60)
     assert process.poll() == -signal.SIGKILL
-    assert Analysis.load(folder / "sgd" / "epoch-2").finished == ("class 0",)
+    finished = Analysis.load(folder / "sgd" / "epoch-2").finished
+    assert finished[0] == "class 0"
     assert not (folder / "sgd" / "epoch-3" / "esd.json").exists()
     again = Apart("spectra.trajectory", *called, "--resume")
     out, err = again.communicate(timeout=60)

@@ -76,10 +76,10 @@ def try_out(objective: Objective) -> int:
         with _trial(objective):
             output = objective.network(x)
     except _REFUSED as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise SpectraError(
-            f"got inputs of shape {tuple(x.shape[1:])}, which the network cannot take "
-            f"({str(error).splitlines()[0][:160]}); expected what it was built for: check "
-            "--dataset, --data and --model"
+            f"got inputs of shape {tuple(x.shape[1:])}, which the network cannot take ({why}); "
+            "expected what it was built for: check --dataset, --data and --model"
         ) from error
     finally:
         for hook in hooks:

@@ -197,7 +197,7 @@ class Engine:
         return fast.step
 
     def in_float64(self) -> "Engine":
-        """Make a plain engine of a copy at the same place."""
+        """Make a plain engine of a copy of the network, at the same place; this one stays."""
         network = copied(self.network).double()
         double = Engine(replace(self.recipe, precision="float64"), network, self.counts)
         radius, noise = float(self.radius), float(self.noise)

@@ -26,9 +26,9 @@ def difference(
         before: where they were.
 
     Returns:
-        ‖found − expected‖ / ‖expected − before‖ of the floating ones, less what rounding at the
-        size of those that differ explains; infinite for a NaN, or for integers or infinities that
-        differ.
+        ‖found − expected‖ / ‖expected − before‖ of the floating ones (‖expected‖ where it was
+        infinite before), less what rounding at the size of those that differ explains; infinite for
+        a NaN, or for integers or infinities that differ.
     """
     gap = step = size = 0.0
     eps = 0.0
@@ -40,7 +40,8 @@ def difference(
         if not a.is_floating_point() or not bool(torch.isfinite(a - b).all()):
             return math.inf
         gap = math.hypot(gap, float((a - b).double().norm()))
-        step = math.hypot(step, float((b - old).double().norm()))
+        moved = torch.where(torch.isfinite(old), b - old, b)  # pgd's last norm begins at infinity
+        step = math.hypot(step, float(moved.double().norm()))
         size, eps = math.hypot(size, float(b.double().norm())), torch.finfo(a.dtype).eps
     excess = max(gap - 4 * eps * size, 0.0)
     if excess == 0.0:

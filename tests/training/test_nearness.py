@@ -16,6 +16,8 @@ def test_rounding_alone_is_no_difference() -> None:
     assert difference([m + 1e-3 for m in moved], moved, values) == pytest.approx(0.01, rel=0.01)
     infinite = [torch.tensor([torch.inf])]
     assert difference(infinite, infinite, infinite) == 0
+    begun = [torch.tensor([torch.inf, 2.0])]  # and then became finite
+    assert difference([torch.tensor([1.0, 5.0])], [torch.tensor([2.0, 0.0])], begun) > 1
     assert difference([torch.tensor([torch.nan])], values[:1], values[:1]) == torch.inf
 
 
