@@ -34,7 +34,8 @@ from spectra.hessian import (
     kept,
 )
 from spectra.losses import LossSpec
-from spectra.training import engine as training
+from spectra.training import faster
+from spectra.training.engine import Engine
 from spectra.training.evaluation import evaluate
 from spectra.training.loop import run_epoch
 from spectra.training.recipes import Recipe
@@ -205,7 +206,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     devices.constant.cache_clear()
     monkeypatch.setattr(devices, "ThreadPoolExecutor", Outside)
     monkeypatch.setattr(kept, "trace", traced)
-    for module in (kept, training):
+    for module in (kept, faster):
         monkeypatch.setattr(module, "recorded", recorded)
     for name in ("synchronize", "empty_cache", "set_rng_state"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
@@ -258,7 +259,7 @@ def test_an_epoch_of_recorded_updates_leaves_nothing_on_the_host(
     more: dict[str, Any] = {"rho": 0.05} if step == "sam" else {"noise": 0.1}
     recipe = Recipe("name", "digits", "digits", step=step, batch_size=8, **more)
     data, model = samples(), network().to(gpu)
-    engine = training.Engine(recipe, model, data.counts, "graph")
+    engine = Engine(recipe, model, data.counts, "graph")
     loss = LossSpec(weights=(1.0, 2.0, 3.0))
     engine.set(lr=0.1, rho=recipe.rho, noise=recipe.noise, loss=loss)
     there = Samples(data.inputs.to(gpu), data.targets.to(gpu), 3, data.class_names, (0.5,), (0.25,),
