@@ -64,19 +64,27 @@ def test_bf16_costs_what_its_convolution_takes(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_memory_that_was_freed_is_used_again() -> None:
-    """Pages that the system must hand out anew, for sixteen blocks of 16 MB again and again."""
+    """Pages that the system must hand out anew, for four blocks of 64 MB again and again.
+
+    Above 32 MB glibc by itself gives every block back; below, that depends on what lies on top
+    of the heap. With the setting the first rounds still find their places.
+    """
+    ask = "import ctypes; print(ctypes.CDLL(None).mallopt(-3, 2**30))"
+    if subprocess.run([sys.executable, "-c", ask], capture_output=True).stdout.strip() != b"1":
+        pytest.skip("this glibc keeps blocks up to 32 MiB only")
     count = """
         import resource, sys, torch
         from spectra.devices import keep_freed_memory
         if sys.argv[1] == "keep":
             keep_freed_memory()
-        def use():
-            blocks = [torch.ones(1 << 22) for _ in range(16)]
-        use()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(5):
-            use()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        def use(times):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(times):
+                blocks = [torch.ones(1 << 24) for _ in range(4)]
+                del blocks
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        use(4)
+        print(use(3))
     """
     faults = {
         how: int(
@@ -87,7 +95,7 @@ def test_memory_that_was_freed_is_used_again() -> None:
         )
         for how in ("keep", "give back")
     }  # fmt: skip
-    assert 5 * faults["keep"] < faults["give back"]
+    assert 10 * faults["keep"] < faults["give back"], faults
 
 
 def test_a_recording_that_failed_is_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
