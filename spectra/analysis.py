@@ -1,7 +1,7 @@
 """The hallway: from an opened checkpoint and its data to the spectrum of every class.
 
-Each set of samples that was asked for is studied and saved; nothing is computed twice after an
-interruption, nor, after the process was killed, but for the last seconds.
+Each set of samples that was asked for is studied, and saved after every probe; a resumed run goes
+on after the last one that was finished.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spectra.files import Keeping, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import LostProcess, Processes
 from spectra.results import Analysis, ClassSpectrum
-from spectra.resuming import describe, take_over
+from spectra.resuming import describe, settled, take_over
 from spectra.study import Progress, Study
 
 
@@ -71,7 +71,7 @@ def analyze(
     held: Analysis | None = None
     if resume and folder is not None and (folder / "esd.json").exists():
         held = Analysis.load(folder)
-        plan = plan.settled(held.settings)
+        plan = settled(plan, held.settings)
         done = _nothing_left(checkpoint, plan, train, test, held, processes)
         if done is not None:
             meter.begin(0, 0)

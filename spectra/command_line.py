@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +77,12 @@ def exit_code(
     except (SpectraError, OSError) as error:  # a disk may be full wherever something is written
         if tells():
             print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # of torch, which not every command has loaded
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        if tells():
+            print(f"{parser.prog}: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         code = 128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .errors import SpectraError
+from .errors import SpectraError, first_line
 
 Named = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:  # torch without CUDA asserts
         raise SpectraError(
             f"got the device {name!r}, expected one of this machine that can hold a value "
-            f"({(str(error).splitlines() or [''])[0][:120]}): nothing could be computed; use "
+            f"({first_line(error)}): nothing could be computed; use "
             "--device cpu or auto"
         ) from error
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read."""
+"""The one error that a user is meant to read, and what others say."""
 
 
 class SpectraError(ValueError):
@@ -10,3 +10,12 @@ class SpectraError(ValueError):
 
 class StorageError(SpectraError):
     """Tell that results cannot be written: the disk is full, or the folder is not writable."""
+
+
+def first_line(error: BaseException, longest: int | None = 160) -> str:
+    """Take the first line of what an error says, and no more than `longest` characters of it.
+
+    Returns:
+        The line; empty where the error says nothing.
+    """
+    return next(iter(str(error).splitlines()), "")[:longest]

@@ -117,7 +117,8 @@ def _way(
     samples = [-(-len(part.index) * plan.copies // size) for part in todo]
     budget = plan.kept_bytes
     if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
-        budget = free_bytes(objective.device) // (2 * here)
+        held = 0 if plan.basis == "none" else _basis_bytes(plan, objective)  # by the first process
+        budget = max(0, free_bytes(objective.device) - held) // (2 * here)
     return choose_way(
         objective,
         choice,

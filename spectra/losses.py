@@ -27,7 +27,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from .devices import constant
-from .errors import SpectraError
+from .errors import SpectraError, first_line
 from .fingerprints import name_of, sha256_of
 
 LOSSES = ("ce", "ldam", "vs", "logit-adjustment", "focal")
@@ -219,7 +219,7 @@ class CallableLoss:
                 raise  # memory may have run out
             raise SpectraError(
                 f"got logits of {logits.dtype} and targets of {targets.dtype}, which the loss does "
-                f"not take ({told.splitlines()[0][:120]}), expected a loss for logits of any "
+                f"not take ({first_line(error)}), expected a loss for logits of any "
                 "floating dtype: products are checked in float64; cast what it holds, as in "
                 "weight.to(logits.dtype)"
             ) from error

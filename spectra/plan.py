@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -123,19 +123,6 @@ class Plan:
         """How often each sample passes through the network in one product."""
         return max(1, self.frozen_copies)
 
-    def settled(self, settings: Mapping[str, Any]) -> Plan:
-        """Take what was chosen by an earlier run wherever this plan leaves it open.
-
-        Memory and speed differ from run to run; the numbers of one result file must not.
-
-        Args:
-            settings: of its result file.
-        """
-        settings = {**BEFORE, **settings}
-        chosen = ("product", "batch_size", "basis")
-        left_open = [name for name in chosen if getattr(self, name) == "auto"]
-        return replace(self, **{name: settings[name] for name in left_open if name in settings})
-
     @property
     def frozen_copies(self) -> int:
         """Stored augmentation draws of each sample; 0 for none."""
@@ -201,7 +188,13 @@ def choose_parts(plan: Plan, samples: Samples, train: Samples | None) -> Iterato
         for name, members in (train if train is not None else samples).groups().items():
             if set(members).isdisjoint(present):
                 continue
-            span = f"{members[0]}–{members[-1]}" if len(members) > 1 else str(members[0])
-            yield part(name, f"classes {span}", members)
+            yield part(name, _span(members), members)
     for c in present if plan.per_class else sorted(set(plan.classes)):
         yield part(f"class {c}", samples.class_names[c], (c,))
+
+
+def _span(members: Sequence[int]) -> str:
+    """Name the classes of a group: by the first and the last where none between is another's."""
+    if len(members) > 1 and members[-1] - members[0] + 1 != len(members):
+        return f"{len(members)} classes"
+    return f"classes {members[0]}–{members[-1]}" if len(members) > 1 else f"classes {members[0]}"

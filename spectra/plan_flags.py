@@ -156,6 +156,7 @@ def open_samples(
 ) -> tuple[Samples | None, Samples | None]:
     """Open training and test samples of the data that the flags, or else the checkpoint, name."""
     from spectra import DataSpec, open_data
+    from spectra.data import require_one_size
 
     spec = checkpoint.data
     if options.dataset is not None:
@@ -190,6 +191,8 @@ def open_samples(
         if options.split == "test":
             raise
         test = None  # accuracies on the test set are then unknown, and shown so
+    if test is not None:
+        require_one_size(train, test)
     return train, test
 
 

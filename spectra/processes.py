@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, first_line
 
 # Of one wait for another process. A process that has ended is noticed at once, for its connections
 # are closed; this is for one that stands still, or whose machine cannot be reached any more. It is
@@ -249,5 +249,4 @@ def _lost(why: str) -> LostProcess:
 
 def _line(error: Exception) -> str:
     """Take the first sentence, without the place in torch's sources."""
-    line = (str(error).splitlines() or [""])[0]
-    return re.sub(r"^\[\S*\] ", "", line).split(". ")[0][:160]
+    return re.sub(r"^\[\S*\] ", "", first_line(error, None)).split(". ")[0][:160]

@@ -176,7 +176,8 @@ def assemble(
     threshold = max(floor, 1e-6 * max(high, 0.0))
     mass = measure.mass_below(-threshold)
     bounds = measure.mass_bounds(-threshold)
-    if all(run.exhausted for run in runs):  # T is exact, and so is the sum of its weights
+    # Then T is exact as far as the threshold can tell, and so is the sum of its weights.
+    if all(run.exhausted and run.residual_norm <= threshold for run in runs):
         bounds = mass.value, mass.value
     return replace(
         known,

@@ -186,7 +186,7 @@ class Analysis:
     @property
     def finished(self) -> tuple[str, ...]:
         """List the labels that a resumed run need not touch again."""
-        return tuple(spectrum.label for spectrum in self.spectra if spectrum.complete)
+        return tuple(s.label for s in self.spectra if s.complete and s.error is None)
 
     def get(self, label: str) -> ClassSpectrum | None:
         """Find a spectrum by its label, None if it is absent."""

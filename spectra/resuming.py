@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,6 +30,29 @@ _SAMPLES = {  # what makes the inputs of the network
 # of processes, which changes nothing but the order of the sums.
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
 _NEW = ("loss_function",)  # what older files do not name, though their checkpoint fixed it
+_LEFT_OPEN = ("product", "batch_size", "basis")  # "auto" takes what an earlier run has chosen
+
+
+def settled(plan: Plan, settings: Mapping[str, Any]) -> Plan:
+    """Take what was chosen by an earlier run wherever a plan leaves it open.
+
+    Memory and speed differ from run to run; the numbers of one result file must not.
+
+    Args:
+        plan: of this run.
+        settings: of the earlier one's result file.
+
+    Raises:
+        SpectraError: if the two ask for different things.
+    """
+    mine, held = _asked(plan), {**BEFORE, **settings}
+    open_ = [name for name in _LEFT_OPEN if mine[name] == "auto"]
+    _require_same(
+        (key, value, held[key])
+        for key, value in mine.items()
+        if key in held and key not in (*open_, *_MAY_CHANGE, "device")
+    )
+    return replace(plan, **{name: held[name] for name in open_ if name in held})
 
 
 def describe(
@@ -55,17 +78,14 @@ def describe(
         processes: that share the samples.
         notes: lines for the reader.
     """
-    settings = asdict(plan) | dict(chosen or {})
+    settings = _asked(plan) | dict(chosen or {})
     settings |= {
-        "augment": f"frozen:{n}" if (n := plan.frozen_copies) else plan.augment,
-        "classes": list(plan.classes),
         "device": device.type,
         "processes": processes,
         # The same weights are another function in another network.
         "network": checkpoint.model_spec.to_dict(),
         "loss_function": plain(checkpoint.criterion(plan.loss).to_dict()),
     }
-    del settings["keep"]  # changes no number
     spec = samples.spec
     return Analysis(
         checkpoint=checkpoint.described(),
@@ -115,13 +135,10 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
             if key not in _MAY_CHANGE
         ),
     ]
-    changed = [f"{key} ({theirs!r}, now {ours!r})" for key, ours, theirs in pairs if ours != theirs]
-    if changed:
-        raise SpectraError(
-            f"got results of other settings to resume: {', '.join(changed)}; expected the "
-            "same, for one table must not mix two experiments; choose another --out, or leave "
-            "out --resume to start anew"
-        )
+    groups = held.data.get("groups") or {}
+    if set(groups) & set(held.labels):  # which classes they hold the training set has decided
+        pairs.append(("groups", mine.data["groups"], groups))
+    _require_same(pairs)
     notes = mine.notes + held.notes
     before, now = ({"device": a.device, **a.versions} for a in (held, mine))
     changes = {key: value for key, value in before.items() if value != now.get(key)}
@@ -133,3 +150,22 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
         moves = mine.settings["augment"] == "resample"  # each process draws for itself
         notes += (f"{which}: {'with other draws' if moves else 'equal to rounding'}",)
     return replace(mine, spectra=held.spectra, notes=tuple(dict.fromkeys(notes)))
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """Give the settings that a plan names, as a result file holds them."""
+    settings = asdict(plan)
+    del settings["keep"]  # changes no number
+    copies = plan.frozen_copies
+    augment = f"frozen:{copies}" if copies else plan.augment
+    return settings | {"augment": augment, "classes": list(plan.classes)}
+
+
+def _require_same(pairs: Iterable[tuple[str, object, object]]) -> None:
+    changed = [f"{key} ({theirs!r}, now {ours!r})" for key, ours, theirs in pairs if ours != theirs]
+    if changed:
+        raise SpectraError(
+            f"got results of other settings to resume: {', '.join(changed)}; expected the "
+            "same, for one table must not mix two experiments; choose another --out, or leave "
+            "out --resume to start anew"
+        )

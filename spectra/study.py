@@ -24,7 +24,7 @@ from spectra.doctor import (
     certify,
     examine,
 )
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, StorageError, first_line
 from spectra.gathering import (
     accuracy,
     choose_products,
@@ -40,6 +40,7 @@ from spectra.hessian import (
     ProductChoice,
     Way,
 )
+from spectra.hessian.batching import out_of_memory
 from spectra.hessian.shares import assist, led
 from spectra.krylov import (
     TOLERANCE,
@@ -52,7 +53,7 @@ from spectra.krylov import (
     ritz_vectors,
 )
 from spectra.plan import Part, Plan, choose_parts
-from spectra.processes import Processes
+from spectra.processes import LostProcess, Processes
 from spectra.readings import Form, RitzVectors, assemble
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
@@ -145,6 +146,12 @@ class Study:
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
         notes += doubts(checkpoint, samples, train)
+        held_in = {p.dtype for p in checkpoint.model.parameters()}
+        if torch.float64 in held_in and plan.dtype == "float32":
+            notes.append(
+                "the network's float64 parameters were rounded to float32, for the certificates, "
+                "too; --dtype float64 takes them as they are"
+            )
         return Study(
             checkpoint,
             plan,
@@ -224,7 +231,31 @@ class Study:
     def spectra(
         self, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress
     ) -> Iterator[ClassSpectrum]:
-        """Compute one part; yield it after every probe, the last time complete."""
+        """Compute one part; yield it after every probe, the last time complete.
+
+        Raises:
+            SpectraError: if it cannot be computed; what was left of it on disk is gone.
+        """
+        try:
+            yield from self._spectra(part, held, folder, meter)
+        except (StorageError, LostProcess):
+            raise
+        except SpectraError:
+            _vectors(part, folder).drop()
+            raise
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            _vectors(part, folder).drop()
+            raise SpectraError(
+                f"got too little memory for one sample of {part.label} at a time "
+                f"({first_line(error)}), expected more, for no batch is smaller; try --basis host "
+                "or none, --keep 0, or --device cpu"
+            ) from error
+
+    def _spectra(
+        self, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress
+    ) -> Iterator[ClassSpectrum]:
         plan, work = self.plan, self._work(part)
 
         made = 0  # products of the probe at hand
@@ -242,7 +273,7 @@ class Study:
             operator = HessianOperator.of(moving, self.choice, callback=tick)
         outline = replace(self.outline(part), loss=operator.objective.value())
 
-        vectors = RitzVectors(None if folder is None else folder / "ritz-vectors.pt", part.label)
+        vectors = _vectors(part, folder)
         runs = list(held.runs) if held is not None and vectors.load(len(held.runs)) else []
         tick(len(runs) * self._products_per_probe)
         _seed(redraw, plan.seed, part.label, "doctor")
@@ -335,6 +366,10 @@ class Study:
             return None
         start = partial(start_of, operator, self.plan.seed, probe)
         return lambda ends: ritz_vectors(operator, start(), run, ends=ends)
+
+
+def _vectors(part: Part, folder: Path | None) -> RitzVectors:
+    return RitzVectors(None if folder is None else folder / "ritz-vectors.pt", part.label)
 
 
 def _seed(generator: torch.Generator, seed: int, *names: str) -> None:

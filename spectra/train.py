@@ -19,7 +19,7 @@ from .checkpoint import load_checkpoint
 from .command_line import Parser, exit_code, integers
 from .data import open_data
 from .devices import find_device, keep_freed_memory
-from .errors import SpectraError
+from .errors import SpectraError, first_line
 from .training import ENTRIES, WAYS, Recipe, find_recipe, train
 
 
@@ -154,7 +154,7 @@ def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
     except torch.OutOfMemoryError as error:
         raise SpectraError(
             f"the GPU has too little memory for the network and batches of {recipe.batch_size} "
-            f"images ({str(error).splitlines()[0]}); lower --batch-size"
+            f"images ({first_line(error)}); lower --batch-size"
         ) from error
     if not options.quiet:  # matplotlib and the analysis take a second to load
         from .figures.learning import learning_curves

@@ -25,15 +25,17 @@ from spectra import (
     analyze,
     class_operators,
     hessian_operator,
+    study,
 )
 from spectra.checkpoint import save_checkpoint
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
 from spectra.gathering import classify
-from spectra.hessian import KeptProducts, Objective
+from spectra.hessian import HessianOperator, KeptProducts, Objective
 from spectra.losses import LossSpec, as_loss
 from spectra.plan import choose_parts
 from spectra.results import OPEN_MASS
+from spectra.resuming import settled
 from spectra.study import TRACE_PROBES
 
 CLASSES = 3
@@ -161,7 +163,9 @@ def pictures() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *network(inputs=16)).eval()
 
 
-def test_resuming_keeps_negative_zero_and_failed_entries(tmp_path: Path) -> None:
+def test_resuming_keeps_negative_and_zero_entries_and_tries_failed_ones_again(
+    tmp_path: Path,
+) -> None:
     """P47: a marker like "value ≤ 0" would compute negative ones again."""
     data, held = samples(), checkpoint()
     done = analyze(held, PLAN, train=data, folder=tmp_path)
@@ -173,10 +177,11 @@ def test_resuming_keeps_negative_zero_and_failed_entries(tmp_path: Path) -> None
     done.with_spectrum(zero).with_spectrum(failed).save(tmp_path)
     meter = Meter()
     again = analyze(held, PLAN, train=data, folder=tmp_path, resume=True, progress=meter)
-    assert meter.announced == meter.done == 0
+    assert set(meter.by_label) == {"class 2"}
     assert again.get("class 0").lambda_min == 0.0
     assert again.get("class 1").lambda_min == negative.lambda_min
-    assert again.get("class 2").error == "NaN in batch 3"
+    assert again.get("class 2").error is None
+    assert again.get("class 2").lambda_min == done.get("class 2").lambda_min
 
 
 def test_resuming_may_ask_for_more_and_loses_nothing(tmp_path: Path) -> None:
@@ -216,6 +221,61 @@ def test_resuming_with_other_settings_is_refused_by_name(
     with pytest.raises(SpectraError, match=rf"other settings.*{word} \("):
         analyze(held, plan, train=data, test=data, folder=tmp_path, resume=True)
     assert (tmp_path / "esd.json").read_bytes() == before
+
+
+def test_the_option_that_changed_is_named_and_not_what_it_does_to_the_choices(
+    tmp_path: Path,
+) -> None:
+    """A way that the earlier run has chosen may be none of the new options'."""
+    few = Plan(classes=(2,), steps=4, device="cpu")
+    done = analyze(checkpoint(), few, train=samples(), folder=tmp_path)
+    chosen = {**done.settings, "product": "linearized", "basis": "none"}
+    assert settled(few, chosen).product == "linearized"
+    for changes, word in (({"protocol": "released"}, "protocol"), ({"augment": "resample"}, "aug")):
+        with pytest.raises(SpectraError, match=f"other settings to resume: {word}"):
+            settled(replace(few, **changes), chosen)
+
+
+def test_groups_of_another_training_set_are_not_mixed(tmp_path: Path) -> None:
+    test, plan = samples(seed=1), Plan(groups=True, split="test", steps=2, device="cpu")
+    analyze(checkpoint(), plan, train=samples(), test=test, folder=tmp_path)
+    more, other = replace(plan, per_class=True), samples(counts=(2, 5, 9))
+    with pytest.raises(SpectraError, match=r"other settings to resume: groups \("):
+        analyze(checkpoint(), more, train=other, test=test, folder=tmp_path, resume=True)
+    found = analyze(checkpoint(), more, train=samples(), test=test, folder=tmp_path, resume=True)
+    assert len(found.labels) == 6
+
+
+def test_a_class_without_memory_for_a_sample_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(per_class=True, steps=3, probes=2, device="cpu")
+    real = study.certify
+
+    def certify(operator: HessianOperator, *given: Any, **options: Any) -> Any:
+        if operator.objective.count == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        return real(operator, *given, **options)
+
+    monkeypatch.setattr(study, "certify", certify)
+    done = analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    assert [s.error is None for s in done.spectra] == [True, False, True]
+    assert "too little memory for one sample of class 1" in (done.get("class 1").error or "")
+    assert "2 GiB)" in (done.get("class 1").error or "")
+    assert not (tmp_path / "ritz-vectors.pt").exists()
+    monkeypatch.undo()
+    again = analyze(checkpoint(), plan, train=samples(), folder=tmp_path, resume=True)
+    assert all(s.error is None for s in again.spectra)
+
+
+def test_groups_are_named_by_their_ends_where_no_other_class_lies_between() -> None:
+    plan = Plan(groups=True, device="cpu")
+    whole = list(choose_parts(plan, samples(counts=(9, 8, 7, 3, 2, 1)), None))
+    assert [part.name for part in whole] == ["classes 0–1", "classes 2–3", "classes 4–5"]
+    mixed = list(choose_parts(plan, samples(counts=(9, 1, 7, 2, 3, 8)), None))
+    assert "classes" in mixed[0].name
+    spans = {part.name for part in mixed if part.classes[-1] - part.classes[0] > 1}
+    assert spans <= {"2 classes"}
 
 
 def test_resuming_with_another_checkpoint_or_draw_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from spectra.errors import SpectraError
 from spectra.figures.learning import learning_curves
+from spectra.training import schedules
 
 HEADER = "epoch,lr,weighted,train_loss,train_accuracy,test_loss,test_accuracy,head,mid,tail"
 ROWS = [
@@ -44,6 +45,17 @@ def test_the_schedule_is_marked_where_it_changes(metrics: Path) -> None:
     for ax in learning_curves({"a run": metrics}).axes:
         marks = {line.get_xdata()[0]: line.get_linestyle() for line in ax.lines[-2:]}
         assert marks == {2.0: "-.", 3.0: ":"}  # re-weighting, and a drop of the rate alone
+
+
+def test_a_cosine_has_no_drop(tmp_path: Path) -> None:
+    """Towards its end it halves, and quarters, from epoch to epoch."""
+    path, cells = tmp_path / "metrics.csv", ",1.0,0.5,1.0,0.5,0.9,0.5,0.1"
+    rates = [schedules.cosine_rate(e, base=0.1, warmup=0, epochs=20) for e in range(1, 21)]
+    rows = [f"{epoch},{rate},0{cells}" for epoch, rate in enumerate(rates, start=1)]
+    path.write_text("\n".join([HEADER, *rows]) + "\n")
+    assert rates[-1] < 0.5 * rates[-2]
+    for ax in learning_curves({"a run": path}).axes:
+        assert not [line for line in ax.lines if line.get_linestyle() in (":", "-.")]
 
 
 @pytest.mark.parametrize("text", [HEADER + "\n1,0.1,0,2.0,0.2\n", "epoch\nmany\n", ""])

@@ -153,6 +153,31 @@ def test_shares_of_any_size_give_the_mean_of_one_process(size: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
+def test_a_padding_row_that_is_not_zero_goes_to_the_other_processes_as_it_is() -> None:
+    """Derivatives are zero there; the parameter is not, and the forward pass reads it."""
+
+    def build() -> Built:
+        draw = torch.Generator().manual_seed(1)
+        table = torch.randn(6, 4, generator=draw, dtype=torch.float64)
+        words = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=0)
+        network = nn.Sequential(words, nn.Flatten(), nn.Linear(12, 2).double())
+        with torch.no_grad():
+            network[2].weight.copy_(torch.randn(2, 12, generator=draw, dtype=torch.float64))
+            network[2].bias.zero_()
+        x = torch.tensor([[0, 1, 2], [3, 0, 0], [4, 5, 0], [1, 1, 3], [0, 2, 5]])
+        y = torch.tensor([0, 1, 0, 1, 1])
+        return Objective.of(network, (x, y), dtype=torch.float64, batch_size=2), None
+
+    alone, _ = build()
+
+    def work(objective: Objective, _: Any) -> list[Any]:
+        v = direction(alone)
+        return [objective.value(), objective.gradient(), objective.product(v, "double-backward")]
+
+    for ours, theirs in zip(shared(build, 2, work), work(alone, None), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
 def test_the_shares_are_all_samples_once() -> None:
     held = [share_of(small(), rank, 3).samples.positions for rank in range(3)]
     assert [len(part) for part in held] == [3, 2, 2]

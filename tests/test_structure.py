@@ -41,8 +41,8 @@ MAY_IMPORT = {
     "models": {"errors", "networks"},
     "recognition": {"errors", "networks", "models"},
     "losses": {"errors", "devices", "fingerprints"},
-    "data": {"errors", "devices"},
-    "data.__main__": {"errors", "data"},
+    "data": {"errors", "devices", "files"},
+    "data.__main__": {"errors", "command_line", "data"},
     "untrusted": {"errors"},
     "checkpoint": {"errors", "files", "fingerprints", "untrusted", "networks", "models", "data"}
     | {"losses", "recognition"},
@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "training": {"errors", "files", "devices", "networks", "models", "data", "losses"}
     | {"checkpoint", "writing"},
     "command_line": {"errors", "processes"},
-    "plan_flags": {"spectra", "choices", "errors", "command_line"},
+    "plan_flags": {"spectra", "choices", "errors", "command_line", "data"},
     "terminal": {"processes"},
     "esd": {"spectra", "errors", "files", "processes", "command_line", "plan_flags", "terminal"}
     | {"tables", "figures"},

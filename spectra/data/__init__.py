@@ -15,6 +15,7 @@ from .longtail import long_tail_counts as long_tail_counts
 from .samples import IGNORED as IGNORED
 from .samples import Samples as Samples
 from .samples import as_samples as as_samples
+from .samples import require_one_size as require_one_size
 from .sources import open_source
 from .spec import DIGITS_LT as DIGITS_LT
 from .spec import KNOWN as KNOWN

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import SpectraError
+from ..files import replacing
 from .images import encode_image
 from .samples import Samples
 from .sources import hub_parquet
@@ -65,18 +66,8 @@ def export(samples: Samples, folder: str | Path, split: str) -> Path:
         },
     )
     path = Path(folder) / f"{split}.parquet"
-    partial = path.with_name(f".{split}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         pq.write_table(table, partial, compression="none")  # encoded images shrink no further
-        partial.replace(path)
-    except OSError as error:
-        if partial.is_file():
-            partial.unlink()
-        raise SpectraError(
-            f"{path} cannot be written ({error}); nothing was left behind: free some space or "
-            "choose another folder"
-        ) from error
     return path
 
 

@@ -24,9 +24,10 @@ def long_tail_counts(n_max: int, num_classes: int, spec: DataSpec) -> tuple[int,
     """Return how many of at most ``n_max`` samples each class keeps, in label order."""
     factor, last = 1.0 / (spec.ratio or 1.0), max(num_classes - 1.0, 1.0)
     if spec.imbalance == "step":
-        head = num_classes // 2
-        return (n_max,) * head + (int(n_max * factor),) * (num_classes - head)
-    return tuple(int(n_max * factor ** (c / last)) for c in range(num_classes))
+        shares = [1.0 if c < num_classes // 2 else factor for c in range(num_classes)]
+    else:
+        shares = [factor ** (c / last) for c in range(num_classes)]
+    return tuple(int(n_max * share + 1e-9) for share in shares)  # 49 · (1/49) rounds to below 1
 
 
 def draw(labels: Integers, num_classes: int, spec: DataSpec) -> tuple[Integers, Integers]:

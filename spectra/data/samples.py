@@ -209,6 +209,18 @@ def as_samples(source: Any, num_classes: int | None = None) -> Samples:
     return source if isinstance(source, Samples) else Samples.from_batches(source, num_classes)
 
 
+def require_one_size(train: Samples, test: Samples) -> None:
+    """Refuse images of two sizes: accuracies on the test set would be of another scale."""
+    sizes = [part.inputs.shape[1:] for part in (train, test)]
+    if sizes[0] != sizes[1] and train.inputs.dim() == test.inputs.dim() == 4:
+        mine, other = (" × ".join(map(str, size)) for size in sizes)
+        raise SpectraError(
+            f"the training images are {mine} and the test images {other}; expected one size: a "
+            "network that pools takes both, and its test accuracy would be of another scale; give "
+            "an image size (--image-size), or export both with one"
+        )
+
+
 def _rank_in_class(targets: Tensor) -> Tensor:
     """Return each sample's place among those of its own label, in the order given."""
     order = torch.argsort(targets, stable=True)

@@ -65,6 +65,11 @@ def open_source(
     spec: DataSpec, folder: Path | None, split: str, *, download: bool = True
 ) -> Source:
     """Find the files of a data set below a folder; raise SpectraError if no layout fits."""
+    if spec.image_size is not None and spec.name in ("digits", *CIFAR_ARCHIVES):
+        raise SpectraError(
+            f"the image size is {spec.image_size} for {spec.name}, whose images have one size and "
+            "stay as they are; leave it out: results would be named for what was not done"
+        )
     if spec.name == "digits":
         return digits(split)
     if folder is None:

@@ -63,6 +63,8 @@ def draw_classes(
         The same axes.
     """
     for name, members in groups.items():
+        if not members:
+            continue
         low, high = min(members) - 0.5, max(members) + 0.5
         ax.axvspan(low, high, color=COLOURS[name], alpha=0.16, linewidth=0, zorder=0)
         ax.text((low + high) / 2, 2, name, ha="center", va="bottom", fontsize=7)

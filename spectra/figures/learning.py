@@ -88,7 +88,7 @@ def _mark_schedule(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     for before, after in pairwise(rows):
         if after["weighted"] > before["weighted"]:
             ax.axvline(before["epoch"], color=INK, linewidth=0.9, linestyle="-.")
-        elif after["lr"] < 0.5 * before["lr"]:
+        elif after["lr"] < 0.1 * before["lr"]:
             ax.axvline(before["epoch"], color=INK, linewidth=0.9, linestyle=":")
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectra.choices import PathName
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, first_line
 from spectra.hessian.network import by_itself, calling, culprit, forked_random_state, recopied
 from spectra.hessian.objective import Objective
 from spectra.krylov.operator import not_finite
@@ -110,7 +110,7 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
         try:
             products[name] = few.product(vector, name)
         except (RuntimeError, NotImplementedError) as error:
-            refused[name] = str(error).splitlines()[0][:160]
+            refused[name] = first_line(error)
         seconds[name] = (time.perf_counter() - start) / len(few.samples)
     truth, noise, conclusive = central_difference(few, vector)
     if not bool(torch.isfinite(truth).all()):
@@ -124,17 +124,17 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
     ]
     for name in products.keys() - set(right):
         refused[name] = (
-            f"{_relative(products[name], truth):.0%} away from a finite difference of the "
+            f"{relative(products[name], truth):.0%} away from a finite difference of the "
             "gradient in float64"
         )
     if not right or (path is not None and path not in right):
         raise _refusal(few, path, refused)
     for name in right if path is None else [path]:
         reference = next((other for other in reversed(right) if other != name), name)
-        disagreement = _relative(products[name], products[reference])
+        disagreement = relative(products[name], products[reference])
         if disagreement < _AGREEMENT or right == [name]:
             _require_symmetric(few, name, vector, products[name], noise)
-            off = _relative(products[reference], truth)
+            off = relative(products[reference], truth)
             took = min(seconds[path] for path in right)  # the first one warmed torch up
             return ProductChoice(name, reference, disagreement, off, refused, took, conclusive)
         refused[name] = f"{disagreement:.1e} away from {reference} in float64"
@@ -246,7 +246,7 @@ def _require_alone(few: Objective) -> None:
     x = few.samples.prepared(few.dtype, few.device)
     with few.arithmetic(), torch.no_grad():
         alone = torch.cat([few.logits(x[i : i + 1]) for i in range(len(x))])
-        gap = _relative(few.logits(x), alone)
+        gap = relative(few.logits(x), alone)
         coupled = gap > _ALONE and random_layer(few) is None
     if coupled:
         raise SpectraError(
@@ -259,7 +259,7 @@ def _require_alone(few: Objective) -> None:
 
 def _confirmed(name: PathName, products: dict[PathName, Tensor]) -> bool:
     return any(
-        other != name and _relative(products[name], product) < _AGREEMENT
+        other != name and relative(products[name], product) < _AGREEMENT
         for other, product in products.items()
     )
 
@@ -281,6 +281,7 @@ def _refusal(few: Objective, path: PathName | None, refused: dict[str, str]) -> 
     )
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
+def relative(a: Tensor, b: Tensor) -> float:
+    """Measure how far two vectors are apart, beside the longer one; 0 where both are zero."""
     scale = max(float(a.norm()), float(b.norm()))
     return float((a - b).norm()) / scale if scale > 0 else 0.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, first_line
 from spectra.hessian.network import calling, forked_random_state, logits_of, require_outputs
 from spectra.losses import LossSpec
 
@@ -76,7 +76,7 @@ def try_out(objective: Objective) -> int:
         with _trial(objective):
             output = objective.network(x)
     except _REFUSED as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        why = first_line(error) or type(error).__name__
         raise SpectraError(
             f"got inputs of shape {tuple(x.shape[1:])}, which the network cannot take ({why}); "
             "expected what it was built for: check --dataset, --data and --model"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from spectra.choices import KeptName, PathName
 from spectra.devices import Named, recorded
+from spectra.errors import first_line
 from spectra.hessian.batching import free_bytes, out_of_memory
 from spectra.hessian.network import by_itself, calling, logits_of, recordable
 from spectra.hessian.norms import NO_MAPS, Maps, written_out
@@ -132,7 +133,7 @@ class KeptProducts:
                     return self._product(objective, vector)
             except RuntimeError as error:
                 short = out_of_memory(error)
-                why = "out of memory" if short else (str(error).splitlines() or [""])[0][:120]
+                why = "out of memory" if short else first_line(error)
             # Outside the except clause: the traceback, and what failed with it, is gone.
             self.plain, self._room = not short or self._room == 0, 0
             then = f"{self.path} instead" if self.plain else "nothing is kept"
@@ -318,7 +319,7 @@ class KeptProducts:
         except RuntimeError as error:  # a capture may fail in any way
             if out_of_memory(error):
                 raise
-            gap, why = torch.inf, str(error).splitlines()[0][:160]
+            gap, why = torch.inf, first_line(error)
         if gap <= _REPLAYED[objective.dtype]:
             self._replay = step
         else:
@@ -328,7 +329,7 @@ class KeptProducts:
 def _mapped(objective: Objective, maps: Maps) -> Parameters:
     """Look the parameters up as a written-out network expects them."""
     here = objective.rows.here()
-    parts = objective.rows.split(maps.of(objective.rows.flatten(here))) if maps.names else here
+    parts = objective.rows.split(maps.of(objective.rows.joined(here))) if maps.names else here
     # Copies: tracing by shapes fails, from the second time on, with views of one vector.
     return here | {name: parts[name].clone() for name in maps.names}
 

@@ -99,7 +99,7 @@ class Objective:
         Raises:
             SpectraError: unknown parameter, no sample, targets that the loss does not know.
         """
-        if not isinstance(dtype, torch.dtype):
+        if dtype not in (torch.float32, torch.float64):  # a certificate is of the rounded weights
             raise SpectraError(f"got the dtype {dtype!r}, expected torch.float32 or torch.float64")
         model, device = unwrapped(model), torch.device(device)
         samples = as_samples(source)
@@ -112,9 +112,11 @@ class Objective:
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         names = select_parameters([name for name, _ in network.named_parameters()], parameters)
         if frozen >= set(names):
+            which = "a network with parameters" if parameters is None else "parameters"
             raise SpectraError(
-                "got a network whose parameters are all frozen, expected one that trains: its "
-                "Hessian would have zero rows alone; model.requires_grad_(True)"
+                f"got {which} that are all frozen, expected one that trains: the Hessian would "
+                f"have zero rows alone; requires_grad_(True) for {', '.join(names[:3])}"
+                f"{', …' if names[3:] else ''}"
             )
         objective = Objective(
             network,

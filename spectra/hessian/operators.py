@@ -189,6 +189,8 @@ def _operators(
     """Choose one way for objectives of one network, by the first of them."""
     if product not in (names := ("auto", *PRODUCT_NAMES)):
         raise SpectraError(f"got product {product!r}, expected one of {', '.join(names)}")
+    if not objectives:
+        return []
     asked = None if product == "auto" else product
     choice = choose_product(objectives[0], path=asked if asked in PRODUCTS else None)
     work = Work([len(objective.samples) for objective in objectives], products)

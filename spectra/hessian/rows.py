@@ -117,7 +117,10 @@ class Rows:
 
     def flatten(self, pieces: Parameters) -> Float[Tensor, " n"]:
         """Join derivatives to a flat vector, with zeros where the parameters never move."""
-        pieces = self._stilled(pieces)
+        return self.joined(self._stilled(pieces))
+
+    def joined(self, pieces: Parameters) -> Float[Tensor, " n"]:
+        """Join parameters to a flat vector, with zeros in place of the frozen ones."""
         like = next(iter(pieces.values()))
         rows = [
             like.new_zeros(shape.numel()) if name in self.frozen else pieces[name].reshape(-1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
+from spectra.hessian.batching import out_of_memory
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Objective, Term
 from spectra.hessian.products import Parameters
@@ -151,14 +152,15 @@ class _Leader:
             )
         )
         if moved:
-            self.processes.share(objective.rows.flatten(at))
+            self.processes.share(objective.rows.joined(at))
         if vector is not None:
             self.processes.share(vector.contiguous())
         try:
             total = own()
-        except SpectraError:  # the others wait to be heard
-            shape = () if term == "value" else (objective.dim,)
-            self.processes.add(torch.zeros(shape, dtype=torch.float64, device=objective.device))
+        except (SpectraError, RuntimeError) as error:
+            if isinstance(error, SpectraError) or out_of_memory(error):  # the others wait
+                shape = () if term == "value" else (objective.dim,)
+                self.processes.add(torch.zeros(shape, dtype=torch.float64, device=objective.device))
             raise
         return self.processes.add(total)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from spectra.choices import KeptName, PathName, ProductName
-from spectra.errors import SpectraError
-from spectra.hessian.choice import ProductChoice
+from spectra.errors import SpectraError, first_line
+from spectra.hessian.choice import ProductChoice, relative
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Objective
 from spectra.hessian.products import PRODUCTS
@@ -175,7 +175,7 @@ class _Trial:
     def tf32_error(self) -> float:
         """Measure the relative distance of a product in TF32 from the one in float32."""
         exact = replace(self.few, tf32=False).product(self.vector, self.choice.path)
-        return _relative(self.few.product(self.vector, self.choice.path), exact)
+        return relative(self.few.product(self.vector, self.choice.path), exact)
 
     def better(self, name: KeptName, than: ProductName) -> KeptProducts | None:
         """Build a way and keep it if it is faster."""
@@ -218,8 +218,8 @@ class _Trial:
                 gap = max(gap, self._gap(kept, self.objective, size, against, bound))
                 kept.drop()  # each size is tried with what it keeps
         except Exception as error:  # tracers and compilers fail in any way; the plain path is there
-            line = (str(error).splitlines() or [""])[0][:160]
-            self.notes.append(f"no {name} product: {type(error).__name__}: {line}")
+            why = f"{type(error).__name__}: {first_line(error)}"
+            self.notes.append(f"no {name} product: {why}")
             return None
         took = time.perf_counter() - start
         self.notes.append(
@@ -251,12 +251,12 @@ class _Trial:
         kept.product(whole.select(self._first[:size]), vector)
         other = whole.select(self._spread[:size])
         expected = other.product(vector, path)
-        gap = _relative(kept.product(other, vector), expected)
+        gap = relative(kept.product(other, vector), expected)
         if kept.note:
             raise SpectraError(kept.note)
         if bound < gap <= _STILL_PROVEN:
             second = self.choice.path if path != self.choice.path else self.choice.reference
-            scatter = _relative(other.product(vector, second), expected)
+            scatter = relative(other.product(vector, second), expected)
             bound = max(bound, _SCATTER * scatter)
             self.notes.append(
                 f"{kept.name}: {gap:.1e} from {path} in float64, where {second} is {scatter:.1e} "
@@ -286,10 +286,6 @@ def _sizes(objective: Objective, work: Work) -> tuple[int, ...]:
         return work.batches(size) * (size + _PER_BATCH)
 
     return (min(range(1, _MOST_ON_CPU + 1), key=cost),)
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def _wait(device: torch.device) -> None:

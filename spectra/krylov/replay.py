@@ -62,7 +62,7 @@ def ritz_vectors(
 def _components(run: Tridiagonal, end: int, eps: float) -> Float64[np.ndarray, " j"]:
     """Find the eigenvector s of T_j for the j at which the outermost value has first converged."""
     couplings = np.append(run.betas, run.residual_norm)
-    size = max(np.abs(run.alphas).max(), couplings.max())
+    size = max(np.abs(run.alphas).max(), couplings.max()) or 1.0  # a zero matrix has no size
     enough = eps**0.75  # of a residual, as a share of the size of T
     best, at, found = math.inf, 0, np.ones(1, dtype=np.float64)
     for j in range(1, run.steps + 1):

@@ -10,7 +10,7 @@ cached program that does not: 12 % of the update was wrong, silently. They run p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..devices import Named, compiled, give_back_memory, recorded
-from ..errors import SpectraError
+from ..errors import SpectraError, first_line
 from .nearness import COMPILED, REPLAYED, as_near, gaps
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def faster(engine: Engine, batch: Named) -> Fast:
     """
     compiles, records = engine.way.startswith("compiled"), engine.way.endswith("graph")
     step: Step = engine.step
-    before = [_clones(kind) for kind in engine.state()]
+    before = _held(engine)
     try:
         trial = _Trial(engine, batch, before)
         found, rounding = trial.expected, None
@@ -93,7 +93,7 @@ class _Trial:
         """Take a step; give the state after it, and what the step returned."""
         self.engine.restore(self.before)
         result = step(self.batch).clone()
-        return [*(_clones(kind) for kind in self.engine.state()), [result]]
+        return [*_held(self.engine), [result]]
 
     def compare(self, found: State) -> tuple[float, float] | None:
         """Compare a compiled outcome with the plain one, and if they differ both with float64's.
@@ -132,14 +132,14 @@ class _Trial:
         self.engine.restore(self.before)
         double = self.engine.in_float64()
         batch = {k: v.double() if v.is_floating_point() else v for k, v in self.batch.items()}
-        twin = _Trial(double, batch, [_clones(kind) for kind in double.state()])
+        twin = _Trial(double, batch, _held(double))
         found = twin.outcome(partial(double.step, network=compiled(double.network)))
         return twin.expected, gaps(found, twin.expected, twin.start)
 
 
 def line_of(error: Exception) -> str:
     """Say in one line what was raised."""
-    first = (str(error).splitlines() or [""])[0]
+    first = first_line(error)
     return first if isinstance(error, Unlike) else f"{type(error).__name__}: {first}"
 
 
@@ -151,5 +151,6 @@ def _many_programs() -> AbstractContextManager[object]:
     return torch._dynamo.config.patch(limits)  # type: ignore[no-any-return]
 
 
-def _clones(values: Sequence[Tensor]) -> list[Tensor]:
-    return [value.detach().clone() for value in values]
+def _held(engine: Engine) -> State:
+    """Copy the state of an engine, kind by kind."""
+    return [[value.detach().clone() for value in kind] for kind in engine.state()]

@@ -92,7 +92,7 @@ def _from_checkpoint(path: Path) -> Accuracy | str:
 def split(data: DataSpec | None, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Give head, mid and tail as the trainer does, from the class counts alone."""
     c = len(counts)
-    targets = torch.repeat_interleave(torch.arange(c), torch.tensor(counts))
+    targets = torch.repeat_interleave(torch.arange(c), torch.tensor(counts, dtype=torch.long))
     names = tuple(map(str, range(c)))
     return Samples(torch.empty(len(targets), 1), targets, c, names, spec=data).groups()
 

@@ -15,12 +15,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import save_checkpoint
-from ..data import Samples
+from ..data import Samples, require_one_size
 from ..devices import arithmetic, at_once, bf16_cost, device_name
 from ..errors import SpectraError
 from ..models import ModelSpec
@@ -87,6 +88,7 @@ def train(
         )
     if recipe.precision == "tf32" and device.type != "cuda":
         raise SpectraError("precision is tf32, which CPUs do not have; use float32 or bf16")
+    require_one_size(samples, test)
     records = Records(folder, recipe, samples)
     home = _home(device, samples, test)
     samples, test = (
@@ -111,12 +113,13 @@ def train(
             file=sys.stderr,
         )
     _require_ahead(save_at, 0 if done is None else done.epoch or 0, folder)
-    first, best, before = 1, (0.0, 0), 0.0  # best: test accuracy, epoch; before: seconds
+    first, best = 1, (0.0, 0)  # best: test accuracy, epoch
+    before: dict[str, Any] = {"seconds": 0.0, "preparing": 0.0, "ran_on": []}  # earlier sessions
     if done is not None and done.epoch == recipe.epochs:
         return Run(done.model, records.scores(done), *records.best)
     if done is not None and done.training is not None:
         first, best = (done.epoch or 0) + 1, tuple(done.training["best"])
-        before = done.training["seconds"]
+        before |= {key: done.training[key] for key in before if key in done.training}
         network.load_state_dict(done.training["network"])
         engine.load_state_dict(done.training["engine"])
         generator.set_state(done.training["generator"])
@@ -183,7 +186,11 @@ def train(
             add_row(row)
             ran_on = {"device": device_name(device), "torch": str(torch.__version__)}
             ran_on["update"] = engine.note or engine.way + engine.about
-            seconds = before + time.monotonic() - started
+            spent = {
+                "seconds": before["seconds"] + time.monotonic() - started,
+                "preparing": before["preparing"] + engine.seconds,
+                "ran_on": [*(other for other in before["ran_on"] if other != ran_on), ran_on],
+            }
             if kept or last:
                 on_train = evaluate(network, samples, scale=recipe.scale)
                 metrics = {**on_train.named("train"), **scores.named("test")}
@@ -193,14 +200,14 @@ def train(
                         training={"ran_on": ran_on},
                     )  # fmt: skip
             if last:
-                records.close(best, ran_on, seconds=seconds, preparing=engine.seconds)
+                records.close(best, **spent)
             elif kept or time.monotonic() - saved_at >= state_every:
                 state = {
                     "network": network.state_dict(),
                     "engine": engine.state_dict(),
                     "generator": generator.get_state(),
                     "best": list(best),
-                    "seconds": seconds,
+                    **spent,
                 }
                 save(records.state, epoch=epoch, loss=loss, training=state)
                 saved_at = time.monotonic()

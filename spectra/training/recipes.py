@@ -14,17 +14,19 @@ from .steps import STEPS
 
 WEIGHTINGS = ("none", "effective", "deferred", "resample")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
-_READERS = {  # fields that only some losses or steps use
+_READERS = {  # fields that only some losses, steps or weightings use
     "max_margin": {"ldam"},
     "gamma": {"vs", "focal"},
     "tau": {"vs", "logit-adjustment"},
     "adaptive": {"sam"},
     "rare_below": {"imbsam", "sse-sam"},
     "rho_tail": {"sse-sam"},
+    "stage_two": {"sse-sam"},
     "noise_growth": {"lpf-sgd"},
     "noise_parts": {"lpf-sgd"},
     "noise_interval": {"pgd"},
     "noise_threshold": {"pgd"},
+    "beta": {"effective", "deferred"},
 }
 
 
@@ -76,7 +78,8 @@ class Recipe:
         seed: of the initial weights, the order of the samples, augmentation and noise.
 
     Raises:
-        SpectraError: for a value that no run can have, or one of a loss or step that is not its.
+        SpectraError: for a value that no run can have, or one of a loss, step or weighting that is
+            not its.
     """
 
     name: str
@@ -123,7 +126,7 @@ class Recipe:
         steps = [radius for _, radius in self.rho_steps]
         radii = [self.rho, self.rho_end or 0.0, *steps]
         climbs, deferred = self.step in ("sam", "imbsam", "sse-sam"), self.weighting == "deferred"
-        tails = self.step == "sse-sam" and self.rho_tail > 0
+        tails = self.step == "sse-sam"  # its head need not climb
         rare = self.step not in ("imbsam", "sse-sam") or self.rare_below > 0
         rules = {
             "step": (self.step in STEPS, f"one of {', '.join(STEPS)}"),
@@ -140,7 +143,10 @@ class Recipe:
                 and climbs == (tails or any(r > 0 for r in radii)),
                 "a radius above 0 for sam, imbsam and sse-sam, none for other steps",
             ),
-            "rho_tail": (0 <= self.rho_tail < math.inf, "at least 0"),
+            "rho_tail": (
+                0 <= self.rho_tail < math.inf and (self.rho_tail > 0 or not tails),
+                "at least 0, above 0 for sse-sam, whose tail climbs throughout",
+            ),
             "rho_end": (self.rho_end is None or not e, "rho_end or rho_steps, not both"),
             "rho_steps": (
                 e == sorted(set(e)) and min(e, default=1) >= 1,
@@ -156,6 +162,10 @@ class Recipe:
             "noise_growth": (self.noise_growth >= 0, "at least 0"),
             "noise_parts": (1 <= self.noise_parts <= self.batch_size, "1 to the batch size"),
             "noise_interval": (self.noise_interval >= 1, "at least 1 step"),
+            "noise_threshold": (
+                self.noise_threshold is None or self.noise_threshold > 0,
+                "above 0: at no other gradient pgd would ever perturb",
+            ),
             "lr": (0 < self.lr < math.inf, "a positive learning rate"),
             "momentum": (0 <= self.momentum < 1, "0 to 1, without 1"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
@@ -177,12 +187,13 @@ class Recipe:
                 raise SpectraError(f"{field} is {values[field]!r}; expected {expected}")
         defaults = {field.name: field.default for field in fields(self)}
         for field, readers in _READERS.items():
-            if values[field] != defaults[field] and not readers & {self.loss, self.step}:
+            mine = {self.loss, self.step, self.weighting}
+            if values[field] != defaults[field] and not readers & mine:
                 usual = "none" if defaults[field] is None else repr(defaults[field])
                 raise SpectraError(
                     f"{field} is {values[field]!r}, which only {', '.join(sorted(readers))} use; "
-                    f"expected {usual} for {self.loss} and {self.step}: the run would be named for "
-                    "what it does not do"
+                    f"expected {usual} for {self.loss}, {self.step} and the weighting "
+                    f"{self.weighting}: the run would be named for what it does not do"
                 )
 
     def lasting(self, epochs: int, **changes: Any) -> "Recipe":

@@ -17,7 +17,7 @@ from typing import Any
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..data import Samples
 from ..errors import SpectraError
-from ..files import replacing
+from ..files import drawn_pages, replacing
 from .evaluation import Scores
 from .recipes import Recipe
 
@@ -58,7 +58,8 @@ class Records:
         """
         held = [path for path in (self.state, self.summary, self.metrics) if path.exists()]
         if held and overwrite:
-            self._replaced = [*held, self.result, *self.folder.glob("epoch-*.pt")]
+            drawn = drawn_pages(self.folder, "learning")
+            self._replaced = [*held, self.result, *self.folder.glob("epoch-*.pt"), *drawn]
         elif held and not resume:
             how = "a finished" if self.summary.exists() else "an unfinished"
             raise SpectraError(
@@ -94,18 +95,26 @@ class Records:
     def close(
         self,
         best: tuple[float, int],
-        ran_on: Mapping[str, Any],
         *,
         seconds: float,
         preparing: float,
+        ran_on: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write the summary of a run that has ended; its state has no use any more."""
+        """Write the summary of a run that has ended; its state has no use any more.
+
+        Args:
+            best: accuracy on the test set, 0..1, and its epoch.
+            seconds: that all sessions took.
+            preparing: those of them that compiling, recording and checking took.
+            ran_on: device, torch and update of the sessions, each once, the last one last.
+        """
         values = {
             "recipe": self.recipe.to_dict(),
             **self.fingerprints,
             "counts": self.samples.counts,
             "best_on_test": {"epoch": best[1], "accuracy": best[0]},
-            "ran_on": {**ran_on, "python": platform.python_version()},
+            "ran_on": {**ran_on[-1], "python": platform.python_version()},
+            **({"ran_before_on": ran_on[:-1]} if ran_on[1:] else {}),
             "seconds": round(seconds, 2),
             "of_these_compiling": round(preparing, 2),
             "last_resumed_after_epoch": self._done or None,

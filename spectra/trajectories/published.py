@@ -59,6 +59,10 @@ ENDS = {  # step -> label of a spectrum -> its panel
 }
 CHOICES = ("auto", "none", *NONCONVEXITY)
 _SAME = {"loss": "ce", "arch": "resnet32", "epochs": 200}  # of a recipe; so is the re-weighting
+_USUAL = {  # and these, where a recipe names them
+    "schedule": "steps", "drops": [160, 180], "warmup": 5, "batch_size": 128, "lr": 0.1,
+    "momentum": 0.9, "weight_decay": 2e-4, "beta": 0.9999, "augment": True,
+}  # fmt: skip
 
 
 def reweighted_after(recipe: Mapping[str, Any] | None) -> int | None:
@@ -106,6 +110,7 @@ def curve_for(
             )
         return choice
     fits = fits and all(known.get(key) == value for key, value in _SAME.items())
+    fits = fits and all(known.get(key, value) == value for key, value in _USUAL.items())
     if not fits or after != REWEIGHTED_AFTER:
         return None
     varied = known.get("rho_end") is not None or known.get("rho_steps") or known.get("adaptive")

@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(exported, monkeypatch)
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpectraError, match="cannot be written"):
+    with pytest.raises(SpectraError, match="was not written"):
         export(open_data(DIGITS_LT, split="test"), tmp_path / "file" / "set", "test")
 
 
@@ -125,6 +125,8 @@ def test_the_command_line_exports_and_reads_back(tmp_path, capsys):
         ["info", "--dataset", "digits", "--imbalance", "exp"],
         ["info", "--dataset", "digits", "--imbalance-ratio", "0"],
         ["info", "--dataset", "digits", "--imbalance-ratio", "500"],
+        ["info", "--dataset", "digits", "--image-size", "64"],
+        ["info", "--data", ".", "--imbalance-ratio", "20"],  # no exported set heeds it
     ],
 )
 def test_wrong_input_gets_one_line_and_exit_code_2(arguments, capsys, monkeypatch):
@@ -132,5 +134,5 @@ def test_wrong_input_gets_one_line_and_exit_code_2(arguments, capsys, monkeypatc
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: ")
+    assert captured.err.startswith("python -m spectra.data: ")
     assert captured.err.count("\n") == 1

@@ -46,6 +46,13 @@ def test_step_counts_keep_one_half_whole():
     assert long_tail_counts(9, 3, DataSpec("folder", "step", 2)) == (9, 4, 4)
 
 
+@pytest.mark.parametrize("shape", ["exp", "step"])
+def test_counts_that_are_whole_numbers_lose_no_sample_to_rounding(shape):
+    """49 · (1/49) is 0.9999999999999999 in float64."""
+    assert long_tail_counts(49, 2, DataSpec("folder", shape, 49)) == (49, 1)
+    assert long_tail_counts(98, 2, DataSpec("folder", shape, 49)) == (98, 2)
+
+
 def test_the_draw_picks_the_rows_of_the_released_procedure():
     """P49: the same rows as seeding NumPy's global generator, in a process of its own."""
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(7), 60))

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from spectra.data import KNOWN, DataSpec, export, official, open_data, sources
+from spectra.data import (
+    KNOWN,
+    DataSpec,
+    Samples,
+    export,
+    official,
+    open_data,
+    require_one_size,
+    sources,
+)
 from spectra.data.longtail import draw
 from spectra.errors import SpectraError
 
@@ -270,6 +280,18 @@ def test_images_of_unequal_size_are_cut_to_the_recipe(tmp_path):
     assert torch.equal(samples.inputs[0], torch.from_numpy(expected.copy()))
     chosen = open_data(DataSpec("folder", image_size=28), path=tmp_path)
     assert chosen.inputs.shape == (2, 3, 28, 28)
+
+
+def test_images_of_two_sizes_are_refused_for_training_and_test() -> None:
+    train, test = (
+        Samples(torch.zeros(2, 3, side, side), torch.tensor([0, 1]), 2, ("a", "b"))
+        for side in (8, 9)
+    )
+    with pytest.raises(SpectraError, match="3 × 8 × 8 and the test images 3 × 9 × 9"):
+        require_one_size(train, test)
+    require_one_size(train, train)
+    texts = Samples(torch.zeros(2, 5), torch.tensor([0, 1]), 2, ("a", "b"))
+    require_one_size(texts, replace(texts, inputs=torch.zeros(2, 7)))  # lengths may differ
 
 
 @pytest.mark.parametrize("name", ["folder", "list", "imagenet-lt"])

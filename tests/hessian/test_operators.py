@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian import Objective, class_operators, hessian_operator
+from spectra.hessian.choice import relative
 from spectra.losses import LossSpec
 
 N, CLASSES = 13, 3
@@ -477,3 +478,30 @@ def test_samples_know_their_augmentation_and_a_fixed_set_has_none_to_redraw() ->
     objective = Objective.of(small_net(), Samples.from_batches(data(4)), dtype=torch.float64)
     with pytest.raises(SpectraError, match="augment"):
         objective.redrawn(torch.Generator())
+
+
+def test_no_class_has_no_operator() -> None:
+    x, y = torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])
+    assert class_operators(nn.Linear(3, 2), (x, y), classes=[]) == {}
+
+
+def test_a_precision_below_that_of_certificates_is_refused() -> None:
+    x, y = torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(SpectraError, match=r"expected torch\.float32 or torch\.float64"):
+        hessian_operator(nn.Linear(3, 2), (x, y), dtype=torch.bfloat16)
+
+
+def test_frozen_parameters_that_were_chosen_are_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    x, y = torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(
+        SpectraError, match=r"parameters that are all frozen.*for 0\.weight, 0\.bias"
+    ):
+        hessian_operator(model, (x, y), parameters="0.*")
+
+
+def test_two_products_that_are_zero_are_no_distance_apart() -> None:
+    zero = torch.zeros(3)
+    assert relative(zero, zero) == 0
+    assert relative(zero, zero + 1) == 1

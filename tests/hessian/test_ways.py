@@ -124,7 +124,7 @@ def test_samples_that_are_fitted_to_the_last_bits_do_not_cost_the_fast_way(
         return products[-1]
 
     monkeypatch.setattr(KeptProducts, "product", product)
-    monkeypatch.setattr(ways, "_relative", relative)
+    monkeypatch.setattr(ways, "relative", relative)
     if proven:
         way = choose_way(objective, choice, MUCH, product="linearized")
         assert any("fitted to the last bits" in note for note in way.notes)

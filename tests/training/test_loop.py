@@ -1,5 +1,6 @@
 """The loop on the embedded digits: reproducible runs, what is saved, what resumes."""
 
+import contextlib
 import csv
 import json
 import signal
@@ -285,6 +286,29 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
     again = train(recipe, *digits, folder=stopped, resume=True, quiet=True)  # it has ended
     assert (again.test, again.best_epoch) == (run.test, run.best_epoch)
     assert torch.equal(next(again.network.parameters()), next(run.network.parameters()).float())
+
+
+def test_a_resumed_run_adds_up_its_sessions_and_names_where_each_ran(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, true = replace(find_recipe("digits-lt-ce-sgd"), epochs=3), loop.run_epoch
+
+    def session(engine: Engine, *args: object) -> object:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        engine.seconds += 10.0
+        return true(engine, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "run_epoch", session)
+    for device in ("one", "two", "one"):  # an epoch each
+        left = iter(range(1))
+        monkeypatch.setattr(loop, "device_name", lambda _, device=device: device)
+        with contextlib.suppress(KeyboardInterrupt):
+            train(recipe, *digits, folder=tmp_path, resume=True, state_every=0.0, quiet=True)
+    summary = json.loads((tmp_path / "run.json").read_text())
+    assert summary["of_these_compiling"] == 30.0
+    assert summary["ran_on"]["device"] == "one"
+    assert [ran["device"] for ran in summary["ran_before_on"]] == ["two"]
 
 
 def test_epochs_that_are_over_cannot_be_kept_afterwards(digits: Splits, tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ def test_plain_values_state_the_schedule_that_runs() -> None:
         {"step": "imbsam", "rare_below": 20, "rho": 0.5, "adaptive": True},
         {"noise": 1e-3},
         {"step": "pgd", "noise": 1e-3, "noise_parts": 4},
+        {"step": "pgd", "noise": 1e-3, "noise_threshold": 0.0},
+        {"step": "pgd", "noise": 1e-3, "noise_threshold": float("nan")},
+        {"step": "sse-sam", "rho": 0.5, "rare_below": 20},  # its tail would never climb
+        {"step": "sam", "rho": 0.5, "stage_two": 0.3},
+        {"beta": 0.99},
+        {"weighting": "resample", "beta": 0.99},
         {"gamma": 1.0},
         {"tau": 2.0},
         {"max_margin": 0.3},

@@ -54,7 +54,9 @@ def test_a_run_is_not_replaced_unasked(
     with pytest.raises(SpectraError, match=f"{held} run.*--resume.*--overwrite"):
         train(RECIPE, *digits, folder=folder, quiet=True)
     assert _kept(folder) == before
+    (folder / "learning.png").write_bytes(b"its curves")
     train(RECIPE, *digits, folder=folder, overwrite=True, quiet=True)
+    assert not (folder / "learning.png").exists()
     assert not (folder / "epoch-1.pt").exists()  # of the run that was replaced
     assert not (folder / "state.pt").exists()
 
