@@ -121,7 +121,7 @@ def assemble(
     certificate: Certificate,
     *,
     known_forms: Float64[np.ndarray, " q"] | None = None,
-    steps: int | None = None,
+    fixed_steps: bool = True,
 ) -> ClassSpectrum:
     """Read every answer off the runs; what a moving operator cannot say stays unknown.
 
@@ -133,7 +133,7 @@ def assemble(
         examination: of the operator.
         certificate: of the Ritz vector of λmin.
         known_forms: (q,) what the T of the first run knows of these, None where it knows nothing.
-        steps: how many each run was told to make; None if its own residuals decided.
+        fixed_steps: the number of steps was fixed beforehand; False if the residuals decided.
 
     Returns:
         The finished spectrum.
@@ -187,18 +187,18 @@ def assemble(
         negative_mass_threshold=threshold,
         certificate={
             **known.certificate,
-            "lower_bound_95": _lower_bound(runs, low, high, max(floor, apart), steps),
+            "lower_bound_95": _lower_bound(runs, low, high, max(floor, apart), fixed_steps),
         },
     )
 
 
 def _lower_bound(
-    runs: Sequence[Tridiagonal], low: float, high: float, floor: float, steps: int | None
+    runs: Sequence[Tridiagonal], low: float, high: float, floor: float, fixed_steps: bool
 ) -> float | None:
     # Each of the two bounds holds with 97.5 %, so the better one of them with 95 %. The first is
     # for steps that are fixed beforehand; and without a basis some of them only made copies.
     prior = None
-    if steps is not None and all(run.orthogonal for run in runs):
+    if fixed_steps and all(run.orthogonal for run in runs):
         prior = lower_bound(
             low,
             high,

@@ -313,9 +313,8 @@ class Study:
         certificate = certify(fixed, vectors.low, name=name)
         tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
         vectors.drop()
-        steps = None if goal is not None else plan.steps
         found = (outline, runs, ends, forms, examination, certificate)
-        yield assemble(*found, known_forms=vectors.known_forms, steps=steps)
+        yield assemble(*found, known_forms=vectors.known_forms, fixed_steps=goal is None)
 
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
         objective = self._objective(part)

@@ -56,8 +56,6 @@ def test_the_lower_bound_knows_how_far_the_products_are_off(off: float) -> None:
     ends = extremes_of(run)
     certificate = Certificate("none", "float64", float(-1), 0.0, 1e-15, True, None)
     outline = ClassSpectrum(label="class 8", name="", count=1, share=1.0)
-    found = assemble(
-        outline, [run], ends, np.zeros(0), examine(products), certificate, steps=30
-    )  # fmt: skip
+    found = assemble(outline, [run], ends, np.zeros(0), examine(products), certificate)
     assert found.lambda_min == pytest.approx(-1 + off, abs=1e-12)
     assert -1 - 2e-12 - off <= found.certificate["lower_bound_95"] <= -1 + 1e-12

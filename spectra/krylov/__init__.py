@@ -4,7 +4,6 @@ from .basis import Place as Place
 from .basis import choose_place as choose_place
 from .extremes import TOLERANCE as TOLERANCE
 from .extremes import Extremes as Extremes
-from .extremes import best_extremes as best_extremes
 from .extremes import extreme_eigenvalues as extreme_eigenvalues
 from .extremes import extremes_of as extremes_of
 from .extremes import lower_bound as lower_bound

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -76,17 +76,16 @@ def extremes_of(
     """
     values = run.ritz().values
     low, high = run.end_residuals()
-    found = Extremes(
+    return Extremes(
         lambda_min=float(values[0]),
         lambda_max=float(values[-1]),
         residual_min=low,
         residual_max=high,
         vector_min=run.vector(0) if vectors else None,
         vector_max=run.vector(-1) if vectors else None,
-        converged=False,
+        converged=max(low, high) <= tolerance * float(abs(values[[0, -1]]).max()),
         steps=run.steps,
     )
-    return best_extremes([found], tolerance=tolerance)
 
 
 def measured_ends(
@@ -122,26 +121,6 @@ def measured_ends(
         vector_max=vectors[1],
         converged=max(low, high) <= tolerance * max(map(abs, values)),
         steps=steps,
-    )
-
-
-def best_extremes(found: Sequence[Extremes], *, tolerance: float = TOLERANCE) -> Extremes:
-    """Merge runs from several probes: each end from the run that reached farthest out.
-
-    Args:
-        found: at least one.
-        tolerance: as in `extremes_of`.
-    """
-    low = min(found, key=lambda e: e.lambda_min)
-    high = max(found, key=lambda e: e.lambda_max)
-    allowed = tolerance * max(abs(low.lambda_min), abs(high.lambda_max))
-    return replace(
-        low,
-        lambda_max=high.lambda_max,
-        residual_max=high.residual_max,
-        vector_max=high.vector_max,
-        converged=max(low.residual_min, high.residual_max) <= allowed,
-        steps=max(e.steps for e in found),
     )
 
 
