@@ -86,6 +86,8 @@ def analyze(
     if folder is not None:
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
+    # The vectors on disk are of the part that was interrupted: the next one replaces them.
+    todo.sort(key=lambda part: (s := analysis.get(part.label)) is None or s.complete)
     meter.begin(*study.cost(todo))
     stale = []  # what a command has made of the results that these replace
     if folder is not None and held is None:

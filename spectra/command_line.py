@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from spectra.errors import SpectraError, first_line
+from spectra.errors import SpectraError, first_line, out_of_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,8 +64,16 @@ def exit_code(
         tells: says whether the line is this process's to print.
 
     Returns:
-        0 when it is done, 2 after an error that the user can mend, 130 on Ctrl-C, 143 on SIGTERM.
+        0 when it is done, 2 after an error that the user can mend and when memory has run out, 130
+        on Ctrl-C, 143 on SIGTERM.
     """
+
+    def rest() -> str:
+        if (folder := held()) is None:
+            return ": nothing was finished yet"
+        then = "; the same command with --resume goes on there" if parser.resumes else ""
+        return f": what is finished lies in {folder}{then}"
+
     try:
         with _terminable():
             command()
@@ -78,21 +86,16 @@ def exit_code(
         if tells():
             print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # of torch, which not every command has loaded
-        if type(error).__name__ != "OutOfMemoryError":
+    except RuntimeError as error:
+        if not out_of_memory(error):
             raise
         if tells():
-            print(f"{parser.prog}: {first_line(error)}", file=sys.stderr)
+            print(f"{parser.prog}: out of memory ({first_line(error)}){rest()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         code = 128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
-        if not tells():
-            return code
-        rest = "nothing was finished yet"
-        if (folder := held()) is not None:
-            rest = f"what is finished lies in {folder}"
-            rest += "; the same command with --resume goes on there" if parser.resumes else ""
-        print(f"\ninterrupted: {rest}", file=sys.stderr)
+        if tells():
+            print(f"\ninterrupted{rest()}", file=sys.stderr)
         return code
 
 

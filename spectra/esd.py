@@ -123,7 +123,11 @@ def _parser() -> Parser:
         help="smoothing of the density (default; paper under --protocol released)",
     )
     add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>)")
-    add("--resume", action="store_true", help="go on after the last finished class and probe")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on after the last finished class and probe, and try again what failed",
+    )
     add("--quiet", action="store_true", help="no progress bar and no table")
     return parser
 

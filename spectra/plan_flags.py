@@ -187,12 +187,11 @@ def open_samples(
     train = opened("train")
     try:
         test = opened("test")
+        require_one_size(train, test)
     except SpectraError:
         if options.split == "test":
             raise
         test = None  # accuracies on the test set are then unknown, and shown so
-    if test is not None:
-        require_one_size(train, test)
     return train, test
 
 

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spectra.errors import SpectraError, first_line
+from spectra.errors import SpectraError, first_line, out_of_memory
 
 # Of one wait for another process. A process that has ended is noticed at once, for its connections
 # are closed; this is for one that stands still, or whose machine cannot be reached any more. It is
@@ -175,7 +175,10 @@ class Processes:
                 command(self)
             except (SpectraError, OSError) as error:
                 stopped.append(error)  # one line will tell
-            except Exception:
+            except Exception as error:
+                if isinstance(error, RuntimeError) and out_of_memory(error):
+                    stopped.append(error)
+                    return
                 self.first_to_tell()  # the traceback does
                 raise
 

@@ -24,7 +24,7 @@ from spectra.doctor import (
     certify,
     examine,
 )
-from spectra.errors import SpectraError, StorageError, first_line
+from spectra.errors import SpectraError, StorageError
 from spectra.gathering import (
     accuracy,
     choose_products,
@@ -40,7 +40,6 @@ from spectra.hessian import (
     ProductChoice,
     Way,
 )
-from spectra.hessian.batching import out_of_memory
 from spectra.hessian.shares import assist, led
 from spectra.krylov import (
     TOLERANCE,
@@ -243,15 +242,6 @@ class Study:
         except SpectraError:
             _vectors(part, folder).drop()
             raise
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            _vectors(part, folder).drop()
-            raise SpectraError(
-                f"got too little memory for one sample of {part.label} at a time "
-                f"({first_line(error)}), expected more, for no batch is smaller; try --basis host "
-                "or none, --keep 0, or --device cpu"
-            ) from error
 
     def _spectra(
         self, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress

@@ -115,7 +115,11 @@ def _parser() -> Parser:
         "CE+DRW on CIFAR-10-LT, ratio 100 (default auto: where the run is the paper's)",
     )
     add("--out", metavar="DIR", help="folder (default reports/<run>+<run>)")
-    add("--resume", action="store_true", help="go on after the last finished epoch and class")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on after the last finished epoch and class, and try again what failed",
+    )
     add("--quiet", action="store_true", help="no progress bar and no table")
     return parser
 

@@ -26,6 +26,7 @@ from spectra import (
     load_checkpoint,
     open_data,
     plan_flags,
+    study,
     terminal,
     trajectory,
 )
@@ -592,6 +593,29 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     assert other.code == 2
     assert "seed (0, now 1)" in other.err
     assert resumed.json == expected[0]  # untouched
+
+
+def test_without_memory_one_line_says_what_is_kept(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = study.certify, [0]
+
+    def certify(*given: Any, **options: Any) -> Any:
+        seen[0] += 1
+        if seen[0] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        return real(*given, **options)
+
+    flags = ("--classes", "8,9", "--probes", "2", "--steps", "5", "--quiet")
+    monkeypatch.setattr(study, "certify", certify)
+    stopped = command(*flags)
+    assert stopped.code == 2
+    assert "out of memory (CUDA out of memory. Tried to allocate 2 GiB): what is" in stopped.err
+    assert "--resume" in stopped.err
+    assert stopped.err.count("\n") == 1
+    assert Analysis.load(stopped.folder).finished == ("class 8",)
+    assert command(*flags, "--resume").code == 0
+    assert seen[0] == 3  # class 8 has its certificate, and class 9 its first probe
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

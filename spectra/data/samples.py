@@ -216,8 +216,8 @@ def require_one_size(train: Samples, test: Samples) -> None:
         mine, other = (" × ".join(map(str, size)) for size in sizes)
         raise SpectraError(
             f"the training images are {mine} and the test images {other}; expected one size: a "
-            "network that pools takes both, and its test accuracy would be of another scale; give "
-            "an image size (--image-size), or export both with one"
+            "network that pools takes both, and its test accuracy would be of another scale; cut "
+            "both to one by the --image-size of spectra.train and of `spectra.data export`"
         )
 
 

@@ -38,10 +38,3 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0] + cached)
     free = free_memory()
     return _UNKNOWN if free is None else free
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Recognise running out of memory, whoever noticed it."""
-    # The CPU allocator, the C++ library under it, oneDNN, which does not say memory, and cuBLAS.
-    words = ("can't allocate memory", "bad_alloc", "could not create a", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

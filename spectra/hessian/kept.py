@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from spectra.choices import KeptName, PathName
 from spectra.devices import Named, recorded
-from spectra.errors import first_line
-from spectra.hessian.batching import free_bytes, out_of_memory
+from spectra.errors import first_line, out_of_memory
+from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import by_itself, calling, logits_of, recordable
 from spectra.hessian.norms import NO_MAPS, Maps, written_out
 from spectra.hessian.objective import Batch, Objective

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from spectra.choices import PathName
 from spectra.data import IGNORED, Samples, as_samples
-from spectra.errors import SpectraError
-from spectra.hessian.batching import Batching, automatic_batch, out_of_memory
+from spectra.errors import SpectraError, out_of_memory
+from spectra.hessian.batching import Batching, automatic_batch
 from spectra.hessian.conditions import settled, try_out
 from spectra.hessian.network import (
     by_itself,

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
-from spectra.hessian.batching import out_of_memory
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Objective, Term
 from spectra.hessian.products import Parameters
@@ -157,10 +156,9 @@ class _Leader:
             self.processes.share(vector.contiguous())
         try:
             total = own()
-        except (SpectraError, RuntimeError) as error:
-            if isinstance(error, SpectraError) or out_of_memory(error):  # the others wait
-                shape = () if term == "value" else (objective.dim,)
-                self.processes.add(torch.zeros(shape, dtype=torch.float64, device=objective.device))
+        except SpectraError:  # the others wait to be heard
+            shape = () if term == "value" else (objective.dim,)
+            self.processes.add(torch.zeros(shape, dtype=torch.float64, device=objective.device))
             raise
         return self.processes.add(total)
 

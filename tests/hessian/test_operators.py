@@ -1,6 +1,7 @@
 """Hessians against three independent oracles: closed form, dense autograd, another library."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 
@@ -505,3 +506,4 @@ def test_two_products_that_are_zero_are_no_distance_apart() -> None:
     zero = torch.zeros(3)
     assert relative(zero, zero) == 0
     assert relative(zero, zero + 1) == 1
+    assert math.isnan(relative(zero + torch.nan, zero + 1))
