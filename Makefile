@@ -52,7 +52,9 @@ reports: $(VENV)/.notebooks
 	$(BIN)/jupyter nbconvert --execute --to html --output-dir reports/html notebooks/*.ipynb
 
 bench: $(VENV)/.tested
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in $(filter-out %/plots.py %/common.py,$(wildcard benchmarks/*.py)); do \
+		$(BIN)/python $$file || exit 1; done
+	$(BIN)/python benchmarks/plots.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

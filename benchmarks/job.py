@@ -93,11 +93,17 @@ class Released:
     """The three parts of the released analysis, class by class; their products are counted."""
 
     def __init__(
-        self, model: nn.Module, samples: Samples, steps: int, device: torch.device
+        self,
+        model: nn.Module,
+        samples: Samples,
+        steps: int,
+        device: torch.device,
+        precision: str = "ieee",
     ) -> None:
         from pyhessian import hessian
 
         self.hessian, self.samples, self.steps, self.device = hessian, samples, steps, device
+        self.precision = precision
         self.network: nn.Module = copy.deepcopy(model).eval().to(device)
         self.counts = {"power": 0, "trace": 0, "lanczos": 0, "samples": 0}
 
@@ -110,7 +116,7 @@ class Released:
         part = self.samples.select(torch.nonzero(self.samples.targets == c)[:, 0])
         x, y = part.prepared(device=self.device), part.targets.to(self.device)
         batches = list(zip(x.split(128), y.split(128), strict=True))
-        with arithmetic(self.device):
+        with arithmetic(self.device, precision=self.precision):
             H = self.hessian(
                 self.network,
                 nn.CrossEntropyLoss(),
@@ -166,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     other: Released | None = None
     if not args.alone:
         try:
-            other = Released(checkpoint.model, held, steps, device)
+            precision = "tf32" if args.tf32 else "ieee"  # alike on both sides
+            other = Released(checkpoint.model, held, steps, device, precision)
         except ImportError as error:
             print(f"the released protocol is left out: {error}")
     turns = Turns(counts, other)

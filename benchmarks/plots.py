@@ -70,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--out", type=Path, default=RESULTS.parent.parent / "docs")
-    parser.add_argument("--machine", default="", help="part of its name; else the last by name")
+    parser.add_argument("--machine", default="", help="part of its name; else the newest")
     args = parser.parse_args(arguments)
     for name, plot, file in (
         ("product", draw, "speed.png"),
         ("scaling", draw_scaling, "scaling.png"),
     ):
-        files = sorted(args.results.glob(f"{name}-*.json"))
-        found = [path for path in files if args.machine in path.name]
+        newest = sorted(args.results.glob(f"{name}-*.json"), key=lambda p: p.stat().st_mtime)
+        found = [path for path in newest if args.machine in path.name]
         if not found:
             print(f"no such result of {name}.py: {file} is left as it is")
             continue

@@ -17,7 +17,9 @@ References:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from spectra.tables import MARKS, marks
 from spectra.trajectories.published import ENDS, Ends
 from spectra.writing import markdown, number
 
+Row: TypeAlias = tuple[str, Analysis, ClassSpectrum]  # the name of a run, and what is of it
 HEADER = (
     *("", "run", "class", "samples", "loss", "analysis", "λmin", "λmax", "ratio", "residual"),
     *("yᵀHy, fixed H", "2β/λmax", "trace ± s.e."),
@@ -38,6 +41,13 @@ _SETTLED = (
     "where a run had ended before. The ends of a fixed matrix grow from step to step, too, but "
     "towards its own, and stay there."
 )
+_APART = {  # settings, as they are said where two analyses differ by them alone
+    "dtype": "{}",
+    "steps": "{} steps",
+    "until_converged": "until {:g}",
+    "seed": "seed {}",
+    "batch_size": "batches of {}",
+}
 _LATE = 10  # off-diagonals at the end of T that are averaged
 _NOTES = (
     "λmin, λmax: the outermost Ritz values of all probes. Ratio: |λmin|/λmax of each probe by "
@@ -49,6 +59,26 @@ _NOTES = (
     "trace: where T's part could be taken out of its samples; else their own scatter, which is all "
     "that is known of their error, says little beside an outlier.",
 )
+
+
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """Name the analyses of some rows; of two alike, what sets them apart is said, too.
+
+    Args:
+        rows: the name of a run, an analysis of it and a spectrum each.
+    """
+    names, alike = [named(analysis, s) for _, analysis, s in rows], defaultdict(list)
+    for i, (run, _, s) in enumerate(rows):
+        alike[run, s.label, names[i]].append(i)
+    for name, same in [(name, same) for (_, _, name), same in alike.items() if same[1:]]:
+        moves = name.startswith("resample") or name.split(", ")[0] == "released"
+        for key, words in _APART.items():
+            values = [rows[i][1].settings.get(key) for i in same]
+            if len(set(values)) == 1 or (key == "batch_size" and not moves):
+                continue
+            for i, value in zip(same, values, strict=True):
+                names[i] += "" if value is None else f", {words.format(value)}"
+    return names
 
 
 def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
@@ -93,7 +123,8 @@ def compare(analyses: Sequence[tuple[str, Analysis]]) -> str:
         what its columns and marks mean.
     """
     rows = _rows(analyses)
-    return _with_notes(markdown(HEADER, [_cells(*row) for row in rows], _TEXT), _NOTES, rows)
+    cells = [_cells(row, name) for row, name in zip(rows, names_of(rows), strict=True)]
+    return _with_notes(markdown(HEADER, cells, _TEXT), _NOTES, rows)
 
 
 def settling(analyses: Sequence[tuple[str, Analysis]], steps: Sequence[int]) -> str:
@@ -112,9 +143,8 @@ def settling(analyses: Sequence[tuple[str, Analysis]], steps: Sequence[int]) -> 
     header = ("", "run", "class", "samples", "analysis", *(f"after {count}" for count in steps))
     rows = _rows(analyses)
     cells = [
-        [marks(s), run, s.label, str(s.count), named(analysis, s)]
-        + [_after(s, count) for count in steps]
-        for run, analysis, s in rows
+        [marks(s), run, s.label, str(s.count), name] + [_after(s, count) for count in steps]
+        for (run, _, s), name in zip(rows, names_of(rows), strict=True)
     ]
     return _with_notes(markdown(header, cells, (0, 1, 2, 4)), [_SETTLED], rows)
 
@@ -151,15 +181,14 @@ def beside_published(analyses: Mapping[str, Analysis]) -> str:
 
 def _told(panel: Ends) -> list[str]:
     ratio = nonconvexity(panel.lambda_min, panel.lambda_max)
-    told = (panel.lambda_min, panel.lambda_max, ratio, panel.test_accuracy, panel.loss)
-    return [
-        number(value, 4 if i in (0, 1, 3) else 2 if i == 4 else 3) for i, value in enumerate(told)
-    ]
+    low, high, accuracy, loss = (  # to the digits that were printed
+        f"{value:g}".replace("-", "−")
+        for value in (panel.lambda_min, panel.lambda_max, panel.test_accuracy, panel.loss)
+    )
+    return [low, high, number(ratio), accuracy, loss]
 
 
-def _with_notes(
-    table: str, notes: Sequence[str], rows: Sequence[tuple[str, Analysis, ClassSpectrum]]
-) -> str:
+def _with_notes(table: str, notes: Sequence[str], rows: Sequence[Row]) -> str:
     """Say below a table what its columns and marks mean, and what failed."""
     used = {mark for _, _, s in rows for mark in marks(s)}
     told = [*notes, *(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)]
@@ -167,9 +196,7 @@ def _with_notes(
     return "\n".join([table, "", *(f"- {note}" for note in told)])
 
 
-def _rows(
-    analyses: Sequence[tuple[str, Analysis]],
-) -> list[tuple[str, Analysis, ClassSpectrum]]:
+def _rows(analyses: Sequence[tuple[str, Analysis]]) -> list[Row]:
     """Order the spectra by run, then by class, then by analysis."""
     rows = [(run, analysis, s) for run, analysis in analyses for s in analysis.spectra]
     runs = list(dict.fromkeys(run for run, _, _ in rows))
@@ -177,13 +204,14 @@ def _rows(
     return sorted(rows, key=lambda row: (runs.index(row[0]), labels.index(row[2].label)))
 
 
-def _cells(run: str, analysis: Analysis, s: ClassSpectrum) -> list[str]:
+def _cells(row: Row, name: str) -> list[str]:
     """Write one row."""
+    run, _, s = row
     theta = s.certificate.get("rayleigh_quotient")
     known = s.trace if s.known_forms else None
     trace = number(known) + ("" if known is None else f" ± {number(s.trace_stderr, 2)}")
     return [
-        *(marks(s), run, s.label, str(s.count), number(s.loss), named(analysis, s)),
+        *(marks(s), run, s.label, str(s.count), number(s.loss), name),
         *(number(s.lambda_min), number(s.lambda_max)),
         " · ".join(map(number, s.ratios)) or number(s.nonconvexity),
         *(number(s.residual_min, 2), number(theta)),

@@ -57,14 +57,24 @@ def pieces(value: Any, above: tuple[int, ...] = ()) -> Iterator[bytes]:
     elif isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
         yield from pieces((value.__code__, value.__defaults__, value.__kwdefaults__, cells), above)
+    elif isinstance(value, types.MethodType):
+        owner = value.__self__
+        held = owner if isinstance(owner, nn.Module) else _held(owner)
+        yield from pieces((value.__func__, held), above)
     elif isinstance(value, types.CodeType):
         yield from pieces((value.co_code, value.co_names, value.co_consts), above)
     elif isinstance(value, nn.Module):
         yield type(value).__name__.encode()
         yield from pieces((value.state_dict(), held_beside(value)), above)
         yield from pieces(list(value.children()), above)
+    elif callable(value) and _held(value):  # an object that is called like a function
+        yield from pieces((type(value).__qualname__, type(value).__call__, _held(value)), above)
     else:
         yield repr(value if isinstance(value, _PLAIN) else type(value)).encode()
+
+
+def _held(value: object) -> dict[str, Any]:
+    return {} if isinstance(value, type) else dict(sorted(getattr(value, "__dict__", {}).items()))
 
 
 def held_beside(module: nn.Module) -> dict[str, Any]:

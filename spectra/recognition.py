@@ -74,7 +74,7 @@ def _state_dicts(held: Mapping[Any, object]) -> dict[str, dict[str, Tensor]]:
         for key, value in held.items()
         if isinstance(value, Mapping) and str(key) not in outer
         for name, part in value.items()
-        if (parts := _tensors_by_name(part))
+        if isinstance(name, str) and (parts := _tensors_by_name(part))  # not an optimiser's
     }
     return inner | outer
 

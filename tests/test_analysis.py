@@ -757,16 +757,31 @@ def made_focal(gamma: float, **held: float) -> Callable[..., torch.Tensor]:
     return focal
 
 
+class Focal:
+    """A loss as an object, and one more as its method."""
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return made_focal(self.gamma)(logits, targets)
+
+    def doubled(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return 2 * self(logits, targets)
+
+
 def test_losses_of_one_name_that_differ_in_what_they_hold_are_others(tmp_path: Path) -> None:
     torch_loss = partial(torch.nn.CrossEntropyLoss, reduction="none")
     losses = [
         *(made_focal(1.0), made_focal(2.0), made_focal(1.0, more=1.0)),
         *(partial(made_focal(1.0)), lambda z, t: z[:, 0], lambda z, t: z[:, 1]),
         *(torch_loss(), torch_loss(label_smoothing=0.1)),
+        *(Focal(2.0), Focal(5.0), Focal(2.0).doubled, Focal(5.0).doubled),
     ]
     prints = [as_loss(loss).to_dict()["sha256"] for loss in losses]
     assert len(set(prints)) == len(prints)
-    assert as_loss(made_focal(1.0)).to_dict() == as_loss(made_focal(1.0)).to_dict()
+    for make in (made_focal, Focal, lambda gamma: Focal(gamma).doubled):
+        assert as_loss(make(1.0)).to_dict() == as_loss(make(1.0)).to_dict()
     assert as_loss(losses[4]).to_dict()["name"] == "lambda"
     data, plan = samples(), Plan(steps=3, device="cpu", loss="trained")
     first = Checkpoint.of(network(), loss=losses[0])

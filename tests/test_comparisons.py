@@ -145,8 +145,8 @@ def test_published_ends_stand_below_ours_where_there_are_any() -> None:
         ["", "", "", "published"],
     ]
     assert cells[0][4:] == ["−2.00", "8.00", "0.250", "50.0", "0.0100"]
-    assert cells[1][4:] == ["−22.95", "23.11", "0.993", "52.10", "0.0023"]
-    assert cells[3][4:] == ["−2.280", "14.58", "0.156", "72.80", "0.070"]
+    assert cells[1][4:] == ["−22.95", "23.11", "0.993", "52.1", "0.0023"]
+    assert cells[3][4:] == ["−2.28", "14.58", "0.156", "72.8", "0.07"]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,27 @@ def test_other_inputs_and_losses_of_one_run_have_other_names() -> None:
     )
     names = [named(analysis, spectrum_of(0)) for analysis in (plain, usual, other, mine)]
     assert names == ["exact", "exact", "exact, normalised by 0 and 1", "exact, trained loss mine"]
+
+
+def test_analyses_of_one_name_say_what_sets_them_apart() -> None:
+    s = spectrum_of(8, **runs_of(VALUES))
+    held = analysis_of(s), analysis_of(replace(s, label="class 9"))
+    exact = [replace(held[0], settings=held[0].settings | more) for more in (
+        {"dtype": "float32", "seed": 0, "batch_size": 32},
+        {"dtype": "float64", "seed": 0, "batch_size": 16},
+        {"dtype": "float32", "seed": 1, "until_converged": 1e-5},
+    )]  # fmt: skip
+    text = compare([("SGD", a) for a in (*exact, held[1])])
+    assert [row["analysis"] for row in rows_of(text)] == [
+        "exact, float32, seed 0", "exact, float64, seed 0", "exact, float32, until 1e-05, seed 1",
+        "exact",
+    ]  # fmt: skip
+    moving = [replace(a, settings=a.settings | {"augment": "resample"}) for a in exact[:2]]
+    (first, second) = rows_of(compare([("SGD", a) for a in moving]))
+    assert first["analysis"] == "resample, float32, batches of 32"
+    assert second["analysis"] == "resample, float64, batches of 16"
+    figure = recurrence_panels([("SGD", a) for a in exact])
+    assert len({line.get_color() for line in figure.axes[0].lines[:-1:2]}) == 3
 
 
 def test_the_figure_has_a_panel_a_run_and_class_and_a_line_a_probe() -> None:

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.models import ARCHITECTURES, ModelSpec
-from spectra.recognition import canonical_names, fitting_names, infer_spec, without_prefixes
+from spectra.recognition import (
+    canonical_names,
+    find_weights,
+    fitting_names,
+    infer_spec,
+    without_prefixes,
+)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -100,3 +106,12 @@ def test_weights_of_no_known_network_are_described_in_one_line(
     with pytest.raises(SpectraError, match=message) as caught:
         infer_spec(state())
     assert "\n" not in str(caught.value)
+
+
+def test_an_optimisers_state_is_no_network_to_choose() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    with pytest.raises(SpectraError, match=r"save model\.state_dict\(\)$"):
+        find_weights(optimizer.state_dict(), "opt.pt")

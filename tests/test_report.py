@@ -289,10 +289,10 @@ def test_names_and_messages_are_shown_letter_by_letter(
 
 
 def test_pages_of_an_earlier_figure_do_not_stay(exact: Path, tmp_path: Path) -> None:
-    for old in ("report-2.png", "report-2.pdf"):
+    for old in ("report-2.png", "report-2.pdf", "report-talk.pdf"):
         (tmp_path / old).touch()
     page_of(exact, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "report-talk.pdf"])
 
 
 def test_an_operator_that_moved_by_itself_is_warned_of(exact: Path) -> None:

@@ -172,8 +172,11 @@ def test_the_legend_names_what_is_drawn_and_of_many_classes_the_groups() -> None
     expected = ["class 0 · thing 0", "class 8 · thing 8", "re-weighting starts"]
     assert legend_of(few) == [*expected, "published SGD, 200 epochs", "95 % over probes"]
     many = trajectory_panels(Trajectory((replace(run_of("ce", *range(100)), recipe=None),)))
-    assert legend_of(many) == ["head classes", "mid classes", "tail classes"]
+    groups = ["head classes", "mid classes", "tail classes", "other classes"]
+    assert legend_of(many) == groups
     assert len(many.axes[0].lines) == 100
+    drawn = {line.get_color() for line in many.axes[0].lines}
+    assert {handle.get_color() for handle in many.legends[0].legend_handles} == drawn
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, None), (2, None), (3, None), (4, None), (2, 3.4)])

@@ -225,8 +225,10 @@ class Budget:
         own = {"overall": False, "classes": (8,), "probes": 1}
         plan = replace(means.plan, **{**own, **changes})
         if self.name == "quick":
-            folder = self.root / "reports" / "notebooks" / f"trajectory-{_tail(plan)}"
             runs = [self._short_run(step) for step in steps]
+            weights = digest({run.name: load_checkpoint(run / "last.pt").sha256 for run in runs})
+            stem = f"trajectory-{_tail(plan)}-{weights}"
+            folder = self.root / "reports" / "notebooks" / stem
             print(f"following {', '.join(run.name for run in runs)}, {protocol}")
             with closing(Bar()) as bar:
                 return follow(runs, plan, folder=folder, resume=True, progress=bar)

@@ -107,7 +107,8 @@ def density_grid(
 
     Args:
         analysis: what was found; spectra without numbers get a panel that says why.
-        kernel: smoothing of the densities; the analysis's own setting if None.
+        kernel: smoothing of the densities; None: the analysis's own setting, or the released one
+            for the released protocol.
         page: most panels on one figure.
         width: of the page in inches; below 7 the panels stand in one column, five at most. By
             default 3.4 for a single panel, which is one column of print, else 7, which is two.
@@ -115,7 +116,8 @@ def density_grid(
     Returns:
         One figure a page; all panels of all pages share their axes.
     """
-    kernel = kernel or analysis.settings.get("kernel") or "default"
+    usual: Kernel = "paper" if analysis.settings.get("protocol") == "released" else "default"
+    kernel = kernel or analysis.settings.get("kernel") or usual
     spectra = analysis.spectra
     scale = Scale.of(spectra, kernel)
     width = width or width_of(len(spectra))
@@ -123,7 +125,7 @@ def density_grid(
     pages = max(1, math.ceil(len(spectra) / page))
     room = max(1, math.ceil(len(spectra) / pages))
     columns = columns_on(room, width)
-    ribbon = any(s.caveat and s.lambda_min is not None for s in spectra)
+    ribbon = any(s.caveat and s.measure is not None for s in spectra)
     wide = panel_width(columns, width)
     names = max((len(_heading(s, wide)) for s in spectra), default=1)
     groups = [analysis.group_of(s) for s in spectra]
@@ -246,8 +248,8 @@ def _set_axes(ax: Axes, scale: Scale) -> None:
 
 
 def _title(ax: Axes, spectrum: ClassSpectrum) -> None:
-    numbers = spectrum.lambda_min is not None
-    top = add_ribbon(ax, shown=numbers and spectrum.caveat is not None)
+    drawn = spectrum.measure is not None  # between probes, too
+    top = add_ribbon(ax, shown=drawn and spectrum.caveat is not None)
     ax.set_title("\n".join(_heading(spectrum, size_of(ax)[0])), y=top)
     ax.set_title(f"n = {spectrum.count}", loc="right", y=top, fontweight="normal", fontsize=7)
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spectra.comparisons import named
+from spectra.comparisons import names_of
 from spectra.results import Analysis, ClassSpectrum
 
 from .pages import INK, OUTSIDE, STYLE, Head, columns_on, facts_of, lay_out, width_of
@@ -43,10 +43,9 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
         One figure; all panels share their axes.
     """
     panels: dict[str, list[tuple[str, ClassSpectrum]]] = {}
-    for run, analysis in analyses:
-        for s in analysis.spectra:
-            if s.runs and s.lambda_max:
-                panels.setdefault(f"{run}, {s.label}", []).append((named(analysis, s), s))
+    rows = [(run, a, s) for run, a in analyses for s in a.spectra if s.runs and s.lambda_max]
+    for (run, _, s), name in zip(rows, names_of(rows), strict=True):
+        panels.setdefault(f"{run}, {s.label}", []).append((name, s))
     compared = {title: held for title, held in panels.items() if len({n for n, _ in held}) > 1}
     panels = compared or panels  # one line alone says little beside those
     names = list(dict.fromkeys(name for held in panels.values() for name, _ in held))

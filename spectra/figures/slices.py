@@ -44,7 +44,10 @@ def slice_panels(slices: Mapping[str, Slice | None], *, title: str = "") -> Figu
     seen = [cut for cut in slices.values() if cut is not None]
     reach = min([_COMMON, *(float(cut.distances[-1]) for cut in seen)])
     with mpl.rc_context(fname=STYLE):
-        figure, panels = open_grid(len(slices), 3, 6.0, title)
+        figure, panels = open_grid(max(1, len(slices)), 3, 6.0, title)
+        if not slices:
+            leave_empty(*panels[:, 0])
+            return figure
         for column, (name, cut) in enumerate(slices.items()):
             panels[0, column].set_title(name, y=1.0, pad=12)  # above a power of ten, or none
             if cut is None:

@@ -118,13 +118,16 @@ def _styles(run: RunTrajectory) -> dict[str, dict[str, Any]]:
         assert spectrum is not None
         group = analysis.group_of(spectrum)
         k = used[group] = used.get(group, -1) + 1
-        colour = tuple(0.65 * part for part in to_rgb(COLOURS.get(group or "", PLAIN)))
         styles[label] = {
-            "color": INK if not spectrum.classes else colour,
+            "color": INK if not spectrum.classes else _line_colour(group or ""),
             "marker": _MARKERS[len(styles) % len(_MARKERS)],
             "linestyle": _DASHES[k % len(_DASHES)],
         }
     return styles
+
+
+def _line_colour(group: str) -> tuple[float, ...]:
+    return tuple(0.65 * part for part in to_rgb(COLOURS.get(group, PLAIN)))
 
 
 def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
@@ -138,7 +141,10 @@ def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
             if styles.setdefault(told, style) != style:  # in another group there
                 styles[f"{told}, {run.name}"] = style
     if len(styles) > _MOST:
-        styles = {f"{name} classes": {"color": colour} for name, colour in COLOURS.items()}
+        colours = [style["color"] for style in styles.values()]
+        groups: dict[str, Any] = {f"{name} classes": _line_colour(name) for name in COLOURS}
+        groups |= {"other classes": _line_colour(""), "all samples": INK}
+        styles = {name: {"color": c} for name, c in groups.items() if c in colours}
     handles = [Line2D([], [], label=label, markersize=4, **s) for label, s in styles.items()]
     if any(run.reweighted_after is not None for run in runs):
         handles.append(Line2D([], [], label="re-weighting starts", **_LINE))

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from spectra.errors import SpectraError
 from spectra.figures import density_grid, save, trajectory_panels
-from spectra.files import replacing
+from spectra.files import drawn_pages, replacing
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks, to_markdown
 from spectra.trajectories import RunTrajectory, Trajectory
@@ -79,7 +79,7 @@ def write(results: Analysis | Trajectory, folder: str | Path) -> list[Path]:
     with replacing(page) as plain, replacing(web) as rich:
         plain.write_text(text, encoding="utf-8")
         rich.write_text(to_html(text, folder), encoding="utf-8")
-    for old in {*folder.glob("report-*.png"), *folder.glob("report-*.pdf")} - set(images):
+    for old in set(drawn_pages(folder, "report")) - set(images):
         old.unlink()  # of an earlier page, whose figure had more of them
     return [page, web, *images]
 
