@@ -1,6 +1,7 @@
 """`python -m spectra.trajectory` from end to end: files, table, refusals, interruption."""
 
 import csv
+import re
 import shutil
 import signal
 import time
@@ -285,6 +286,6 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         trajectory.main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for action in trajectory._parser()._actions:
-        assert all(flag in printed for flag in action.option_strings)
+    for flag in ("classes", "protocol", "steps", "published", "out", "resume", "quiet"):
+        assert re.search(rf"--{flag}(?![\w-])", printed), flag
     assert "130 interrupted" in printed

@@ -387,7 +387,7 @@ def test_a_loader_is_read_once_and_its_tensors_stay(device: torch.device) -> Non
             yield from zip(x.split(6), y.split(6), strict=True)
 
     source = Counting()
-    H = hessian_operator(small_net(), list(source), dtype=torch.float64, device=device)
+    H = hessian_operator(small_net(), source, dtype=torch.float64, device=device)
     v = torch.ones(H.dim, dtype=torch.float64)
     first = H @ v
     for _ in range(5):

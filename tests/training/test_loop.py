@@ -350,7 +350,7 @@ def test_images_that_do_not_fit_the_device_stay_on_the_host(
 
 def test_a_killed_process_resumes_to_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
     """Killed without warning, wherever it happens to be."""
-    command = ["spectra.train", "digits-lt-ce-drw-sam", "--epochs", "6", "--quiet"]
+    command = ["spectra.train", "digits-lt-ce-drw-sam", "--epochs", "20", "--quiet"]
     command += ["--device", "cpu", "--state-every", "0", "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = Apart(*command, str(killed))

@@ -58,7 +58,6 @@ def test_plain_values_state_the_schedule_that_runs() -> None:
     "change",
     [
         {"rho": -0.1},
-        {"rho_tail": -0.1},
         {"step": "sam", "rho_steps": ((5, 0.1), (5, 0.2))},
         {"rho_steps": ((5, -0.1),)},
         {"step": "sam", "rho_steps": ((5, 0.1),), "rho_end": 0.2},
@@ -72,14 +71,10 @@ def test_plain_values_state_the_schedule_that_runs() -> None:
         {"rho": 0.1},
         {"step": "sam", "rho": float("inf")},
         {"rho_steps": ((0, 0.1),), "step": "sam"},
-        {"beta": 1.0},
-        {"max_margin": -3.0},
-        {"gamma": -1.0},
         {"imbalance": "log"},
         {"drops": (300,), "weighting": "deferred"},
         {"step": "adam"},
         {"step": "imbsam", "rho": 0.1},
-        {"step": "sse-sam", "rho": 0.1, "rare_below": 50, "stage_two": 1.5},
         {"loss": "hinge"},
         {"weighting": "often"},
         {"schedule": "linear"},
@@ -87,8 +82,6 @@ def test_plain_values_state_the_schedule_that_runs() -> None:
         {"weighting": "deferred", "epochs": 1},
         {"step": "pgd"},  # it would be SGD by another name
         {"step": "lpf-sgd"},
-        {"step": "sam", "rho_tail": 0.5},
-        {"step": "imbsam", "rare_below": 20, "rho_tail": 0.5},
         {"step": "imbsam", "rare_below": 20, "rho": 0.5, "adaptive": True},
         {"noise": 1e-3},
         {"step": "pgd", "noise": 1e-3, "noise_parts": 4},
@@ -102,8 +95,6 @@ def test_plain_values_state_the_schedule_that_runs() -> None:
         {"tau": 2.0},
         {"max_margin": 0.3},
         {"noise": -1.0},
-        {"noise_parts": 0},
-        {"noise_interval": 0},
         {"drops": (9, 3)},
         {"drops": (), "weighting": "deferred"},
         {"ratio": 0.01},
@@ -115,6 +106,32 @@ def test_impossible_values_are_refused_in_one_line(change: dict[str, object]) ->
     with pytest.raises(SpectraError) as caught:
         _ = replace(find_recipe("digits-lt-ce-sgd"), **change).data_spec
     assert "\n" not in str(caught.value)
+
+
+SSE = {"step": "sse-sam", "rho": 0.1, "rho_tail": 0.1, "rare_below": 50}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (SSE | {"stage_two": 1.5}, "stage_two is 1.5; expected a share"),
+        (SSE | {"rho_tail": -0.1}, "rho_tail is -0.1; expected at least 0"),
+        (SSE | {"rho_tail": 0.0}, "rho_tail is 0.0; expected at least 0, above 0 for sse-sam"),
+        ({"step": "sam", "rho": 0.1, "rho_tail": 0.5}, "rho_tail is 0.5, which only sse-sam use"),
+        ({"weighting": "deferred", "beta": 1.0}, "beta is 1.0; expected 0 to 1"),
+        ({"weighting": "none", "beta": 0.99}, "beta is 0.99, which only deferred, effective use"),
+        ({"loss": "ldam", "max_margin": -3.0}, "max_margin is -3.0; expected above 0"),
+        ({"loss": "focal", "gamma": -1.0}, "gamma is -1.0; expected at least 0"),
+        ({"step": "lpf-sgd", "noise": 1e-3, "noise_parts": 0}, "noise_parts is 0; expected 1"),
+        ({"step": "pgd", "noise": 1e-3, "noise_interval": 0}, "noise_interval is 0; expected at"),
+        ({"step": "pgd", "noise": 1e-3, "noise_threshold": -1.0}, "noise_threshold is -1.0; exp"),
+    ],
+    ids=str,
+)
+def test_a_value_is_refused_by_its_own_rule(change: dict[str, object], told: str) -> None:
+    with pytest.raises(SpectraError) as caught:
+        replace(find_recipe("digits-lt-ce-sgd"), **change)
+    assert str(caught.value).startswith(told)
 
 
 def test_another_length_keeps_the_shares_of_what_is_named_in_epochs() -> None:
