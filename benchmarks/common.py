@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def save(
     instructions = torch.backends.cpu.get_cpu_capability()
     record = {
         "benchmark": name,
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         "machine": {
             "cpu": cpu,
             "instructions": instructions,

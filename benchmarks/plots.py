@@ -76,12 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("product", draw, "speed.png"),
         ("scaling", draw_scaling, "scaling.png"),
     ):
-        newest = sorted(args.results.glob(f"{name}-*.json"), key=lambda p: p.stat().st_mtime)
-        found = [path for path in newest if args.machine in path.name]
+        files = args.results.glob(f"{name}-*{args.machine}*.json")
+        # The older ones have no date.
+        held = {path: json.loads(path.read_text()) for path in files}
+        found = sorted(held, key=lambda path: (held[path].get("date", ""), path.name))
         if not found:
             print(f"no such result of {name}.py: {file} is left as it is")
             continue
-        plot(json.loads(found[-1].read_text()), args.out / file)
+        plot(held[found[-1]], args.out / file)
         print(f"written: {file}, from {found[-1].name}")
 
 

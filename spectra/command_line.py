@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from spectra.errors import SpectraError, first_line, out_of_memory
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from spectra.processes import Processes
 
 Entry = TypeVar("Entry")
-EXIT_CODES = "exit codes: 0 done, 2 an input cannot be used, 130 interrupted, 143 by SIGTERM"
+EXIT_CODES = (
+    "exit codes: 0 done, 2 an input cannot be used or memory ran out, 130 interrupted, 143 by "
+    "SIGTERM"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +89,7 @@ def exit_code(
         if tells():
             print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         if tells():
@@ -97,6 +100,28 @@ def exit_code(
         if tells():
             print(f"\ninterrupted{rest()}", file=sys.stderr)
         return code
+
+
+def found_in(folder: Path, pattern: str, *, resume: bool = False) -> Callable[[], Path | None]:
+    """Give what `exit_code` asks for: the folder, once results of this run lie in it.
+
+    Args:
+        folder: of the results.
+        pattern: of the files that hold them.
+        resume: those that lie there now are this run's, too.
+    """
+
+    def stamps() -> set[tuple[int, int]]:
+        """Tell one writing of the files from the next."""
+        found = set()
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                stat = path.stat()
+                found.add((stat.st_ino, stat.st_mtime_ns))
+        return found
+
+    before = set() if resume else stamps()
+    return lambda: folder if stamps() - before else None
 
 
 class _Terminated(KeyboardInterrupt):

@@ -46,6 +46,7 @@ _APART = {  # settings, as they are said where two analyses differ by them alone
     "steps": "{} steps",
     "until_converged": "until {:g}",
     "seed": "seed {}",
+    "probes": "probes {}",
     "batch_size": "batches of {}",
 }
 _LATE = 10  # off-diagonals at the end of T that are averaged
@@ -181,11 +182,11 @@ def beside_published(analyses: Mapping[str, Analysis]) -> str:
 
 def _told(panel: Ends) -> list[str]:
     ratio = nonconvexity(panel.lambda_min, panel.lambda_max)
-    low, high, accuracy, loss = (  # to the digits that were printed
+    low, high, accuracy = (  # to the digits that were printed, as the loss
         f"{value:g}".replace("-", "−")
-        for value in (panel.lambda_min, panel.lambda_max, panel.test_accuracy, panel.loss)
+        for value in (panel.lambda_min, panel.lambda_max, panel.test_accuracy)
     )
-    return [low, high, number(ratio), accuracy, loss]
+    return [low, high, number(ratio), accuracy, number(panel.loss, 2)]
 
 
 def _with_notes(table: str, notes: Sequence[str], rows: Sequence[Row]) -> str:

@@ -21,9 +21,10 @@ def first_line(error: BaseException, longest: int | None = 160) -> str:
     return next(iter(str(error).splitlines()), "")[:longest]
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Recognise running out of memory, whoever noticed it."""
     # The CPU allocator, the C++ library under it, oneDNN, which does not say memory, and cuBLAS.
     words = ("can't allocate memory", "bad_alloc", "could not create a", "ALLOC_FAILED")
-    torchs = type(error).__name__ == "OutOfMemoryError"  # commands that need no torch stay quick
-    return torchs or any(word in str(error) for word in words)
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's, which not every command loads
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return named or told or isinstance(error, MemoryError)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectra.command_line import Parser, shared_exit_code
+from spectra.command_line import Parser, found_in, shared_exit_code
 from spectra.errors import SpectraError
 from spectra.plan_flags import (
     checkpoint_parser,
@@ -42,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = Path(options.out or results_folder(options))
     return shared_exit_code(
-        parser,
-        partial(_run, options, folder),
-        lambda: folder if (folder / "esd.json").exists() else None,
+        parser, partial(_run, options, folder), found_in(folder, "esd.json", resume=options.resume)
     )
 
 

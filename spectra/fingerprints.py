@@ -27,7 +27,8 @@ def pieces(value: Any, above: tuple[int, ...] = ()) -> Iterator[bytes]:
     """Write tensors, numbers and words, in any containers, as bytes; of others the type alone.
 
     Of a function its code is told, with its constants, its defaults and what it closes over; of a
-    module what it holds beside its switches.
+    module what it holds beside its switches; of a method and an object that is called like a
+    function the type, the code and what the object holds.
 
     Args:
         value: anything.
@@ -59,8 +60,9 @@ def pieces(value: Any, above: tuple[int, ...] = ()) -> Iterator[bytes]:
         yield from pieces((value.__code__, value.__defaults__, value.__kwdefaults__, cells), above)
     elif isinstance(value, types.MethodType):
         owner = value.__self__
+        kind = owner if isinstance(owner, type) else type(owner)
         held = owner if isinstance(owner, nn.Module) else _held(owner)
-        yield from pieces((value.__func__, held), above)
+        yield from pieces((kind.__module__, kind.__qualname__, value.__func__, held), above)
     elif isinstance(value, types.CodeType):
         yield from pieces((value.co_code, value.co_names, value.co_consts), above)
     elif isinstance(value, nn.Module):
@@ -74,7 +76,12 @@ def pieces(value: Any, above: tuple[int, ...] = ()) -> Iterator[bytes]:
 
 
 def _held(value: object) -> dict[str, Any]:
-    return {} if isinstance(value, type) else dict(sorted(getattr(value, "__dict__", {}).items()))
+    """List the attributes of an object, those in slots included; of a class none."""
+    if isinstance(value, type):
+        return {}
+    slots = [s for c in type(value).__mro__ for s in np.atleast_1d(getattr(c, "__slots__", ()))]
+    found = {name: getattr(value, name) for name in map(str, slots) if hasattr(value, name)}
+    return dict(sorted((found | getattr(value, "__dict__", {})).items()))
 
 
 def held_beside(module: nn.Module) -> dict[str, Any]:

@@ -18,7 +18,7 @@ References:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -196,13 +196,17 @@ class CallableLoss:
     """Carry any function of logits (n, C) and targets (n,) that gives one loss a sample, (n,)."""
 
     function: Callable[[Tensor, Tensor], Tensor]
+    sha256: str = field(init=False, compare=False)  # before its first call, which may change it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", sha256_of(self.function))
 
     def to_dict(self) -> dict[str, Any]:
         """Give what a result file can say of it: its name, and what tells it from others.
 
         That is its code with all that it holds, but for global names, which may change meaning.
         """
-        return {"name": name_of(self.function), "sha256": sha256_of(self.function)}
+        return {"name": name_of(self.function), "sha256": self.sha256}
 
     def per_sample(
         self, logits: Float[Tensor, "n classes"], targets: Int[Tensor, " n"]

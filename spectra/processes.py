@@ -176,7 +176,7 @@ class Processes:
             except (SpectraError, OSError) as error:
                 stopped.append(error)  # one line will tell
             except Exception as error:
-                if isinstance(error, RuntimeError) and out_of_memory(error):
+                if out_of_memory(error):
                     stopped.append(error)
                     return
                 self.first_to_tell()  # the traceback does

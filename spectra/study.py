@@ -24,7 +24,7 @@ from spectra.doctor import (
     certify,
     examine,
 )
-from spectra.errors import SpectraError, StorageError
+from spectra.errors import SpectraError, StorageError, first_line, out_of_memory
 from spectra.gathering import (
     accuracy,
     choose_products,
@@ -242,6 +242,14 @@ class Study:
         except SpectraError:
             _vectors(part, folder).drop()
             raise
+        except RuntimeError as error:
+            if self.processes is not None or not out_of_memory(error):
+                raise  # the other processes wait in the middle of a sum
+            _vectors(part, folder).drop()
+            raise SpectraError(
+                f"got too little memory for {part.label} ({first_line(error)}), expected more: try "
+                "--keep 0, which --resume takes, or anew --basis host or none"
+            ) from error
 
     def _spectra(
         self, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectra.command_line import Parser, shared_exit_code
+from spectra.command_line import Parser, found_in, shared_exit_code
 from spectra.errors import SpectraError
 from spectra.plan_flags import add_plan_flags, open_checkpoint, open_samples, plan_of
 from spectra.terminal import screen_width, shown_bar
@@ -38,11 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     names = "+".join(run_name(run) for run in options.runs)
     folder = Path(options.out or Path("reports") / names)
-    return shared_exit_code(
-        parser,
-        partial(_run, options, folder),
-        lambda: folder if any(folder.glob("*/epoch-*/esd.json")) else None,
-    )
+    held = found_in(folder, "*/epoch-*/esd.json", resume=options.resume)
+    return shared_exit_code(parser, partial(_run, options, folder), held)
 
 
 def _run(options: argparse.Namespace, folder: Path, processes: Processes | None) -> None:

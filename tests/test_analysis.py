@@ -761,6 +761,18 @@ def made_focal(gamma: float, **held: float) -> Callable[..., torch.Tensor]:
     return focal
 
 
+class Slotted:
+    """A loss whose object has no dictionary."""
+
+    __slots__ = ("gamma",)
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return made_focal(self.gamma)(logits, targets)
+
+
 class Focal:
     """A loss as an object, and one more as its method."""
 
@@ -774,23 +786,44 @@ class Focal:
         return 2 * self(logits, targets)
 
 
+class Other(Focal):
+    """The same attributes; what the method calls is another thing."""
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return logits[:, 0]
+
+
+class Counting(Focal):
+    """Changes with every call."""
+
+    calls = 0
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().__call__(logits, targets)
+
+
 def test_losses_of_one_name_that_differ_in_what_they_hold_are_others(tmp_path: Path) -> None:
     torch_loss = partial(torch.nn.CrossEntropyLoss, reduction="none")
     losses = [
         *(made_focal(1.0), made_focal(2.0), made_focal(1.0, more=1.0)),
         *(partial(made_focal(1.0)), lambda z, t: z[:, 0], lambda z, t: z[:, 1]),
         *(torch_loss(), torch_loss(label_smoothing=0.1)),
-        *(Focal(2.0), Focal(5.0), Focal(2.0).doubled, Focal(5.0).doubled),
+        *(Focal(2.0), Focal(5.0), Focal(2.0).doubled, Focal(5.0).doubled, Other(2.0).doubled),
+        *(Slotted(2.0), Slotted(5.0)),
     ]
     prints = [as_loss(loss).to_dict()["sha256"] for loss in losses]
     assert len(set(prints)) == len(prints)
-    for make in (made_focal, Focal, lambda gamma: Focal(gamma).doubled):
+    for make in (made_focal, Focal, Slotted, lambda gamma: Focal(gamma).doubled):
         assert as_loss(make(1.0)).to_dict() == as_loss(make(1.0)).to_dict()
     assert as_loss(losses[4]).to_dict()["name"] == "lambda"
     data, plan = samples(), Plan(steps=3, device="cpu", loss="trained")
     first = Checkpoint.of(network(), loss=losses[0])
     analyze(first, plan, train=data, folder=tmp_path)
     assert analyze(first, plan, train=data, folder=tmp_path, resume=True).finished
+    for _ in range(2):  # as by a process that has not called it yet
+        counting = Checkpoint.of(network(), loss=Counting(1.0))
+        assert analyze(counting, plan, train=data, folder=tmp_path / "c", resume=True).finished
     with pytest.raises(SpectraError, match="loss_function"):
         analyze(replace(first, loss=as_loss(losses[1])), plan, train=data, folder=tmp_path,
                 resume=True)  # fmt: skip

@@ -146,7 +146,7 @@ def test_published_ends_stand_below_ours_where_there_are_any() -> None:
     ]
     assert cells[0][4:] == ["−2.00", "8.00", "0.250", "50.0", "0.0100"]
     assert cells[1][4:] == ["−22.95", "23.11", "0.993", "52.1", "0.0023"]
-    assert cells[3][4:] == ["−2.28", "14.58", "0.156", "72.8", "0.07"]
+    assert cells[3][4:] == ["−2.28", "14.58", "0.156", "72.8", "0.070"]
 
 
 @pytest.mark.parametrize(

@@ -596,27 +596,49 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     assert resumed.json == expected[0]  # untouched
 
 
-def test_without_memory_one_line_says_what_is_kept(
+def test_a_class_without_memory_does_not_end_the_others(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, seen = study.certify, [0]
 
     def certify(*given: Any, **options: Any) -> Any:
         seen[0] += 1
-        if seen[0] == 2:
+        if seen[0] == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
         return real(*given, **options)
 
     flags = ("--classes", "8,9", "--probes", "2", "--steps", "5", "--quiet")
     monkeypatch.setattr(study, "certify", certify)
-    stopped = command(*flags)
-    assert stopped.code == 2
-    assert "out of memory (CUDA out of memory. Tried to allocate 2 GiB): what is" in stopped.err
-    assert "--resume" in stopped.err
-    assert stopped.err.count("\n") == 1
-    assert Analysis.load(stopped.folder).finished == ("class 8",)
-    assert command(*flags, "--resume").code == 0
-    assert seen[0] == 3  # class 8 has its certificate, and class 9 its first probe
+    first = command(*flags)
+    assert first.code == 0
+    failed = Analysis.load(first.folder).get("class 8")
+    assert failed.error.startswith("got too little memory for class 8 (CUDA out of memory. Tried")
+    assert "more)" not in failed.error
+    assert Analysis.load(first.folder).finished == ("class 9",)
+    assert command(*flags, "--resume", "--keep", "0").code == 0
+    assert Analysis.load(first.folder).finished == ("class 8", "class 9")
+    assert seen[0] == 3
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), MemoryError("no more")])
+def test_without_memory_for_all_one_line_says_so(
+    error: Exception, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(*_: object) -> None:
+        raise error
+
+    flags = ("--classes", "8", "--steps", "5", "--quiet")
+    assert command(*flags).code == 0
+    monkeypatch.setattr(study, "gather", gather)
+    for resume, told in (((), "nothing was finished yet"), (("--resume",), "--resume goes on")):
+        stopped = command(*flags, "--probes", "2", *resume)
+        if resume:
+            assert "other settings" in stopped.err
+            stopped = command("--classes", "8,9", *flags[2:], *resume)
+        assert stopped.code == 2
+        assert "out of memory (no more): " in stopped.err
+        assert told in stopped.err
+        assert stopped.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -284,4 +284,5 @@ def _refusal(few: Objective, path: PathName | None, refused: dict[str, str]) -> 
 def relative(a: Tensor, b: Tensor) -> float:
     """Measure how far two vectors are apart, beside the longer one; 0 where both are zero."""
     scale = max(float(a.norm()), float(b.norm()))
-    return 0.0 if scale == 0 else float((a - b).norm()) / scale  # NaN stays NaN
+    gap = float((a - b).norm())  # NaN where either has one, and that is no agreement
+    return gap / scale if scale > 0 else gap

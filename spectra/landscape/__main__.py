@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectra.command_line import Parser, exit_code
+from spectra.command_line import Parser, exit_code, found_in
 from spectra.plan_flags import (
     checkpoint_parser,
     open_checkpoint,
@@ -38,21 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     folder = Path(options.out or results_folder(options) / "landscape")
-    before = _written(folder)
-    return exit_code(
-        parser,
-        lambda: _run(options, folder),
-        lambda: folder if _written(folder) != before else None,  # an earlier run's is not held
-    )
-
-
-def _written(folder: Path) -> tuple[int, int] | None:
-    """Tell one writing of the results from the next; None where there are none."""
-    try:
-        stat = (folder / "landscape.json").stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
+    held = found_in(folder, "landscape.json")
+    return exit_code(parser, lambda: _run(options, folder), held)
 
 
 def _run(options: argparse.Namespace, folder: Path) -> None:

@@ -506,4 +506,6 @@ def test_two_products_that_are_zero_are_no_distance_apart() -> None:
     zero = torch.zeros(3)
     assert relative(zero, zero) == 0
     assert relative(zero, zero + 1) == 1
-    assert math.isnan(relative(zero + torch.nan, zero + 1))
+    for one, other in ((zero + torch.nan, zero + 1), (zero, zero + torch.nan)):
+        assert math.isnan(relative(one, other))
+        assert math.isnan(relative(other, one))
