@@ -46,7 +46,6 @@ _APART = {  # settings, as they are said where two analyses differ by them alone
     "steps": "{} steps",
     "until_converged": "until {:g}",
     "seed": "seed {}",
-    "probes": "probes {}",
     "batch_size": "batches of {}",
 }
 _LATE = 10  # off-diagonals at the end of T that are averaged
@@ -63,7 +62,9 @@ _NOTES = (
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:
-    """Name the analyses of some rows; of two alike, what sets them apart is said, too.
+    """Name the analyses of some rows; of two alike, the settings that set them apart are said, too.
+
+    But for samples and probes, which the tables show.
 
     Args:
         rows: the name of a run, an analysis of it and a spectrum each.
