@@ -61,31 +61,23 @@ def drawn_pages(folder: Path, stem: str) -> list[Path]:
     return [path for path in sorted(folder.glob(f"{stem}*")) if page.fullmatch(path.name)]
 
 
-def write_pair(
-    path: Path,
-    document: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-    *,
-    compressed: bool = False,
-) -> None:
+def write_pair(path: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a json file and the npz file of its name beside it, both or neither.
 
     Args:
         path: of the json file.
         document: what goes into it.
-        arrays: what goes into the other.
-        compressed: make that one smaller, and slower to read.
+        arrays: what goes into the other, compressed: many are short, and their heads alike.
 
     Raises:
         StorageError: If the disk is full or the folder cannot be written.
     """
     text = _text(document)
-    write = np.savez_compressed if compressed else np.savez
     # Both are whole before either gets its name, the arrays first: they cover an older json.
     with replacing(path) as readable, replacing(path.with_suffix(".npz")) as binary:
         readable.write_text(text, encoding="utf-8")
         with binary.open("wb") as file:
-            write(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 class Keeping(Generic[Held]):

@@ -179,6 +179,9 @@ def test_no_result_holds_a_path_of_this_machine(shared: Path, repository: Path) 
     """File names are given without folders, so that results can be published as they are."""
     for name in FILES:
         content = (shared / name).read_bytes()
+        if name.endswith(".npz"):
+            with np.load(shared / name, allow_pickle=False) as arrays:
+                content = b"".join(arrays[key].tobytes() for key in arrays.files)
         for place in map(str, (repository, shared, f"{Path.home()}/", Path(sys.prefix))):
             for coding in ("utf-8", "utf-32-le"):  # the latter is NumPy's
                 assert place.encode(coding) not in content, name

@@ -124,7 +124,7 @@ class Landscape:
         head = {name: getattr(self, name) for name in (*_ABOUT, "notes", "directions")}
         path = Path(folder) / f"{STEM}.json"
         document = {"schema": SCHEMA, **head, "views": views}
-        write_pair(path, document, arrays, compressed=True)
+        write_pair(path, document, arrays)
         return path
 
     @classmethod
