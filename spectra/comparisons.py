@@ -72,8 +72,8 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     names, alike = [named(analysis, s) for _, analysis, s in rows], defaultdict(list)
     for i, (run, _, s) in enumerate(rows):
         alike[run, s.label, names[i]].append(i)
-    for name, same in [(name, same) for (_, _, name), same in alike.items() if same[1:]]:
-        moves = name.startswith("resample") or name.split(", ")[0] == "released"
+    for same in alike.values():
+        moves = rows[same[0]][1].settings.get("augment") == "resample"
         for key, words in _APART.items():
             values = [rows[i][1].settings.get(key) for i in same]
             if len(set(values)) == 1 or (key == "batch_size" and not moves):

@@ -69,8 +69,8 @@ def pieces(value: Any, above: tuple[int, ...] = ()) -> Iterator[bytes]:
         yield type(value).__name__.encode()
         yield from pieces((value.state_dict(), held_beside(value)), above)
         yield from pieces(list(value.children()), above)
-    elif callable(value) and _held(value):  # an object that is called like a function
-        yield from pieces((type(value).__qualname__, type(value).__call__, _held(value)), above)
+    elif callable(value) and (held := _held(value)):  # an object that is called like a function
+        yield from pieces((type(value).__qualname__, type(value).__call__, held), above)
     else:
         yield repr(value if isinstance(value, _PLAIN) else type(value)).encode()
 

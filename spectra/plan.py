@@ -16,7 +16,6 @@ from spectra.errors import SpectraError
 from spectra.hessian.products import PRODUCTS
 
 RELEASED_BATCH = 128  # of the paper's loader
-BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 
 
 @dataclass(frozen=True)
@@ -195,6 +194,7 @@ def choose_parts(plan: Plan, samples: Samples, train: Samples | None) -> Iterato
 
 def _span(members: Sequence[int]) -> str:
     """Name the classes of a group: by the first and the last where none between is another's."""
-    if len(members) > 1 and members[-1] - members[0] + 1 != len(members):
+    first, last = members[0], members[-1]
+    if last - first + 1 != len(members):
         return f"{len(members)} classes"
-    return f"classes {members[0]}–{members[-1]}" if len(members) > 1 else f"classes {members[0]}"
+    return f"classes {first}–{last}" if last > first else f"classes {first}"

@@ -118,6 +118,11 @@ class ClassSpectrum:
         return CAVEAT if moving or self.doctor.get("fixed_operator") is False else None
 
     @property
+    def finished(self) -> bool:
+        """Tell whether all of its probes are made; one that failed is to be tried again."""
+        return self.complete and self.error is None
+
+    @property
     def proven(self) -> bool:
         """Tell whether the certificate proves that λmin is negative."""
         return bool(self.certificate.get("negative_curvature"))
@@ -186,7 +191,7 @@ class Analysis:
     @property
     def finished(self) -> tuple[str, ...]:
         """List the labels that a resumed run need not touch again."""
-        return tuple(s.label for s in self.spectra if s.complete and s.error is None)
+        return tuple(spectrum.label for spectrum in self.spectra if spectrum.finished)
 
     def get(self, label: str) -> ClassSpectrum | None:
         """Find a spectrum by its label, None if it is absent."""

@@ -16,7 +16,7 @@ from spectra.data import Samples
 from spectra.devices import device_name
 from spectra.errors import SpectraError
 from spectra.files import plain
-from spectra.plan import BEFORE, Plan
+from spectra.plan import Plan
 from spectra.results import Analysis
 
 _SAMPLES = {  # what makes the inputs of the network
@@ -30,6 +30,7 @@ _SAMPLES = {  # what makes the inputs of the network
 # of processes, which changes nothing but the order of the sums.
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
 _NEW = ("loss_function",)  # what older files do not name, though their checkpoint fixed it
+_BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 _LEFT_OPEN = ("product", "batch_size", "basis")  # "auto" takes what an earlier run has chosen
 
 
@@ -45,7 +46,7 @@ def settled(plan: Plan, settings: Mapping[str, Any]) -> Plan:
     Raises:
         SpectraError: if the two ask for different things.
     """
-    mine, held = _asked(plan), {**BEFORE, **settings}
+    mine, held = _asked(plan), {**_BEFORE, **settings}
     open_ = [name for name in _LEFT_OPEN if mine[name] == "auto"]
     _require_same(
         (key, value, held[key])
@@ -130,7 +131,7 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
             for key, name in _SAMPLES.items()
         ),
         *(
-            (key, value, held.settings.get(key, value if key in _NEW else BEFORE.get(key)))
+            (key, value, held.settings.get(key, value if key in _NEW else _BEFORE.get(key)))
             for key, value in mine.settings.items()
             if key not in _MAY_CHANGE
         ),

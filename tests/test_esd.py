@@ -630,18 +630,17 @@ def test_without_memory_for_all_one_line_says_so(
     def gather(*_: object) -> None:
         raise error
 
-    flags = ("--classes", "8", "--steps", "5", "--quiet")
-    assert command(*flags).code == 0
+    few = ("--steps", "5", "--quiet")
+    assert command("--classes", "8", *few).code == 0
     monkeypatch.setattr(study, "gather", gather)
-    for resume, told in (((), "nothing was finished yet"), (("--resume",), "--resume goes on")):
-        stopped = command(*flags, "--probes", "2", *resume)
-        if resume:
-            assert "other settings" in stopped.err
-            stopped = command("--classes", "8,9", *flags[2:], *resume)
+    anew = command("--classes", "8", *few, "--probes", "2")  # what lies there is not this run's
+    more = command("--classes", "8,9", *few, "--resume")
+    for stopped, told in ((anew, "nothing was finished yet"), (more, "--resume goes on")):
         assert stopped.code == 2
         assert "out of memory (no more): " in stopped.err
         assert told in stopped.err
         assert stopped.err.count("\n") == 1
+    assert "other settings" in command("--classes", "8", *few, "--probes", "2", "--resume").err
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -97,7 +97,7 @@ def same_samples(spectrum: ClassSpectrum, analysis: Analysis, most: int | None) 
     counts = analysis.data.get("counts") or ()
     whole = sum(counts[c] for c in spectrum.classes or range(len(counts)))
     wanted = whole if most is None else min(whole, most)
-    return spectrum.complete and spectrum.error is None and spectrum.count == wanted
+    return spectrum.finished and spectrum.count == wanted
 
 
 def digest(settings: Mapping[str, Any]) -> str:

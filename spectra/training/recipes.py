@@ -186,8 +186,8 @@ class Recipe:
             if not holds:
                 raise SpectraError(f"{field} is {values[field]!r}; expected {expected}")
         defaults = {field.name: field.default for field in fields(self)}
+        mine = {self.loss, self.step, self.weighting}
         for field, readers in _READERS.items():
-            mine = {self.loss, self.step, self.weighting}
             if values[field] != defaults[field] and not readers & mine:
                 usual = "none" if defaults[field] is None else repr(defaults[field])
                 raise SpectraError(
