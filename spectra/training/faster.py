@@ -3,15 +3,16 @@
 From the same weights and batch a way must move weights, momenta, batch-norm statistics and what pgd
 remembers as the plain one does, up to rounding. A compiled one that differs by more is still taken
 if it is at most twice as far from the update in float64 as the plain one is, and equals it there
-(see `nearness`). That is no idle fear: imbsam and sse-sam take two gradients of one pass, a
-compiled backward frees its buffers in the first, and told to keep them (torch 2.13) it took a
-cached program that does not: 12 % of the update was wrong, silently. They run plain or as a graph.
+(see `nearness`); where rounding would hide too much after a long climb, a shorter one decides, too.
+That is no idle fear: imbsam and sse-sam take two gradients of one pass, a compiled backward frees
+its buffers in the first, and told to keep them (torch 2.13) it took a cached program that does not:
+12 % of the update was wrong, silently. They run plain or as a graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..devices import Named, compiled, give_back_memory, recorded
 from ..errors import SpectraError, first_line
-from .nearness import COMPILED, REPLAYED, as_near, gaps
+from .nearness import COMPILED, REPLAYED, ROUGH, as_near, gaps
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -66,7 +67,7 @@ def faster(engine: Engine, batch: Named) -> Fast:
             if compiles:
                 step = partial(engine.step, network=compiled(engine.network))
                 found = trial.outcome(step)
-                rounding = trial.compare(found)
+                rounding = trial.compare(found, step)
             if records:
                 # Recorded on another batch, so that one that is not read would show.
                 step = recorded(step, {k: torch.zeros_like(v) for k, v in batch.items()})
@@ -95,15 +96,30 @@ class _Trial:
         result = step(self.batch).clone()
         return [*_held(self.engine), [result]]
 
-    def compare(self, found: State) -> tuple[float, float] | None:
+    def compare(self, found: State, step: Step) -> tuple[float, float] | None:
         """Compare a compiled outcome with the plain one, and if they differ both with float64's.
+
+        Args:
+            found: where `step` ended.
+            step: the compiled one.
 
         Returns:
             The distances of the two from the plain one in float64, where they were measured.
 
         Raises:
-            Unlike: if it is not as good.
+            Unlike: if it is not as good, or rounding leaves that open after a shorter climb, too.
         """
+        rounding = self.rounding(found)
+        if rounding is not None and rounding[1] > ROUGH:
+            with _shorter_climb(self.engine):
+                nearer = _Trial(self.engine, self.batch, self.before)
+                left = nearer.rounding(nearer.outcome(step))
+            if left is not None and left[1] > ROUGH:
+                raise Unlike(f"rounding takes the plain one {left[1]:.1e} from float64's")
+        return rounding
+
+    def rounding(self, found: State) -> tuple[float, float] | None:
+        """Give those distances for an outcome at the radius that the engine has now."""
         precision = self.engine.recipe.precision
         gap = max(gaps(found, self.expected, self.start))
         if gap <= COMPILED[precision]:
@@ -135,6 +151,17 @@ class _Trial:
         twin = _Trial(double, batch, _held(double))
         found = twin.outcome(partial(double.step, network=compiled(double.network)))
         return twin.expected, gaps(found, twin.expected, twin.start)
+
+
+@contextmanager
+def _shorter_climb(engine: Engine) -> Iterator[None]:
+    """Set a tenth of the radius, which takes the same programs to a place where less is rounded."""
+    radius = float(engine.radius)
+    engine.radius.fill_(0.1 * radius)
+    try:
+        yield
+    finally:
+        engine.radius.fill_(radius)
 
 
 def line_of(error: Exception) -> str:

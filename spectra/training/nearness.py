@@ -10,9 +10,9 @@ from torch import Tensor
 # replayed, which may add in another order, and of compiled ones.
 REPLAYED = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
 COMPILED = {"float64": 1e-9, "float32": 1e-3, "tf32": 1e-2, "bf16": 3e-2}
-# Of `as_near`: how far rounding may take the plain update, how many times as far the compiled one,
-# and by how much the two may differ in float64.
-ROUGH, AS_NEAR, UNSEEN = 0.3, 2, 1e-6
+# Of `as_near`: how many times as far from float64's the compiled update may be as the plain one,
+# and by how much the two may differ there; and how far the plain one hides no fault.
+AS_NEAR, UNSEEN, ROUGH = 2, 1e-6, 0.3
 
 
 def difference(
@@ -59,7 +59,8 @@ def as_near(
     between two sound ways in float32 (ResNet-32 in its first steps). So both are measured from the
     plain update in float64, where two sound ways agree, and the compiled one may be at most twice
     as far. A fault that all precisions have shows in float64; one of the program for this precision
-    alone has to be larger than its rounding.
+    alone has to be larger than its rounding, which is for the caller to judge by `ROUGH`: a climb
+    by SAM's radius multiplies it (ResNet-32's first step in bf16: 45 % at a radius of 0.8).
 
     Args:
         seen: distances from the plain update in float64, one for each kind of value that an update
@@ -69,7 +70,7 @@ def as_near(
         precision: as a recipe names it.
     """
     return all(
-        rough <= ROUGH and near <= max(COMPILED[precision], AS_NEAR * rough) and same <= UNSEEN
+        near <= max(COMPILED[precision], AS_NEAR * rough) < math.inf and same <= UNSEEN
         for same, near, rough in zip(seen, found, plain, strict=True)
     )
 

@@ -271,6 +271,48 @@ def test_where_two_roundings_differ_float64_decides(
         assert (found.note, "from float64's" in found.about) == ("", True)
 
 
+def _place(network: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def _rough_from(far: float, network: Any, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+    """Be half off in bf16 where the weights are farther than that from where they began."""
+    coarse = _coarse(inputs[0], "bf16") and float((_place(network) - network.began).norm()) > far
+    return logits * 1.5 if coarse else logits
+
+
+def _slightly_wrong(network: Any, x: Tensor) -> Any:
+    """Give gradients that are off in bf16 alone, by what roughness after a long climb hides."""
+    logits = network(x)
+    return logits + 0.2 * (logits - logits.detach()) if _coarse(x, "bf16") else logits
+
+
+@pytest.mark.parametrize(
+    ("far", "program", "way"),
+    [
+        (0.3, lambda network, x: _rounded(network, "bf16", x), "compiled"),
+        (0.3, _slightly_wrong, "plain"),
+        (-1.0, lambda network, x: _rounded(network, "bf16", x), "plain"),
+    ],
+    ids=["rough-after-the-climb", "a-fault-hides", "rough-everywhere"],
+)
+def test_where_a_long_climb_is_too_rough_a_shorter_one_decides(
+    far: float, program: Callable[..., Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: partial(program, network))
+    found = build(recipe_of("sam", precision="bf16", rho=1.0), "compiled")
+    set_epoch(found, 1)
+    found.network.register_buffer("began", _place(found.network))
+    found.network.register_forward_hook(partial(_rough_from, far))
+    found.update(batches_of(found, 1)[0])
+    assert found.way == way, found.note
+    told = found.about or found.note
+    rough = float(re.findall(r"the plain one ([\de.+-]+)|$", told)[0] or "nan")
+    assert rough > nearness.ROUGH or way == "plain", told
+    assert "from float64's" in told
+    assert float(found.radius) == 1.0
+
+
 def test_a_network_that_cannot_run_in_float64_keeps_the_plain_update_and_both_reasons(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
