@@ -3,7 +3,8 @@
 Beside the ends of each spectrum stands what tells curvature from estimator:
 
     ratio       max(0, −λmin)/λmax of every probe by itself: how start vectors, or draws, scatter
-    residual    ‖Hy − λmin y‖ by one more product: of the size of λmin itself, it is no eigenvalue
+    residual    ‖Hy − λmin y‖ by one more product: of the size of λmin itself, nothing shows that
+                an eigenvalue is near
     yᵀHy        curvature of the *fixed* Hessian along the vector that was called λmin's
     2β/λmax     of every probe; β is the mean of the last ten off-diagonals of its T
 

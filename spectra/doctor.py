@@ -4,23 +4,27 @@ With v a random unit vector, w = Av and u = w/‖w‖, a fixed symmetric matrix 
 
     A v = w again               repeatability  ‖Av − w‖ / ‖w‖
     vᵀ(A u) = uᵀ(A v) = ‖w‖      asymmetry      |vᵀAu − ‖w‖| / ‖w‖
-    A(v + 2u) = w + 2Au         nonlinearity   ‖A(v+2u) − w − 2Au‖ / ‖A(v+2u)‖
+    A(v + 2u) = w + 2Au         nonlinearity   ‖A(v+2u) − w − 2Au‖ / max(‖A(v+2u)‖, ‖w‖)
 
 u is taken along w because uᵀAv is then as large as it can be, and no small number is divided by.
 
 The certificate of a unit vector y is its Rayleigh quotient θ = yᵀHy, recomputed in float64 by
 another way of differentiating, over other batches. θ ≥ λmin for every y, so θ + noise floor < 0
-proves negative curvature. The noise floor is
+proves negative curvature. The noise floor, an estimate and a long one, is
 
-    ‖Hy − H'y‖ + (n + N)·2⁻⁵³·‖H‖,   ‖H‖ = √n ‖Hz‖, z a random unit vector
+    ‖Hy − H'y‖ + δ + (n + N)·2⁻⁵³·max(√n ‖Hz‖, ‖Hy‖) + 2⁻⁵²·s²·‖Gy‖,   z a random unit vector
 
 where H' is a second float64 pass along another path and over other batches (where one path alone
-is right for the model, a central difference of the gradient); |θ − θ'| ≤ ‖Hy − H'y‖, and the norm,
-unlike the difference of two numbers, is not small by accident. The last term bounds the rounding
-of the inner product over n parameters and of the sum over N samples in the worst case; it is taken
-at the size of H (√n ‖Hz‖ is its Frobenius norm on average) and not of Hy, for a y in the null
-space has nothing but rounding in Hy. The rounding inside the network is what the disagreement of
-the two passes measures. ‖Hy − θy‖ says that *some* eigenvalue lies within it of θ, no more.
+is right for the model, a central difference of the gradient, with its own noise δ); |θ − θ'| ≤
+‖Hy − H'y‖, and the norm, unlike the difference of two numbers, is not small by accident. The third
+term is for the inner product over n parameters and the sum over N samples; it is taken at the size
+of H (n ‖Hz‖² is its squared Frobenius norm on average) and not of Hy, for a y in the null space has
+nothing but rounding in Hy. The rounding inside the network is what the disagreement of the two
+passes measures, but for what both have in common: a softmax gives probabilities that are off by
+2⁻⁵³, however near to 0 and 1, so that samples which are fitted to the last bits have curvatures of
+rounding. G is the Hessian of a sum of logits and of their squares, whose derivatives by the logits
+are 1 and more where such a sample's are p and p − 1; s is the loss's scale of the logits.
+‖Hy − θy‖ says that *some* eigenvalue lies within it of θ, no more.
 
 References:
     B. Parlett, "The Symmetric Eigenvalue Problem", SIAM 1998, ch. 4,
@@ -36,12 +40,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectra.hessian import HessianOperator
-from spectra.hessian.choice import central_difference, random_layer
+from spectra.hessian.choice import central_difference, of_logits, random_layer
 from spectra.hessian.network import forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
+from spectra.losses import as_loss
 
 PRODUCTS_PER_EXAMINATION = 5
-PRODUCTS_PER_CERTIFICATE = 3  # two of them in float64
+PRODUCTS_PER_CERTIFICATE = 4  # three of them in float64
 _SMALLEST = torch.finfo(torch.float64).tiny  # a zero operator has a noise floor, too
 _DOCTORS_PROBE = 2**64 - 1  # the examination's start vector is none of the Lanczos probes'
 
@@ -79,7 +84,9 @@ class Certificate:
     residual: float  # ‖Hy − θy‖: some eigenvalue lies within it of θ
     noise_floor: float
     negative_curvature: bool  # θ + noise floor < 0: proven
-    lower_bound_95: float | None  # probabilistic (Kuczyński–Woźniakowski); None where worth nothing
+    # Of the operator that Lanczos ran on, in its precision: holds with 95 % over the random start;
+    # None where worth nothing.
+    lower_bound_95: float | None
 
     def __str__(self) -> str:
         """Say in one line what is proven, of which operator."""
@@ -142,8 +149,8 @@ def certify(
 ) -> Certificate:
     """Recompute the Rayleigh quotient of a vector in two independent float64 passes.
 
-    Three products are spent, of which the third measures the size of the operator, in its own
-    precision; more where the second one has to be differenced.
+    Four products are spent: two of H, one of a function of the logits, and one that measures the
+    size of the operator, in its own precision; more where the second one has to be differenced.
 
     Args:
         operator: the fixed operator; only what it is the Hessian of is used, not its products.
@@ -173,6 +180,8 @@ def certify(
     size = objective.dim**0.5 * _norm(objective.product(z, choice.path))
     operations = objective.dim + objective.count
     floor = _norm(hy - other) + noise + operations * 2.0**-53 * max(size, _norm(hy), _SMALLEST)
+    logits = replace(first, loss=as_loss(of_logits)).product(y, choice.reference)
+    floor += 2.0**-52 * getattr(objective.loss, "scale", 1.0) ** 2 * _norm(logits)
     return Certificate(
         name,
         "float64",

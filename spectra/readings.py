@@ -168,7 +168,8 @@ def assemble(
         else:
             of_t = float(runs[0].alphas.sum())
             trace = trace_estimate(forms, measure.dim, known=known_forms, known_trace=of_t)
-        known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
+        if examination.fixed_operator:  # else it would be of rounding, or of other draws
+            known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
     if outline.caveat is not None or not examination.fixed_operator:
         return known
     # T is of the products' precision: what that does to λmin shows in the certificate's yᵀHy.
@@ -176,8 +177,7 @@ def assemble(
     threshold = max(floor, 1e-6 * max(high, 0.0))
     mass = measure.mass_below(-threshold)
     bounds = measure.mass_bounds(-threshold)
-    # Then T is exact as far as the threshold can tell, and so is the sum of its weights.
-    if all(run.exhausted and run.residual_norm <= threshold for run in runs):
+    if all(run.exhausted and _tells(run, -threshold) for run in runs):
         bounds = mass.value, mass.value
     return replace(
         known,
@@ -209,4 +209,14 @@ def _lower_bound(
         )
     bounds = (prior, posterior_lower_bound(runs, confidence=0.975))
     finite = [bound for bound in bounds if bound is not None and np.isfinite(bound)]
-    return max(finite) - floor if finite else None
+    found = max(finite, default=-np.inf) - floor
+    return found if low - found <= high - low else None
+
+
+def _tells(run: Tridiagonal, where: float) -> bool:
+    """Tell whether an exhausted T has counted what lies below a place.
+
+    Of the weight of a node that is g away at most (‖r‖/g)² can lie on the other side.
+    """
+    gap = float(np.abs(run.ritz().values - where).min())
+    return run.residual_norm <= 0.01 * gap

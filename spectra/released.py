@@ -8,7 +8,8 @@ It differs from `krylov.lanczos` in four ways, each of which matters when the op
     only β = 0 to the last bit counts as breakdown.
 
 With the augmentation re-drawn in every product its Ritz values are not those of any matrix; on a
-fixed operator they agree with the exact recurrence until the Krylov space is exhausted.
+fixed operator they agree with the exact recurrence where β ≫ 1e-6, until the Krylov space is
+exhausted.
 
 References:
     Rangwani et al., Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data,

@@ -60,7 +60,7 @@ from spectra.resuming import describe
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
-_CERTIFICATE_COST = 13  # in products of the fast path: two passes in float64, one plain
+_CERTIFICATE_COST = 19  # in products of the fast path: three passes in float64, one plain
 
 
 @runtime_checkable
@@ -185,7 +185,7 @@ class Study:
 
     def cost(self, parts: list[Part]) -> tuple[int, int]:
         """Count products, and the samples that they pass over."""
-        extra = TRACE_PROBES if self.plan.protocol == "exact" else 0
+        extra = 0 if self.plan.moves else TRACE_PROBES
         each = self._products_per_probe * self.plan.probes
         each += PRODUCTS_PER_EXAMINATION + _ENDS + extra
         work = (each + _CERTIFICATE_COST) * sum(self._work(part) for part in parts)
@@ -302,7 +302,7 @@ class Study:
         tolerance = TOLERANCE if goal is None else min(goal, TOLERANCE)
         ends = vectors.measured(operator, max(run.steps for run in runs), tolerance)
         forms = np.zeros(0)
-        if plan.protocol == "exact":
+        if not plan.moves:
             forms = quadratic_form_probes(operator, probes=TRACE_PROBES, seed=plan.seed)
         assert vectors.low is not None
         if self.way.kept is not None:

@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
 def _show(trajectory: Trajectory, folder: Path, options: argparse.Namespace) -> None:
     from spectra import figures, tables
 
-    drawn = figures.save([figures.trajectory_panels(trajectory)], folder, "trajectory")
+    drawn = figures.save(figures.trajectory_pages(trajectory), folder, "trajectory")
     if not options.quiet:
         print(tables.render_trajectory(trajectory, width=screen_width()))
         files = [

@@ -14,9 +14,15 @@ from spectra import doctor
 from spectra.data import Samples
 from spectra.doctor import Certificate, Examination, certify, examine
 from spectra.errors import SpectraError
-from spectra.hessian import HessianOperator, Objective, hessian_operator, objective
+from spectra.hessian import (
+    HessianOperator,
+    Objective,
+    hessian_operator,
+    objective,
+)
 from spectra.hessian.choice import ProductChoice
 from spectra.krylov import SymmetricOperator, extreme_eigenvalues, lanczos, random_start
+from spectra.losses import LossSpec
 
 CLASSES = 3
 SCALES = [1e-8, 1e-4, 1.0, 1e4, 1e8]
@@ -134,7 +140,7 @@ def test_hessians_of_a_network_are_fixed_and_symmetric_to_rounding(
 
 
 def test_an_examination_costs_the_products_that_it_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P41: five, the one over other batches included; the certificate three more."""
+    """P41: five, the one over other batches included; the certificate four more."""
     H = hessian_operator(mlp(), data(4), dtype=torch.float64)
     count = 0
     original = Objective.product
@@ -261,6 +267,31 @@ def test_a_convex_problem_is_never_proven_to_curve_down(dtype: torch.dtype, marg
     assert min(quotients) < 0, "else the floor was not needed and this test is too easy"
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_samples_that_are_fitted_to_the_last_bits_have_a_floor_for_the_softmax(
+    scale: float,
+) -> None:
+    """Both passes take the same p, which is off by the rounding beside 1: they agree, and err."""
+    for seed, margin in enumerate(np.linspace(20, 36, 33)):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, 3, generator=generator, dtype=torch.float64)
+        size = float(x.square().sum())
+        loss = LossSpec.cross_entropy(scale)
+        model = nn.Linear(3, 2, bias=False).double()
+        nn.init.constant_(model.weight, 0.01 / scale)
+        H = hessian_operator(model, (x, torch.tensor([0])), loss, dtype=torch.float64)
+        # Differentiated forward first, two classes have no such rounding.
+        alike = replace(H.choice, path="forward-over-reverse", reference="double-backward")
+        side = 0.5 * margin / scale / size * x
+        with torch.no_grad():  # after the path was chosen, for which these are too well fitted
+            H.objective.network.weight.copy_(torch.cat([side, -side]))
+        z = -scale * float((side * x).sum()) * 2
+        p = np.exp(z) / (1 + np.exp(z))  # of the other class, with all digits
+        truth = 2 * scale**2 * p * (1 - p) * size
+        certificate = certify(replace(H, choice=alike), torch.cat([x[0], -x[0]]))
+        assert abs(certificate.rayleigh_quotient - truth) <= certificate.noise_floor
+
+
 def test_the_certificate_of_a_zero_hessian_has_a_floor_and_proves_nothing() -> None:
     H = hessian_operator(nn.Linear(4, CLASSES), data(4), lambda logits, targets: logits.sum(1))
     c = certify(H, torch.ones(H.dim))
@@ -312,7 +343,7 @@ def test_the_two_passes_of_a_certificate_share_neither_path_nor_cut(
         with monkeypatch.context() as patch:
             patch.setattr(Objective, "product", noting)
             certify(H, torch.ones(H.dim))
-        first, second, _ = seen[-3:]
+        first, second, *_ = seen[-doctor.PRODUCTS_PER_CERTIFICATE :]
         assert all(a != b for a, b in zip(first[:3], second[:3], strict=True))
         assert first[3] == second[3] == torch.float64
 

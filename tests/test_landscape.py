@@ -573,6 +573,7 @@ def test_an_interval_that_a_few_batches_carry_is_absent_rather_than_wrong(
     few = synthetic(1500, 4, resamples=300)
     for name in names:
         assert np.isfinite(getattr(few, name).value).all()
+    for name in set(names) - {"sign_agreement"}:
         assert np.isnan([getattr(few, name).low, getattr(few, name).high]).all(), name
     random = np.random.default_rng(1)
     scale = np.exp(2 * random.standard_normal((1500, 24)))  # of a and b alike: R and S stay
@@ -587,6 +588,9 @@ def test_an_interval_that_a_few_batches_carry_is_absent_rather_than_wrong(
         assert np.isnan(found.low).mean() > 0.99, name
         assert np.array_equal(np.isnan(found.low), np.isnan(found.high)), name
     assert np.isfinite(heavy.sign_agreement.low).all(), "a share is of all batches"
+    share, truth = few.sign_agreement, 0.5 + math.asin(0.6) / math.pi
+    assert np.mean((share.low <= truth) & (truth <= share.high)) > 0.95, "of four as well"
+    assert share.low[share.value == 1].max() == pytest.approx(0.025 ** (1 / 4))
     monkeypatch.setattr("spectra.landscape.statistics._FEWEST", 0)
     wrong = replace(few).squared
     assert np.mean((wrong.low <= 1) & (wrong.high >= 1)) < 0.85

@@ -1,5 +1,6 @@
 """What is read off T is true of H; what is read off a basis survives between probes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,53 @@ def test_the_lower_bound_knows_how_far_the_products_are_off(off: float) -> None:
     found = assemble(outline, [run], ends, np.zeros(0), examine(products), certificate)
     assert found.lambda_min == pytest.approx(-1 + off, abs=1e-12)
     assert -1 - 2e-12 - off <= found.certificate["lower_bound_95"] <= -1 + 1e-12
+
+
+def _read(d: torch.Tensor, steps: int, start: torch.Tensor | None = None) -> ClassSpectrum:
+    A = SymmetricOperator(lambda v: d * v, len(d), torch.float64)
+    first = random_start(len(d), seed=0, probe=0) if start is None else start
+    run = lanczos(A, first, steps=steps)
+    ends, outline = extremes_of(run), ClassSpectrum(label="class 8", name="", count=1, share=1.0)
+    certificate = Certificate("none", "float64", ends.lambda_min, 0.0, 1e-15, True, None)
+    forms = np.array([0.1, 0.2, 0.3])
+    return assemble(outline, [run], ends, forms, examine(A), certificate)
+
+
+def test_a_lower_bound_that_is_farther_away_than_the_spectrum_is_wide_is_null() -> None:
+    d = torch.linspace(-1, 2, 500, dtype=torch.float64)
+    assert _read(d, 1).certificate["lower_bound_95"] is None
+    assert -1.5 < _read(d, 60).certificate["lower_bound_95"] <= -1
+
+
+def test_an_operator_that_moves_has_no_trace() -> None:
+    d, generator = torch.linspace(1, 2, 30, dtype=torch.float64), torch.Generator().manual_seed(0)
+    moving = SymmetricOperator(
+        lambda v: d * v + 0.5 * torch.randn(30, generator=generator, dtype=torch.float64),
+        30, torch.float64,
+    )  # fmt: skip
+    run = lanczos(moving, random_start(30, seed=0, probe=0), steps=10)
+    outline = ClassSpectrum(label="class 8", name="", count=1, share=1.0)
+    certificate = Certificate("none", "float64", 1.0, 0.0, 1e-15, False, None)
+    found = assemble(
+        outline, [run], extremes_of(run), np.array([1.0, 2.0]), examine(moving), certificate
+    )
+    assert (found.trace, found.trace_stderr) == (None, None)
+    assert _read(d, 10).trace is not None
+
+
+@pytest.mark.parametrize(("bulk", "known"), [(0.0, True), (4e-6, False)])
+def test_an_exhausted_run_counts_only_what_its_residual_cannot_move(
+    bulk: float, known: bool
+) -> None:
+    """A bulk that the last residual hides lies on both sides of the threshold, 1e-6 of λmax."""
+    d = torch.cat([torch.linspace(-bulk, bulk, 200), torch.tensor([0.5, 1.0])]).double()
+    A = SymmetricOperator(lambda v: d * v, len(d), torch.float64)
+    run = lanczos(A, random_start(len(d), seed=0, probe=0), steps=3)
+    run = replace(run, exhausted=True)  # as in float32, where so much is rounding
+    outline = ClassSpectrum(label="class 8", name="", count=1, share=1.0)
+    certificate = Certificate("none", "float64", 0.0, 0.0, 1e-15, False, None)
+    found = assemble(outline, [run], extremes_of(run), np.zeros(0), examine(A), certificate)
+    low, high = found.negative_mass_bounds
+    truth = float((d < -found.negative_mass_threshold).double().mean())
+    assert low <= truth <= high
+    assert (low == high) is known

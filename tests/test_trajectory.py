@@ -16,7 +16,8 @@ from spectra.results import CAVEAT
 from tests.apart import Apart
 from tests.made_up import train_digits
 
-FILES = {"trajectory.csv", "trajectory.json", "trajectory.pdf", "trajectory.png"}
+PAGES = [f"trajectory{page}.{kind}" for page in ("", "-2", "-3") for kind in ("pdf", "png")]
+FILES = {"trajectory.csv", "trajectory.json", *PAGES}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spectra.figures import COLOURS, draw_trajectory, save, trajectory_panels
+from spectra.figures import (
+    COLOURS,
+    draw_trajectory,
+    ends_panels,
+    save,
+    trace_panels,
+    trajectory_pages,
+    trajectory_panels,
+)
 from spectra.krylov import SpectralMeasure
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.tables import render_trajectory
@@ -170,13 +178,55 @@ def legend_of(figure: Figure) -> list[str]:
 def test_the_legend_names_what_is_drawn_and_of_many_classes_the_groups() -> None:
     few = trajectory_panels(Trajectory((run_of("sgd", 0, 8, probes=3, published="sgd"),)))
     expected = ["class 0 · thing 0", "class 8 · thing 8", "re-weighting starts"]
-    assert legend_of(few) == [*expected, "published SGD, 200 epochs", "95 % over probes"]
+    assert legend_of(few) == [*expected, "published SGD, 200 epochs", "95 %, mean of single probes"]
     many = trajectory_panels(Trajectory((replace(run_of("ce", *range(100)), recipe=None),)))
     groups = ["head classes", "mid classes", "tail classes", "other classes"]
     assert legend_of(many) == groups
     assert len(many.axes[0].lines) == 100
     drawn = {line.get_color() for line in many.axes[0].lines}
     assert {handle.get_color() for handle in many.legends[0].legend_handles} == drawn
+
+
+def test_both_ends_stand_with_their_residuals_over_the_same_axes() -> None:
+    small = run_of("sgd", 0, 8, residual_min=0.01, residual_max=0.5)
+    large = run_of("sam", 8, lambda_min=-7.0, lambda_max=300.0)
+    figure = ends_panels(Trajectory((small, large)))
+    ours, theirs = figure.axes
+    ends = [line.get_ydata().tolist() for line in ours.lines if line.get_label() == "class 8"]
+    assert ends == [[-0.09 - e / 1000 for e in EPOCHS], [1.0] * len(EPOCHS)]
+    bars = [np.array(path.vertices)[:, 1] for bar in ours.collections for path in bar.get_paths()]
+    assert len(bars) == 4 * len(EPOCHS)
+    assert [float(np.ptp(bar)) for bar in bars[:1]] == pytest.approx([0.02])
+    assert not theirs.collections
+    assert ours.get_ylim() == theirs.get_ylim() == (-14.0, 600.0)
+    assert "± residual" in legend_of(figure)
+
+
+def test_the_trace_has_a_page_where_it_is_known() -> None:
+    known = run_of("sgd", 8, trace=-3.0, trace_stderr=0.5)
+    names = [page.texts[0].get_text() for page in trajectory_pages(Trajectory((known,)))]
+    assert [name.split()[0] for name in names] == ["|λmin|", "λ", "tr"]
+    assert len(trajectory_pages(Trajectory((run_of("sgd", 8),)))) == 2
+    (ax,) = trace_panels(Trajectory((known,))).axes
+    assert set(ax.lines[0].get_ydata()) == {-3.0}
+    bars = [np.array(path.vertices)[:, 1] for bar in ax.collections for path in bar.get_paths()]
+    assert {tuple(bar) for bar in bars} == {(-3.5, -2.5)}
+    assert "± standard error" in legend_of(trace_panels(Trajectory((known,))))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1e-9, 0.0), (0.0, 0.0), (-3e4, 1e-3), (-0.2, 7e5)])
+def test_the_axis_of_both_signs_has_few_marks_and_holds_every_value(
+    low: float, high: float
+) -> None:
+    run = run_of("sgd", 8, lambda_min=low, lambda_max=high)
+    figure = ends_panels(Trajectory((run,)))
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    assert ax.get_ylim()[0] < low <= high < ax.get_ylim()[1]
+    marks = [label for label in ax.get_yticklabels() if label.get_text()]
+    boxes = [label.get_window_extent() for label in marks]
+    assert 1 <= len(marks) <= 9
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, None), (2, None), (3, None), (4, None), (2, 3.4)])

@@ -28,4 +28,7 @@ from .surfaces import draw_contours as draw_contours
 from .surfaces import draw_solid as draw_solid
 from .surfaces import surface_panels as surface_panels
 from .trajectories import draw_trajectory as draw_trajectory
+from .trajectories import ends_panels as ends_panels
+from .trajectories import trace_panels as trace_panels
+from .trajectories import trajectory_pages as trajectory_pages
 from .trajectories import trajectory_panels as trajectory_panels

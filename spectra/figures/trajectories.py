@@ -1,14 +1,17 @@
 """Draw |λmin|/λmax of every class against the epoch, one panel a run, as the paper does.
 
+Two more pages have what the ratio hides: both ends, with their residuals, and the trace.
+
 Hollow markers are the published values; whiskers the 95 % interval (Student's t) of the mean over
-the probes, where there are three or more. The dash-dotted line is where re-weighting starts.
+single probes, where there are three or more: how start vectors scatter, beside the ratio of the
+outermost ends of all probes, which is the marker. Re-weighting starts at the dash-dotted line.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -16,8 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
+from spectra.results import ClassSpectrum
 from spectra.trajectories import RunTrajectory, Trajectory, nonconvexity_of_probes
 from spectra.trajectories.published import EPOCHS
 
@@ -35,6 +39,7 @@ from .pages import (
     width_of,
 )
 
+_Value = tuple[float | None, float | None]  # and what it is uncertain by
 _MARKERS = "os^Dv<>p*h"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1, 1, 1)))
 _LINE: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": "-."}
@@ -42,30 +47,125 @@ _HOLLOW: dict[str, Any] = {"linestyle": "none", "fillstyle": "none", "markersize
 _MOST = 14  # entries of the legend; of more classes only the groups are named
 
 
+def trajectory_pages(trajectory: Trajectory, *, width: float | None = None) -> list[Figure]:
+    """Draw the ratio, both ends, and the trace where there is one, a page each.
+
+    Args:
+        trajectory: what was found.
+        width: as in `trajectory_panels`.
+    """
+    pages = [trajectory_panels(trajectory, width=width), ends_panels(trajectory, width=width)]
+    spectra = [s for run in trajectory.runs for a in run.analyses for s in a.spectra]
+    if any(s.trace is not None for s in spectra):
+        pages.append(trace_panels(trajectory, width=width))
+    return pages
+
+
 def trajectory_panels(trajectory: Trajectory, *, width: float | None = None) -> Figure:
-    """Draw all runs side by side, over the same axes.
+    """Draw the ratio of all runs side by side, over the same axes.
 
     Args:
         trajectory: what was found.
         width: of the page in inches; below 7 the runs stand below each other. By default 3.4 for
             a single run, which is one column of print, else 7, which is two.
     """
-    runs = trajectory.runs
-    width = width or width_of(len(runs))
-    analyses = [analysis for run in runs for analysis in run.analyses]
-    head = Head("Non-convexity during training", facts_of(*analyses), _handles(runs), width)
-    ribbon = any(spectrum.caveat for a in analyses for spectrum in a.spectra)
+    handles = _handles(trajectory.runs) + _marks(trajectory.runs)
+    title = "Non-convexity during training"
+    figure, panels = _open(trajectory, title, "|λmin| / λmax", handles, width)
     with mpl.rc_context(fname=STYLE):
-        figure, panels = lay_out(
-            *(len(runs), columns_on(len(runs), width), head),
-            ribbon=ribbon, x="Epoch", y="|λmin| / λmax",
-        )  # fmt: skip
-        for ax, run in zip(panels, runs, strict=True):
+        for ax, run in zip(panels, trajectory.runs, strict=True):
             draw_trajectory(ax, run)
         ends = [(ax.get_xlim()[1], ax.get_ylim()[1]) for ax in panels]
         for ax in panels:
             _set_limits(ax, *map(max, zip(*ends, strict=True)))
     return figure
+
+
+def ends_panels(trajectory: Trajectory, *, width: float | None = None) -> Figure:
+    """Draw λmin, below zero, and λmax with ‖Hy − λy‖ of each; as `trajectory_panels`."""
+
+    def ends(spectrum: ClassSpectrum) -> list[_Value]:
+        return [
+            (spectrum.lambda_min, spectrum.residual_min),
+            (spectrum.lambda_max, spectrum.residual_max),
+        ]
+
+    return _logarithmic(trajectory, "λmin and λmax during training", "λ", "residual", ends, width)
+
+
+def trace_panels(trajectory: Trajectory, *, width: float | None = None) -> Figure:
+    """Draw the trace with its standard error; as `trajectory_panels`."""
+
+    def trace(spectrum: ClassSpectrum) -> list[_Value]:
+        return [(spectrum.trace, spectrum.trace_stderr)]
+
+    title = "Trace during training"
+    return _logarithmic(trajectory, title, "tr H", "standard error", trace, width)
+
+
+def _logarithmic(
+    trajectory: Trajectory,
+    title: str,
+    y: str,
+    error: str,
+    values_of: Callable[[ClassSpectrum], list[_Value]],
+    width: float | None,
+) -> Figure:
+    """Draw values of either sign with what they are uncertain by, logarithmic but around zero."""
+    handles = _handles(trajectory.runs)
+    handles.append(Line2D([], [], label=f"± {error}", color=INK, marker="|", ls="none"))
+    figure, panels = _open(trajectory, title, y, handles, width)
+    seen, last = [0.0], 1.0
+    with mpl.rc_context(fname=STYLE):
+        for ax, run in zip(panels, trajectory.runs, strict=True):
+            for label, style in _styles(run).items():
+                points = run.of(label)
+                last = max(last, *(epoch for epoch, _ in points))
+                for curve in zip(*(values_of(s) for _, s in points), strict=True):
+                    values = [math.nan if v is None else v for v, _ in curve]
+                    epochs = [epoch for epoch, _ in points]
+                    ax.plot(epochs, values, label=label, markersize=4, **style)
+                    for epoch, value, (_, by) in zip(epochs, values, curve, strict=True):
+                        if by is not None:
+                            around = (value - by, value + by)
+                            ax.vlines(epoch, *around, color=style["color"], linewidth=1.2)
+                    seen += [value for value in values if math.isfinite(value)]
+            ax.axhline(0, color=INK, linewidth=0.5, zorder=1)
+            _finish(ax, run, last)
+        for ax in panels:
+            ax.set_xlim(0, 1.04 * last)
+            _set_decades(ax, seen)
+    return figure
+
+
+def _set_decades(ax: Axes, values: Sequence[float]) -> None:
+    """Count in decades on both sides of zero, around which four decades or more are one."""
+    sizes = [abs(value) for value in values if value] or [1.0]
+    last = math.ceil(math.log10(max(sizes)))
+    first = max(math.floor(math.log10(min(sizes))), last - 4)
+    ends = ((min(values), -1.0), (max(values), 1.0))
+    floor = 0.5 * 10.0**first
+    low, high = (2 * v if 2 * v * sign > floor else floor * sign for v, sign in ends)
+    marked = [10.0**k for k in range(first + 1, last + 1, 1 + (last - first) // 4)]
+    ax.set_yscale("symlog", linthresh=10.0**first)
+    ax.set_yticks([v for v in (*(-m for m in marked), 0.0, *marked) if low <= v <= high])
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(low, high)
+
+
+def _open(
+    trajectory: Trajectory, title: str, y: str, handles: list[Any], width: float | None
+) -> tuple[Figure, list[Axes]]:
+    """Open a page with a panel for each run."""
+    runs = trajectory.runs
+    width = width or width_of(len(runs))
+    analyses = [analysis for run in runs for analysis in run.analyses]
+    head = Head(title, facts_of(*analyses), handles, width)
+    ribbon = any(spectrum.caveat for a in analyses for spectrum in a.spectra)
+    with mpl.rc_context(fname=STYLE):
+        return lay_out(
+            *(len(runs), columns_on(len(runs), width), head), ribbon=ribbon, x="Epoch", y=y
+        )
 
 
 def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
@@ -94,13 +194,18 @@ def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
             values += paper.values()
         last = max(last, *(epoch for epoch, _ in points), *paper)
         top = max(top, *(value for value in values if value == value), 0.0)
+    _finish(ax, run, last)
+    _set_limits(ax, 1.04 * last, 1.06 * top or 1.0)
+    return ax
+
+
+def _finish(ax: Axes, run: RunTrajectory, last: float) -> None:
+    """Write the run's name, where its re-weighting starts, and whether its operator moves."""
     if run.reweighted_after is not None and run.reweighted_after <= last:
         ax.axvline(run.reweighted_after, label="re-weighting", zorder=1, **_LINE)
-    _set_limits(ax, 1.04 * last, 1.06 * top or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(max(2, int(size_of(ax)[0] / 0.5)), integer=True))
     moving = any(s.caveat for analysis in run.analyses for s in analysis.spectra)
     ax.set_title(run.name, y=add_ribbon(ax, shown=moving))
-    return ax
 
 
 def _set_limits(ax: Axes, right: float, high: float) -> None:
@@ -148,11 +253,19 @@ def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
     handles = [Line2D([], [], label=label, markersize=4, **s) for label, s in styles.items()]
     if any(run.reweighted_after is not None for run in runs):
         handles.append(Line2D([], [], label="re-weighting starts", **_LINE))
+    return handles
+
+
+def _marks(runs: Sequence[RunTrajectory]) -> list[Any]:
+    """Say what stands beside the lines of the ratio."""
+    handles: list[Any] = []
     drawn = [run for run in runs if any(map(run.published_of, run.labels))]
     if steps := dict.fromkeys(str(run.published).upper() for run in drawn):
         paper = f"published {' and '.join(steps)}, {EPOCHS[-1]} epochs"
         handles.append(Line2D([], [], label=paper, color=INK, marker="o", **_HOLLOW))
     probes = {s.probes for run in runs for a in run.analyses for s in a.spectra}
     if max(probes, default=0) >= 3:
-        handles.append(Line2D([], [], label="95 % over probes", color=INK, marker="|", ls="none"))
+        handles.append(
+            Line2D([], [], label="95 %, mean of single probes", color=INK, marker="|", ls="none")
+        )
     return handles

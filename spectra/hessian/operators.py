@@ -2,7 +2,8 @@
 
     H_c = (1/N_c) Σ_{i∈c} ∇²ℓ_i(θ),   Σ_c (N_c/N) H_c = H
 
-Class weights stay outside H_c: in a mean over one class they cancel.
+Class weights stay outside H_c: in a mean over one class they cancel. Where a loss has them, the
+whole is H = Σ_c (w_c N_c/Σ_i w_i) H_c.
 """
 
 from __future__ import annotations

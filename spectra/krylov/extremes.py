@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -55,6 +55,7 @@ class Extremes:
     vector_max: Float[Tensor, " n"] | None
     converged: bool  # both residuals within the tolerance times max|θ|
     steps: int  # Krylov steps of the (longest) run
+    start: str = "random"  # or "given": then no bound, density or trace follows from the run
 
 
 def nonconvexity(low: float, high: float) -> float | None:
@@ -157,6 +158,7 @@ def extreme_eigenvalues(
     Raises:
         SpectraError: what `lanczos` raises.
     """
+    kind = "random" if start is None else "given"
     if start is None:
         start = random_start(A.dim, seed=seed, probe=0, dtype=A.dtype, device=A.device)
     run = lanczos(
@@ -169,7 +171,8 @@ def extreme_eigenvalues(
     else:
         low, high = run.vector(0), run.vector(-1)
     ends = float(values[0]), float(values[-1])
-    return measured_ends(A, ends, (low, high), steps=run.steps, tolerance=tolerance)
+    measured = measured_ends(A, ends, (low, high), steps=run.steps, tolerance=tolerance)
+    return replace(measured, start=kind)
 
 
 def lower_bound(

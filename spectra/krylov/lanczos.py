@@ -170,7 +170,8 @@ def lanczos(
         basis: where the m · n numbers of the basis are kept: on the "device" of the operator, on
             the "host" (the same T to rounding), or nowhere ("none"; `ritz_vectors` runs it again).
         wait: steps between two looks at T, for each of which the device is awaited; no number
-            depends on it. By default 1 on a CPU and 10 elsewhere.
+            depends on it but where `until_converged` ends a run. By default 1 on a CPU and 10
+            elsewhere.
         callback: called with 1, 2, ..., m after each product.
 
     Returns:

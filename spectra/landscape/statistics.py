@@ -14,16 +14,19 @@ eigenvalue λ (of one Hessian for all batches), or to second order for any v:
     normalised     Σ (1 + ρλ/‖g_B‖)² a² / Σ a²               H_B v = λv
     second order   Σ (a + ρ vᵀH_B g_B/‖g_B‖)² / Σ a²         any v, each batch's own Hessian
 
-and likewise for S. All statistics are ratios of sums over the batches; their intervals are
-percentiles over batches drawn again with replacement, which holds for many batches that were drawn
-independently of each other. Where one of them carries nearly all of Σ a², resampling knows nothing
-of the others that might have been drawn. Intervals are therefore given from ten *effective* batches
-on, (Σ x_B)² / Σ x_B² of the squares x_B that are summed above or below the line, whichever has
-fewer: about M/3 where components are Gaussian. Shares count as many as there are batches.
+and likewise for S. The interval of the sign agreement is Clopper and Pearson's. The other
+statistics are ratios of sums over the batches; their intervals are percentiles over batches drawn
+again with replacement, which holds for many batches that were drawn independently of each other.
+Where one of them carries nearly all of Σ a², resampling knows nothing of the others that might have
+been drawn. Intervals are therefore given from ten *effective* batches on, (Σ x_B)² / Σ x_B² of the
+squares x_B that are summed above or below the line, whichever has fewer: about M/3 where components
+are Gaussian.
 
 References:
     Daneshmand et al., Escaping saddles with stochastic gradients (CNC), 2018,
     https://arxiv.org/abs/1803.05999;
+    Clopper, Pearson, The use of confidence or fiducial limits illustrated in the case of the
+    binomial, 1934 (https://doi.org/10.1093/biomet/26.4.404);
     Efron, Tibshirani, An introduction to the bootstrap, 1993, chapter 13
     (https://doi.org/10.1201/9780429246593);
     Kish, Survey sampling, 1965 (the effective number)
@@ -36,6 +39,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.special import betaincinv
 
 _STREAM = 2**32  # of the resampling: that of no batch
 # Effective batches below which an interval of 95 % is none: with Gaussian components it held the
@@ -45,7 +49,7 @@ _FEWEST = 10
 
 @dataclass(frozen=True)
 class Interval:
-    """Hold statistics with bootstrap intervals; NaN where too few batches bear them."""
+    """Hold statistics with their intervals; NaN where too few batches bear them."""
 
     value: Float64[np.ndarray, "*shape"]
     low: Float64[np.ndarray, "*shape"]
@@ -109,8 +113,8 @@ class Amplification:
     @cached_property
     def sign_agreement(self) -> Interval:
         """Give the share of batches whose component keeps its sign, (k, r)."""
-        kept = (self.components[:, None] * self.shifted > 0).astype(np.float64)
-        return self._ratio(kept, np.ones_like(kept), squares=False)
+        kept = (self.components[:, None] * self.shifted > 0).sum(-1)
+        return _share(kept, self.shifted.shape[-1], self.confidence)
 
     @cached_property
     def cnc(self) -> Interval:
@@ -164,6 +168,14 @@ class Amplification:
             found = np.quantile(ratios, [tail, 1 - tail], axis=-1)
         low, high = np.where(borne >= _FEWEST, found, np.nan)
         return Interval(value, low, high)
+
+
+def _share(kept: np.ndarray, count: int, confidence: float) -> Interval:
+    """Give a share of independent batches, with the limits of its probability."""
+    tail, lost = (1 - confidence) / 2, count - kept
+    low = np.where(kept == 0, 0.0, betaincinv(np.maximum(kept, 1), lost + 1, tail))
+    high = np.where(lost == 0, 1.0, betaincinv(kept + 1, np.maximum(lost, 1), 1 - tail))
+    return Interval(kept / count, low, high)
 
 
 def _effective(values: Float64[np.ndarray, "*shape M"]) -> Float64[np.ndarray, "*shape"]:

@@ -215,11 +215,14 @@ def _certificates(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]
         f"For the Ritz vector y of each λmin, θ = yᵀHy was recomputed in {dtype} over other "
         f"batches, on the fixed operator (augmentation {fixed}), and Hy once more by another way "
         "of differentiating. θ ≥ λmin for every y; negative curvature is called proven where θ "
-        "plus the noise floor, what both passes disagree by plus a bound of the rounding (at "
+        "plus the noise floor, what both passes disagree by plus an estimate of the rounding (at "
         f"most {number(floor, 2)} here), is below zero: {proven} of {len(held)} spectra."
     )
     if any(s.certificate.get("lower_bound_95") is not None for s in held):
-        text += " Lower bounds of λmin hold with 95 % probability over the random start."
+        text += (
+            " Each lower bound of λmin holds by itself with 95 % probability over the random "
+            "start, for the operator in the precision of the products."
+        )
     return text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from spectra.errors import SpectraError
-from spectra.figures import density_grid, save, trajectory_panels
+from spectra.figures import density_grid, save, trajectory_pages
 from spectra.files import drawn_pages, replacing
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks, to_markdown
@@ -70,9 +70,7 @@ def write(results: Analysis | Trajectory, folder: str | Path) -> list[Path]:
         SpectraError: if the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
-    drawn = (
-        [trajectory_panels(results)] if isinstance(results, Trajectory) else density_grid(results)
-    )
+    drawn = trajectory_pages(results) if isinstance(results, Trajectory) else density_grid(results)
     images = save(drawn, folder, "report")
     text = markdown(results, [path.name for path in images if path.suffix == ".png"])
     page, web = folder / "report.md", folder / "report.html"
@@ -151,8 +149,10 @@ def _of_runs(trajectory: Trajectory, images: Sequence[str]) -> Iterable[str]:
         yield _epochs(run)
     used = set("".join(map(marks, spectra)))
     yield _list(escaped(f"{mark} {meaning}") for mark, meaning in MARKS.items() if mark in used)
-    yield "## Non-convexity"
-    yield "\n\n".join(f"![|λmin|/λmax against the epoch]({name})" for name in images)
+    yield "## Over the epochs"
+    told = ("|λmin|/λmax", "λmin and λmax", "Trace")  # as `trajectory_pages` draws them
+    pages = zip(told, images, strict=False)
+    yield "\n\n".join(f"![{what} against the epoch]({name})" for what, name in pages)
     yield "## What the doctor found"
     for run in trajectory.runs:
         yield _list(

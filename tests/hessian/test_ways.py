@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spectra.choices import KeptName
 from spectra.errors import SpectraError
 from spectra.hessian import (
     KeptProducts,
@@ -80,6 +81,36 @@ def test_a_way_that_is_not_faster_is_not_used(
     way = choose_way(objective, choice, MUCH)
     assert way.name == choice.path
     assert f"{slow} is not faster here than {choice.path}" in way.notes
+
+
+@pytest.mark.parametrize("worth", [True, False])
+def test_the_compiler_starts_where_the_products_to_come_are_worth_it(
+    worth: bool, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """By what the linearized products will take, and not by what the plain ones would."""
+    work = Work([100], 10**9)
+    linearized = (1.5 if worth else 0.5) * ways._WORTH_COMPILING / work.samples
+    clock = {"linearized": linearized, "compiled": 0.5 * linearized, "plain": 3 * linearized}
+    built: list[str] = []
+    build = ways._Trial.build
+
+    def uncompiled(self: ways._Trial, name: KeptName) -> KeptProducts | None:
+        built.append(name)
+        kept = build(self, "linearized")
+        assert kept is not None
+        kept.name = name
+        return kept
+
+    def time(self: object, product: object) -> float:
+        owner = getattr(product, "__self__", None)
+        return clock[owner.name if isinstance(owner, KeptProducts) else "plain"]
+
+    monkeypatch.setattr(ways._Trial, "build", uncompiled)
+    monkeypatch.setattr(ways._Trial, "time", time)
+    objective, choice = setting(device)
+    way = choose_way(objective, choice, work)
+    assert built == (["linearized", "compiled"] if worth else ["linearized"])
+    assert way.name == built[-1]
 
 
 def test_what_there_is_no_room_to_keep_is_timed_as_it_will_run(

@@ -258,6 +258,7 @@ def test_ritz_vectors_of_a_neighbouring_matrix_reach_the_same_residual_in_fewer_
         assert found.lambda_min == pytest.approx(float(truth[0]), abs=1e-7)
         assert found.lambda_max == pytest.approx(float(truth[-1]), abs=1e-7)
     assert warm.steps < drawn.steps
+    assert (drawn.start, warm.start) == ("random", "given")
 
 
 def test_an_eigenvector_that_the_start_does_not_hold_is_missed_with_small_residuals(device):
