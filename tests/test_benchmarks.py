@@ -45,6 +45,13 @@ def test_all_ways_of_multiplying_agree_to_rounding_in_float64(bench):
     assert max(errors.values()) < 1e-10
 
 
+def test_the_parts_of_a_product_are_shares_of_it(bench):
+    results = bench("parts", "--samples", "4", "--batch-size", "2", "--device", "cpu")
+    assert set(results) == {"gradient", "linearized"}
+    for row in results.values():
+        assert 0 < row["convolutions"] < sum(row["shares"].values()) <= 1.001
+
+
 def test_the_share_beside_the_products_is_one(bench):
     results = bench("overhead", "--steps", "3", "--cap", "4", "--repetitions", "1")
     assert len(results["classes"]) == 10
@@ -96,11 +103,12 @@ def test_the_whole_job_takes_turns_with_the_released_protocol(bench, monkeypatch
     results = bench("job", "--checkpoint", str(small), *sizes)
     assert turns == [2, 2]
     ours, theirs = results["spectra"], results["released"]
-    assert (ours["classes"], ours["failed"], ours["products"]) == (2, [], 2 * (3 + 20))
+    assert (ours["classes"], ours["failed"], ours["products"]) == (2, [], 2 * (3 + 21))
     assert (theirs["products"], theirs["sample_products"]) == (2 * (3 + 3), 2 * 2 * (3 + 3))
     assert ours["sample_products"] == 2 * ours["products"]
-    assert theirs["goal"] == pytest.approx(2.2 * 24 / 92)
+    assert theirs["goal"] == pytest.approx(2.2 * 24 / 96)
     assert theirs["ratio"] == theirs["seconds"] / ours["seconds"] > 0
+    assert 0 < ours["beside_products"] < 1
 
 
 def test_processes_share_a_product_that_stays_the_same(bench):
