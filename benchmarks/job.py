@@ -7,8 +7,8 @@ is broken, so that its 100 steps count as as many of its products, without the G
 The two take turns, class by class: a busy minute hits both. Class counts are CIFAR-10-LT's at ratio
 100, scaled unless `--classes` takes some of them whole, or `--cap` the first images of each; images
 are random unless `--data` names CIFAR. The goal is 2.2 times the ratio of the sample-products,
-PyHessian's in all beside ours. `beside_products` is the share of ours that lies outside of products:
-tracing and proofs are in it, the compiler is not, which runs inside the first of them.
+PyHessian's in all beside ours. `beside_products` is the share of ours that lies outside of
+products: tracing is in it, the compiler is not, which runs inside the first of them.
 """
 
 import copy
