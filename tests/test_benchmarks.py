@@ -116,3 +116,14 @@ def test_processes_share_a_product_that_stays_the_same(bench):
     run = bench("processes", *sizes, "--device", "cpu")["2"]
     assert run["gain"] == run["alone"] / run["shared"]
     assert run["relative_difference"] < 1e-5
+
+
+def test_time_and_memory_are_measured_over_samples_steps_and_parameters(bench):
+    results = bench("scaling")
+    samples, steps = results["samples"]["seconds"], results["steps"]["seconds"]
+    assert [*samples] == ["30", "100"]
+    assert [*steps] == ["5", "10"]
+    assert samples["30"] < samples["100"]
+    for row in results["parameters"].values():
+        assert row["seconds_per_step"] > 0
+        assert row["peak_gb"] > 4e-9 * row["parameters"]
