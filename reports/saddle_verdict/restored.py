@@ -5,7 +5,8 @@
 A JPEG file of quality 75 leaves what was decoded from one nearly as it is: within 1.5 of 256 grey
 levels on average. In class 8 that finds 738 images, as many as are known to be such; nearly all
 others differ by more than two. Printed: how many of a class's images are such, in both whole parts
-and in the draw. The rest is analysed exactly and by the released protocol, into OUT/exact and OUT/released.
+and in the draw. The rest is analysed exactly and by the released protocol, into OUT/exact and
+OUT/released.
 """
 
 import io
