@@ -43,7 +43,6 @@ from spectra.hessian import HessianOperator
 from spectra.hessian.choice import central_difference, of_logits, random_layer
 from spectra.hessian.network import forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
-from spectra.losses import as_loss
 
 PRODUCTS_PER_EXAMINATION = 5
 PRODUCTS_PER_CERTIFICATE = 4  # three of them in float64
@@ -180,7 +179,7 @@ def certify(
     size = objective.dim**0.5 * _norm(objective.product(z, choice.path))
     operations = objective.dim + objective.count
     floor = _norm(hy - other) + noise + operations * 2.0**-53 * max(size, _norm(hy), _SMALLEST)
-    logits = replace(first, loss=as_loss(of_logits)).product(y, choice.reference)
+    logits = of_logits(first).product(y, choice.reference)
     floor += 2.0**-52 * getattr(objective.loss, "scale", 1.0) ** 2 * _norm(logits)
     return Certificate(
         name,

@@ -52,7 +52,8 @@ Command = Callable[..., Result]
 
 def name_pages(drawn: Sequence[Any], folder: Path, stem: str) -> list[Path]:
     """Stand in for `figures.save`, which takes a second and has tests of its own."""
-    paths = [folder / f"{stem}.{kind}" for kind in ("png", "pdf")]
+    pages = [f"{stem}-{k + 1}" if k else stem for k in range(len(drawn))]
+    paths = [folder / f"{page}.{kind}" for page in pages for kind in ("png", "pdf")]
     for path in paths:
         path.touch()
     return paths

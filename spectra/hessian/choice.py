@@ -204,7 +204,7 @@ def _require_symmetric(
         return
     # Samples that are fitted to the last bits have products of rounding, in which p − 1 is small
     # beside the logits' own derivatives.
-    logits = replace(few, loss=as_loss(of_logits)).product(vector, path)
+    logits = of_logits(few).product(vector, path)
     if defect <= _ROUNDING * float(logits.norm()):
         return
     gradients = few.rows.split(few.gradient())
@@ -218,10 +218,14 @@ def _require_symmetric(
     )
 
 
-def of_logits(logits: Tensor, _: Tensor) -> Tensor:
-    """Stand in for a loss: a function of the logits with derivatives of their own size."""
-    flat = logits.flatten(1)
-    return (flat.square() / 2 + flat).sum(1)
+def of_logits(objective: Objective) -> Objective:
+    """Take a loss's place by a function of the logits with derivatives of their own size."""
+
+    def rule(logits: Tensor, _: Tensor) -> Tensor:
+        flat = logits.flatten(1)
+        return (flat.square() / 2 + flat).sum(1)
+
+    return replace(objective, loss=as_loss(rule))
 
 
 def _require_moved(few: Objective) -> None:
