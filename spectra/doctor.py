@@ -45,7 +45,7 @@ from spectra.hessian.network import forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
 
 PRODUCTS_PER_EXAMINATION = 5
-PRODUCTS_PER_CERTIFICATE = 4  # three of them in float64
+PRODUCTS_PER_CERTIFICATE = 4  # two of them in float64
 _SMALLEST = torch.finfo(torch.float64).tiny  # a zero operator has a noise floor, too
 _DOCTORS_PROBE = 2**64 - 1  # the examination's start vector is none of the Lanczos probes'
 
@@ -148,8 +148,8 @@ def certify(
 ) -> Certificate:
     """Recompute the Rayleigh quotient of a vector in two independent float64 passes.
 
-    Four products are spent: two of H, one of a function of the logits, and one that measures the
-    size of the operator, in its own precision; more where the second one has to be differenced.
+    Four products are spent: two in float64, and two in the operator's own precision that measure
+    its size and G's; more where the second one has to be differenced.
 
     Args:
         operator: the fixed operator; only what it is the Hessian of is used, not its products.
@@ -179,7 +179,7 @@ def certify(
     size = objective.dim**0.5 * _norm(objective.product(z, choice.path))
     operations = objective.dim + objective.count
     floor = _norm(hy - other) + noise + operations * 2.0**-53 * max(size, _norm(hy), _SMALLEST)
-    logits = of_logits(first).product(y, choice.reference)
+    logits = of_logits(objective).product(y.to(objective.dtype), choice.path)
     floor += 2.0**-52 * getattr(objective.loss, "scale", 1.0) ** 2 * _norm(logits)
     return Certificate(
         name,

@@ -516,7 +516,7 @@ def test_a_run_of_m_steps_takes_m_products_and_the_stated_few_more(
     plan = Plan(classes=(0,), steps=7, device="cpu")
     counted, meter = passes(plan, monkeypatch)
     ends = 2  # one product each for the residuals of λmin and λmax
-    size = 1  # the certificate's float32 product, for ‖H‖
+    size = 2  # the certificate's float32 products, for ‖H‖ and the logits
     assert counted["torch.float32"] == 7 + PRODUCTS_PER_EXAMINATION + TRACE_PROBES + ends + size
     assert counted["torch.float64"] == PRODUCTS_PER_CERTIFICATE - size
     assert meter.announced == meter.done == sum(counted.values())
