@@ -8,7 +8,7 @@ The two take turns, class by class: a busy minute hits both. Class counts are CI
 100, scaled unless `--classes` takes some of them whole, or `--cap` the first images of each; images
 are random unless `--data` names CIFAR. The goal is 2.2 times the ratio of the sample-products,
 PyHessian's in all beside ours. `beside_products` is the share of ours that lies outside of
-products: tracing is in it, the compiler is not, which runs inside the first of them.
+products, in whose first tracer and compiler run; on a GPU each product is waited for, to know it.
 """
 
 import copy

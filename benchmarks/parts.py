@@ -5,12 +5,13 @@ shares of the whole. "compiled" fuses what is no convolution into kernels that t
 with their callers. A product at its floor is six convolution passes, a gradient three.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import clock, options, problem, save, table
+from common import clock, options, problem, save, table, wait
 from product import gradient
 from torch.profiler import ProfilerActivity, profile
 
@@ -19,13 +20,16 @@ from spectra.devices import arithmetic, device_name, find_device
 from spectra.hessian import KeptProducts, Objective
 
 _SHOWN = 8  # operations that are named
+_CONVOLUTION = re.compile("conv|fprop|dgrad|wgrad", re.IGNORECASE)  # cuDNN's kernels, too
 
 
 def parts_of(task: Callable[[], Any], activity: ProfilerActivity) -> dict[str, float]:
     """Give the seconds of every operation, the longest first, and those of the whole as "all"."""
     task()  # warms up
+    wait()
     begin = clock()
     task()
+    wait()
     seconds = clock() - begin
     with profile(activities=[activity]) as profiler:
         task()
@@ -66,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, task in tasks.items():
             shares = parts_of(task, activity)
             seconds = shares.pop("all")
-            convolutions = sum(share for key, share in shares.items() if "conv" in key.lower())
+            convolutions = sum(v for key, v in shares.items() if _CONVOLUTION.search(key))
             named = dict(list(shares.items())[:_SHOWN])
             rows[name] = {"seconds": seconds, "convolutions": convolutions, "shares": named}
     one = rows["gradient"]["seconds"]

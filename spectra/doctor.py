@@ -22,8 +22,9 @@ of H (n ‖Hz‖² is its squared Frobenius norm on average) and not of Hy, for 
 nothing but rounding in Hy. The rounding inside the network is what the disagreement of the two
 passes measures, but for what both have in common: a softmax gives probabilities that are off by
 2⁻⁵³, however near to 0 and 1, so that samples which are fitted to the last bits have curvatures of
-rounding. G is the Hessian of a sum of logits and of their squares, whose derivatives by the logits
-are 1 and more where such a sample's are p and p − 1; s is the loss's scale of the logits.
+rounding. G is the Hessian of Σ z²/2 + |z|, whose derivatives by the logits z are 1 and more in size
+where such a sample's are off by 2⁻⁵³; s is the scale of a cosine head that the loss names (one
+inside a given function is not seen), 1 otherwise.
 ‖Hy − θy‖ says that *some* eigenvalue lies within it of θ, no more.
 
 References:

@@ -177,8 +177,9 @@ def assemble(
     threshold = max(floor, 1e-6 * max(high, 0.0))
     mass = measure.mass_below(-threshold)
     bounds = measure.mass_bounds(-threshold)
-    if all(run.exhausted and _tells(run, -threshold) for run in runs):
-        bounds = mass.value, mass.value
+    if all(run.exhausted for run in runs):
+        hidden = max(_hidden(run, -threshold) for run in runs)
+        bounds = _narrower(bounds, (max(0.0, mass.value - hidden), min(1.0, mass.value + hidden)))
     return replace(
         known,
         negative_mass=mass.value,
@@ -209,14 +210,19 @@ def _lower_bound(
         )
     bounds = (prior, posterior_lower_bound(runs, confidence=0.975))
     finite = [bound for bound in bounds if bound is not None and np.isfinite(bound)]
-    found = max(finite, default=-np.inf) - floor
-    return found if low - found <= high - low else None
+    found = max(finite, default=-np.inf)
+    return found - floor if low - found <= high - low else None
 
 
-def _tells(run: Tridiagonal, where: float) -> bool:
-    """Tell whether an exhausted T has counted what lies below a place.
+def _hidden(run: Tridiagonal, where: float) -> float:
+    """Bound the share that an exhausted T counts on the wrong side of a place.
 
-    Of the weight of a node that is g away at most (‖r‖/g)² can lie on the other side.
+    Of the weight of a node that is g away at most (‖r‖/g)² lies beyond.
     """
     gap = float(np.abs(run.ritz().values - where).min())
-    return run.residual_norm <= 0.01 * gap
+    return (run.residual_norm / gap) ** 2 if run.residual_norm < gap else 1.0
+
+
+def _narrower(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """Take the better one of two pairs of bounds."""
+    return max(one[0], other[0]), min(one[1], other[1])

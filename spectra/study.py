@@ -60,7 +60,7 @@ from spectra.resuming import describe
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
-_CERTIFICATE_COST = 15  # in products of the fast path: two passes in float64, two plain
+_CERTIFICATE_COST = 14  # in products of the fast path: two passes in float64, two plain
 
 
 @runtime_checkable

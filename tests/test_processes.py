@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spectra import Analysis, Plan, SpectraError, certify, esd, figures, load_checkpoint, trajectory
 from spectra.data import Samples, open_data
 from spectra.hessian import HessianOperator, Objective, choose_product
-from spectra.hessian.choice import central_difference
+from spectra.hessian.choice import central_difference, of_logits
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.shares import assist, led, share_of
 from spectra.processes import Processes
@@ -254,6 +254,18 @@ def test_the_certificate_is_that_of_one_process() -> None:
     assert ours.residual == pytest.approx(theirs.residual, rel=1e-12)
     assert ours.noise_floor == pytest.approx(theirs.noise_floor, rel=0.5)
     assert ours.negative_curvature == theirs.negative_curvature
+
+
+def test_the_logits_share_of_the_noise_floor_is_summed_over_all_processes() -> None:
+    v = direction(small())
+
+    def work(objective: Objective, _: Any) -> list[Tensor]:
+        function = of_logits(objective)
+        return [function.product(v, "double-backward"), objective.product(v, "double-backward")]
+
+    ours = shared(lambda: (small(), None), 3, work)
+    for mine, alone in zip(ours, work(small(), None), strict=True):
+        torch.testing.assert_close(mine, alone, rtol=1e-12, atol=1e-14)
 
 
 def test_parameters_that_the_leader_moves_are_moved_everywhere() -> None:

@@ -214,7 +214,9 @@ def test_the_trace_has_a_page_where_it_is_known() -> None:
     assert "± standard error" in legend_of(trace_panels(Trajectory((known,))))
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1e-9, 0.0), (0.0, 0.0), (-3e4, 1e-3), (-0.2, 7e5)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1e-9, 0.0), (-3e4, 1e-3), (-0.2, 7e5), (-0.245, 13.8), (20.0, 45.0)]
+)
 def test_the_axis_of_both_signs_has_few_marks_and_holds_every_value(
     low: float, high: float
 ) -> None:
@@ -222,10 +224,15 @@ def test_the_axis_of_both_signs_has_few_marks_and_holds_every_value(
     figure = ends_panels(Trajectory((run,)))
     figure.canvas.draw()
     (ax,) = figure.axes
-    assert ax.get_ylim()[0] < low <= high < ax.get_ylim()[1]
+    assert ax.get_ylim()[0] < min(low, 0) <= high < ax.get_ylim()[1]
     marks = [label for label in ax.get_yticklabels() if label.get_text()]
     boxes = [label.get_window_extent() for label in marks]
-    assert 1 <= len(marks) <= 9
+    assert len(marks) <= 9
+    places = [label.get_position()[1] for label in marks]
+    assert 0 in places
+    seen = 1e-4 * max(abs(low), abs(high))  # what is smaller lies next to zero
+    assert (min(places) < 0) == (low < -seen)
+    assert (max(places) > 0) == (high > seen)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 

@@ -46,4 +46,6 @@ for protocol in ("exact", "released"):
     plan = spectra.Plan(classes=(label,), protocol=protocol)
     if protocol == "exact":
         plan = replace(plan, product="linearized")
+    else:
+        plan = replace(plan, augment="resample")
     spectra.analyze(checkpoint, plan, train=rest).save(out / protocol)

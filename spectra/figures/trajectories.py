@@ -126,8 +126,9 @@ def _logarithmic(
                     epochs = [epoch for epoch, _ in points]
                     ax.plot(epochs, values, label=label, markersize=4, **style)
                     for epoch, value, (_, by) in zip(epochs, values, curve, strict=True):
-                        if by is not None:
+                        if by is not None and math.isfinite(value):
                             around = (value - by, value + by)
+                            seen += around
                             ax.vlines(epoch, *around, color=style["color"], linewidth=1.2)
                     seen += [value for value in values if math.isfinite(value)]
             ax.axhline(0, color=INK, linewidth=0.5, zorder=1)
@@ -146,7 +147,7 @@ def _set_decades(ax: Axes, values: Sequence[float]) -> None:
     ends = ((min(values), -1.0), (max(values), 1.0))
     floor = 0.5 * 10.0**first
     low, high = (2 * v if 2 * v * sign > floor else floor * sign for v, sign in ends)
-    marked = [10.0**k for k in range(first + 1, last + 1, 1 + (last - first) // 4)]
+    marked = [10.0**k for k in range(last, first - 1, -1 - (last - first) // 4)]
     ax.set_yscale("symlog", linthresh=10.0**first)
     ax.set_yticks([v for v in (*(-m for m in marked), 0.0, *marked) if low <= v <= high])
     ax.yaxis.set_minor_locator(NullLocator())

@@ -218,14 +218,19 @@ def _require_symmetric(
     )
 
 
+def _logits_alone(logits: Tensor, _: Tensor) -> Tensor:
+    """Give Σ z²/2 + |z|, both of whose derivatives by the logits z are 1 and more in size."""
+    flat = logits.reshape(len(logits), -1)
+    flat = torch.where(flat.isfinite(), flat, 0)  # a mask has no derivatives
+    return (flat.square() / 2 + flat.abs()).sum(1)
+
+
+LOGITS = as_loss(_logits_alone)
+
+
 def of_logits(objective: Objective) -> Objective:
     """Take a loss's place by a function of the logits with derivatives of their own size."""
-
-    def rule(logits: Tensor, _: Tensor) -> Tensor:
-        flat = logits.flatten(1)
-        return (flat.square() / 2 + flat).sum(1)
-
-    return replace(objective, loss=as_loss(rule))
+    return replace(objective, loss=LOGITS)
 
 
 def _require_moved(few: Objective) -> None:

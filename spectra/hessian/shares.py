@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
+from spectra.hessian.choice import LOGITS, of_logits
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.objective import Objective, Term
 from spectra.hessian.products import Parameters
@@ -61,6 +62,7 @@ class Order:
     seed: int | None  # of the augmentation, where it is drawn anew
     moved: bool  # the parameters follow
     given: bool  # a vector follows
+    logits: bool  # of their function in the loss's place, see `of_logits`
 
 
 def led(objective: Objective, processes: Together) -> Objective:
@@ -95,6 +97,8 @@ def assist(objective: Objective, kept: KeptProducts | None, processes: Together)
         if key not in variants:
             variants[key] = here.recut(batch_size=order.batch_size, backwards=order.backwards)
         variant = variants[key]
+        if order.logits:
+            variant = of_logits(variant)
         if order.moved:
             _move(here, processes.share(_empty(here)))
         vector = processes.share(_empty(here)) if order.given else None
@@ -148,6 +152,7 @@ class _Leader:
                 None if draws is None else draws.initial_seed(),
                 moved,
                 vector is not None,
+                objective.loss is LOGITS,
             )
         )
         if moved:

@@ -1,4 +1,4 @@
-"""Statistics of what SAM's step makes of a direction's component, with bootstrap intervals.
+"""Statistics of what SAM's step makes of a direction's component, with their intervals.
 
 From a_B = ⟨v, g_B⟩ and b_B(ρ) = ⟨v, ∇L_B(w + ρ g_B/‖g_B‖)⟩ of M batches (`amplification`):
 
@@ -149,7 +149,7 @@ class Amplification:
         """Divide two sums over the batches, (..., M) each, and resample the batches.
 
         Args:
-            above: of squares, or of numbers that may cancel or be counts.
+            above: of squares, or of numbers that may cancel.
             below: of squares, or of ones.
             squares: whether one batch may carry the sum above, too.
         """
