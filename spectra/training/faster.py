@@ -155,9 +155,9 @@ class _Trial:
 
 @contextmanager
 def _shorter_climb(engine: Engine) -> Iterator[None]:
-    """Set a tenth of the radius, which takes the same programs to a place where less is rounded."""
+    """Set a hundredth of the radius, for the same programs at a place where less is rounded."""
     radius = float(engine.radius)
-    engine.radius.fill_(0.1 * radius)
+    engine.radius.fill_(0.01 * radius)
     try:
         yield
     finally:
