@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import clock, options, problem, save, table, wait
+from common import interleaved, options, problem, save, table
 from product import gradient
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,13 +24,7 @@ _CONVOLUTION = re.compile("conv|fprop|dgrad|wgrad", re.IGNORECASE)  # cuDNN's ke
 
 
 def parts_of(task: Callable[[], Any], activity: ProfilerActivity) -> dict[str, float]:
-    """Give the seconds of every operation, the longest first, and those of the whole as "all"."""
-    task()  # warms up
-    wait()
-    begin = clock()
-    task()
-    wait()
-    seconds = clock() - begin
+    """Give the share of every operation, the longest first, of a task that has run before."""
     with profile(activities=[activity]) as profiler:
         task()
     took: dict[str, float] = defaultdict(float)
@@ -38,8 +32,7 @@ def parts_of(task: Callable[[], Any], activity: ProfilerActivity) -> dict[str, f
         on_gpu = activity is ProfilerActivity.CUDA
         took[event.key] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(took.values())
-    shares = {name: took[name] / total for name in sorted(took, key=took.__getitem__, reverse=True)}
-    return {"all": seconds} | shares
+    return {name: took[name] / total for name in sorted(took, key=took.__getitem__, reverse=True)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,19 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks[name] = lambda kept=kept: kept.product(objective, vector)
     rows: dict[str, Any] = {}
     with arithmetic(device):
+        seconds = interleaved(tasks, args.repetitions)
         for name, task in tasks.items():
             shares = parts_of(task, activity)
-            seconds = shares.pop("all")
             convolutions = sum(v for key, v in shares.items() if _CONVOLUTION.search(key))
             named = dict(list(shares.items())[:_SHOWN])
-            rows[name] = {"seconds": seconds, "convolutions": convolutions, "shares": named}
-    one = rows["gradient"]["seconds"]
+            rows[name] = {"seconds": seconds[name], "convolutions": convolutions, "shares": named}
     for name, row in rows.items():
-        row["gradients"] = row["seconds"] / one
+        row["gradients"] = row["seconds"] / seconds["gradient"]
         print(f"{name}: {row['gradients']:.3g} gradients, {row['convolutions']:.0%} convolutions")
         table(["operation", "share"], [[key, f"{v:.1%}"] for key, v in row["shares"].items()])
     settings = {"arch": args.arch, "samples": samples, "dtype": "float32", "batch_size": size}
-    settings["device"] = device_name(device)
+    settings |= {"repetitions": args.repetitions, "device": device_name(device)}
     print(f"written: {save('parts', args.out, settings, rows).name}")
 
 

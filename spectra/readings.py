@@ -162,14 +162,13 @@ def assemble(
     )
     if examination.culprit is not None:
         known = replace(known, notes=(*outline.notes, f"the operator moves: {examination.culprit}"))
-    if len(forms):
+    if len(forms) and examination.fixed_operator:  # else it would be of rounding, or of other draws
         if known_forms is None:  # those of Lanczos are of the same kind
             trace = trace_estimate(np.append(forms, measure.probe_moments(1)), measure.dim)
         else:
             of_t = float(runs[0].alphas.sum())
             trace = trace_estimate(forms, measure.dim, known=known_forms, known_trace=of_t)
-        if examination.fixed_operator:  # else it would be of rounding, or of other draws
-            known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
+        known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
     if outline.caveat is not None or not examination.fixed_operator:
         return known
     # T is of the products' precision: what that does to λmin shows in the certificate's yᵀHy.
@@ -179,7 +178,7 @@ def assemble(
     bounds = measure.mass_bounds(-threshold)
     if all(run.exhausted for run in runs):
         hidden = max(_hidden(run, -threshold) for run in runs)
-        bounds = _narrower(bounds, (max(0.0, mass.value - hidden), min(1.0, mass.value + hidden)))
+        bounds = max(bounds[0], mass.value - hidden), min(bounds[1], mass.value + hidden)
     return replace(
         known,
         negative_mass=mass.value,
@@ -221,8 +220,3 @@ def _hidden(run: Tridiagonal, where: float) -> float:
     """
     gap = float(np.abs(run.ritz().values - where).min())
     return (run.residual_norm / gap) ** 2 if run.residual_norm < gap else 1.0
-
-
-def _narrower(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
-    """Take the better one of two pairs of bounds."""
-    return max(one[0], other[0]), min(one[1], other[1])

@@ -14,12 +14,7 @@ from spectra import doctor
 from spectra.data import Samples
 from spectra.doctor import Certificate, Examination, certify, examine
 from spectra.errors import SpectraError
-from spectra.hessian import (
-    HessianOperator,
-    Objective,
-    hessian_operator,
-    objective,
-)
+from spectra.hessian import HessianOperator, Objective, hessian_operator, objective
 from spectra.hessian.choice import ProductChoice
 from spectra.krylov import SymmetricOperator, extreme_eigenvalues, lanczos, random_start
 from spectra.losses import LossSpec

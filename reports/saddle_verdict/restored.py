@@ -42,10 +42,7 @@ for spec, split in ((whole, "train"), (whole, "test"), (checkpoint.data, "train"
 rows = torch.nonzero(samples.targets == label)[:, 0].numpy()
 keep = np.setdiff1d(np.arange(len(samples)), rows[marks])
 rest = samples.select(torch.from_numpy(keep))
-for protocol in ("exact", "released"):
-    plan = spectra.Plan(classes=(label,), protocol=protocol)
-    if protocol == "exact":
-        plan = replace(plan, product="linearized")
-    else:
-        plan = replace(plan, augment="resample")
-    spectra.analyze(checkpoint, plan, train=rest).save(out / protocol)
+exact = spectra.Plan(classes=(label,), product="linearized")
+released = spectra.Plan(classes=(label,), protocol="released", augment="resample")
+for plan in (exact, released):
+    spectra.analyze(checkpoint, plan, train=rest).save(out / plan.protocol)
