@@ -20,7 +20,7 @@ from spectra.files import Keeping, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import LostProcess, Processes
 from spectra.results import Analysis, ClassSpectrum
-from spectra.resuming import describe, settled, take_over
+from spectra.resuming import describe, require_replaceable, settled, take_over
 from spectra.study import Progress, Study
 
 
@@ -32,6 +32,7 @@ def analyze(
     test: Samples | object | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> Analysis:
@@ -45,9 +46,11 @@ def analyze(
             same order again: no shuffling loader.
         test: test samples in the same forms, of the classes of `train`, for accuracies or as the
             split that is analysed.
-        folder: where `esd.json` and `esd.npz` go, in the place of earlier results and of the table
-            and figure that a command has made of them; nothing is written when None.
+        folder: where `esd.json` and `esd.npz` go, in the place of the table and figure that a
+            command has made of earlier ones; nothing is written when None.
         resume: go on from the results in `folder` when they belong to the same settings.
+        overwrite: replace whatever results lie in `folder`; without it only those of the same
+            question, all of which are made again.
         progress: is told of every product.
         processes: share the samples out among them; each calls this with the same checkpoint and
             samples. The first one's plan holds, and only that one reads and writes `folder`.
@@ -57,7 +60,8 @@ def analyze(
         spectra where another process leads.
 
     Raises:
-        SpectraError: data or options that do not fit the checkpoint, or results of other settings.
+        SpectraError: data or options that do not fit the checkpoint, results of other settings to
+            resume, or results that would be lost.
     """
     train = None if train is None else as_samples(train)
     classes = None if train is None else train.num_classes
@@ -76,6 +80,8 @@ def analyze(
         if done is not None:
             meter.begin(0, 0)
             return done
+    elif folder is not None and not overwrite:
+        spare_others(folder, checkpoint, plan, train, test)
     finished = () if held is None else held.finished
     if processes is not None:
         processes.tell((plan, finished, _fingerprints(checkpoint, train, test)))
@@ -102,6 +108,26 @@ def analyze(
     if processes is not None:
         processes.tell(None)
     return _in_order(analysis, study.parts)
+
+
+def spare_others(
+    folder: Path, checkpoint: Checkpoint, plan: Plan, train: Samples | None, test: Samples | None
+) -> None:
+    """Refuse to replace results that a plan would not make again.
+
+    Raises:
+        SpectraError: if there are such results in the folder.
+    """
+    samples = train if plan.split == "train" else test
+    if samples is None or not (folder / "esd.json").exists():
+        return
+    checkpoint.criterion(plan.loss)  # what cannot be asked is told first
+    try:
+        held = Analysis.load(folder)
+    except SpectraError:  # damaged: nothing that --resume could save
+        return
+    labels = [part.label for part in choose_parts(plan, samples, train)]
+    require_replaceable(held, checkpoint, plan, samples, labels)
 
 
 def _nothing_left(

@@ -59,6 +59,9 @@ class Checkpoint:
     recipe: dict[str, Any] | None = None  # how it was trained
     training: dict[str, Any] | None = None  # what training needs to go on, the optimizer's state
     others: tuple[str, ...] = ()  # where the file holds more weights of such a network, not read
+    unread: tuple[str, ...] = ()  # names of tensors beside the network's, a loss's for example
+    guessed: bool = False  # which network it is was told from names and shapes alone
+    scale: float | None = None  # of the logits, where the caller says it
 
     @classmethod
     def of(
@@ -108,7 +111,9 @@ class Checkpoint:
 
     @property
     def head_scale(self) -> float:
-        """Give the scale s that belongs to the head: the loss's own, else 30 for a cosine head."""
+        """Give the scale s of the logits: the caller's, the loss's, else 30 for a cosine head."""
+        if self.scale is not None:
+            return self.scale
         if isinstance(self.loss, LossSpec):
             return self.loss.scale
         return COSINE_SCALE if self.model_spec.head == "cosine" else 1.0
@@ -125,7 +130,7 @@ class Checkpoint:
             raise SpectraError(
                 "got a checkpoint that does not say which loss it was trained with, expected one "
                 "that does: --loss trained would be a guess; use --loss ce, or in Python "
-                "Checkpoint.of(model, loss=...)"
+                "load_checkpoint(path, loss=...)"
             )
         return self.loss
 
@@ -209,6 +214,8 @@ def load_checkpoint(
     arch: str | None = None,
     num_classes: int | None = None,
     weights: str | None = None,
+    scale: float | None = None,
+    loss: LossSpec | Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of this or another project; what it cannot say comes from the arguments.
 
@@ -221,16 +228,20 @@ def load_checkpoint(
             as in `Checkpoint.of`).
         weights: key of the file's state dict, "state_dict_ema" for example, or "ema.module" for one
             in a dictionary of the file; the usual names, or the file itself, without it.
+        scale: s by which the cross-entropy multiplies the logits, those of a cosine head.
+        loss: the training loss in the place of what the file says, as in `Checkpoint.of`.
 
     Returns:
-        The checkpoint; `data` and `loss` are None for the files of others, and `head_scale` is 30
-        for their cosine heads.
+        The checkpoint; `data` is None for the files of others, `loss` too unless it was given, and
+        `head_scale` is 30 for their cosine heads.
 
     Raises:
         SpectraError: if the file cannot be opened or refuses to be loaded safely, if the network
             cannot be told, if names or shapes disagree, or if weights are NaN or infinite.
     """
     path = Path(path)
+    if scale is not None and not 0 < scale < float("inf"):
+        raise SpectraError(f"got the scale {scale}, expected a positive number: --scale")
     payload, sha256 = read(path)
     said: dict[str, Any] = payload if isinstance(payload, dict) else {}
     own: dict[str, Any] = said if is_own(payload) else {}
@@ -256,7 +267,10 @@ def load_checkpoint(
         )
         network = spec.build()
         state = state if spec.factory else canonical_names(state)
+    guessed = not (own or model or arch)
     state = fitting_names(state, network.state_dict())
+    taken = {id(value) for value in state.values()}
+    beside = [name for name, value in found.state.items() if id(value) not in taken]
     network = network.to("cpu", torch.float32).eval()
     _load_weights(network, state, path.name)
     numbers = _numbers(said)
@@ -265,7 +279,7 @@ def load_checkpoint(
         model=network,
         model_spec=spec,
         data=DataSpec.from_dict(own["data"]) if own.get("data") else None,
-        loss=LossSpec.from_dict(own["loss"]) if own.get("loss") else None,
+        loss=_criterion(loss, own.get("loss")),
         epoch=None if epoch is None else int(epoch),
         metrics=own.get("metrics", {}) if own else numbers,
         sha256=sha256_of([sha256, found.key]) if found.key else sha256,
@@ -275,7 +289,19 @@ def load_checkpoint(
         recipe=own.get("recipe"),
         training=own.get("training"),
         others=found.others,
+        unread=tuple(name for name in beside if not name.endswith("n_averaged")),
+        guessed=guessed,
+        scale=scale,
     )
+
+
+def _criterion(
+    given: LossSpec | Callable[[Tensor, Tensor], Tensor] | None, said: Mapping[str, Any] | None
+) -> Loss | None:
+    """Take the training loss that the caller gives, else the one that the file describes."""
+    if given is not None:
+        return as_loss(given)
+    return LossSpec.from_dict(said) if said else None
 
 
 def _numbers(said: Mapping[str, Any]) -> dict[str, float]:

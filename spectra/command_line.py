@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say it in one line: the usage of thirty flags would bury it."""
-        self.exit(2, f"{self.prog}: {message}; --help lists the options\n" if _leads() else None)
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n" if leads() else None)
 
 
 def exit_code(
@@ -175,13 +175,14 @@ def shared_exit_code(
         joined.append(processes)
         processes.run(command)
 
-    code = exit_code(parser, run, held, lambda: joined[0].first_to_tell() if joined else _leads())
+    code = exit_code(parser, run, held, lambda: joined[0].first_to_tell() if joined else leads())
     for processes in joined:
         processes.close(code)
     return code
 
 
-def _leads() -> bool:
+def leads() -> bool:
+    """Tell whether a line on the screen is this process's to print."""
     return os.environ.get("RANK", "0") == "0"  # torchrun sets it
 
 

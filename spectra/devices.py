@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .errors import SpectraError, first_line
+from .errors import SpectraError, first_line, out_of_memory
 
 Named = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -144,13 +144,17 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
         return outside.submit(torch.tensor, values, dtype=dtype, device=device).result()
 
 
-def recorded(step: Callable[[Named], Tensor], example: Named) -> Callable[[Named], Tensor]:
+def recorded(
+    step: Callable[[Named], Tensor], example: Named, *, warmups: int = 3
+) -> Callable[[Named], Tensor]:
     """Record a step as one CUDA graph; warming up moves whatever the step moves.
 
     Args:
         step: uses the tensors that it is given and a fixed set of others, and never waits for the
             device.
         example: tensors of the shapes to come, on the device.
+        warmups: runs before the recording: as many as torch advises where autograd takes part; one
+            for a program that has run already.
 
     Returns:
         The step for tensors of these shapes; its result is overwritten by the next call.
@@ -159,8 +163,9 @@ def recorded(step: Callable[[Named], Tensor], example: Named) -> Callable[[Named
         https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
     Raises:
-        RuntimeError: the recording fails, or one has failed before in this process: torch below
-            2.12 does not give back what such a one held, and the next would hold more.
+        RuntimeError: the recording fails, or one has failed before in this process, but for lack
+            of memory: torch below 2.12 does not give back what such a one held, and the next would
+            hold more.
     """
     global _FAILED
     if _FAILED:
@@ -172,12 +177,16 @@ def recorded(step: Callable[[Named], Tensor], example: Named) -> Callable[[Named
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):  # lazy initialisation and the choice of algorithms stay outside
+            for _ in range(warmups):  # lazy initialisation, the choice of algorithms stay outside
                 step(held)
         torch.cuda.current_stream().wait_stream(side)
         graph, _FAILED = torch.cuda.CUDAGraph(), True
-        with torch.cuda.graph(graph):
-            result = step(held)
+        try:
+            with torch.cuda.graph(graph):
+                result = step(held)
+        except RuntimeError as error:
+            _FAILED = not _for_lack_of_memory(error)  # less may fit
+            raise
         _FAILED = False
 
     def replay(batch: Named) -> Tensor:
@@ -187,3 +196,10 @@ def recorded(step: Callable[[Named], Tensor], example: Named) -> Callable[[Named
         return result
 
     return replay
+
+
+def _for_lack_of_memory(error: BaseException | None) -> bool:
+    """Look for the cause: the end of a capture that has failed raises an error of its own."""
+    while error is not None and not (isinstance(error, Exception) and out_of_memory(error)):
+        error = error.__context__
+    return error is not None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spectra.command_line import Parser, found_in, shared_exit_code
 from spectra.errors import SpectraError
 from spectra.plan_flags import (
+    add_result_flags,
     checkpoint_parser,
     open_checkpoint,
     open_samples,
@@ -60,6 +61,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             test=test,
             folder=folder,
             resume=options.resume,
+            overwrite=options.overwrite,
             progress=bar,
             processes=processes,
         )
@@ -114,19 +116,16 @@ def _parser() -> Parser:
         "certified extreme eigenvalues.",
         _EPILOG,
     )
-    add = parser.add_argument_group("results").add_argument
+    add = add_result_flags(
+        parser,
+        "reports/<checkpoint stem>, or <folder>-<stem> for a last.pt or an epoch-7.pt",
+        "class and probe",
+    )
     add(
         "--kernel",
         choices=("default", "paper"),
         help="smoothing of the density (default; paper under --protocol released)",
     )
-    add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>)")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on after the last finished class and probe, and try again what failed",
-    )
-    add("--quiet", action="store_true", help="no progress bar and no table")
     return parser
 
 

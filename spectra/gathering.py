@@ -30,8 +30,11 @@ from spectra.hessian.network import by_itself, forked_random_state, require_outp
 from spectra.hessian.products import PRODUCTS
 from spectra.krylov import Place, choose_place, random_start
 from spectra.losses import Loss
+from spectra.networks import LAYOUTS
 from spectra.plan import Part, Plan
 from spectra.processes import Processes
+
+_ONE_SIZE = ("digits", "cifar10", "cifar100")  # data sets whose images nobody resizes
 
 
 def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: Loss) -> Objective:
@@ -54,6 +57,32 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
         found.append(
             f"the checkpoint names no draw of its data: {spec.name} is taken as it is (draws "
             "of CIFAR and of the digits need --imbalance-ratio)"
+        )
+    if checkpoint.data is None and spec is not None and spec.name not in _ONE_SIZE:
+        height, width = samples.inputs.shape[-2:]
+        if spec.image_size is None:
+            found.append(
+                f"images are taken at {height} × {width} pixels, and a network that pools takes "
+                "any: --image-size sets what it was trained on"
+            )
+    if checkpoint.guessed:
+        spec_of = checkpoint.model_spec
+        layout = LAYOUTS.get(spec_of.arch)
+        stem = "" if layout is None else f", {layout.about}"
+        found.append(
+            f"the file does not name its network: names and shapes are those of {spec_of.arch}"
+            f"{stem}; another with the same ones needs --model"
+        )
+    if checkpoint.unread:
+        found.append(
+            f"not read, as no part of the network: {', '.join(checkpoint.unread[:4])}"
+            f"{', …' if checkpoint.unread[4:] else ''}"
+        )
+    said = checkpoint.scale is not None or checkpoint.loss is not None
+    if checkpoint.model_spec.head == "cosine" and not said:
+        found.append(
+            "the file does not say by which scale its loss multiplies the cosines: "
+            f"{checkpoint.head_scale:g} was taken; --scale S sets it"
         )
     if checkpoint.others:
         found.append(
@@ -171,6 +200,24 @@ def classify(
             require_outputs(logits, samples.num_classes)
             hits.append(logits.argmax(1).cpu() == part.targets.cpu())
     return torch.cat(hits), samples.targets.cpu()[rows]
+
+
+def near_chance(correct: Tensor, targets: Tensor, samples: Samples) -> list[str]:
+    """Say so where a network hardly knows the whole set that it was trained on.
+
+    Args:
+        correct: (k,) hits, as `classify` gives them.
+        targets: (k,) their labels.
+        samples: of the training split.
+    """
+    share = accuracy(correct, targets, ())
+    if share is None or len(targets) < sum(samples.counts) or share * samples.num_classes > 1.5:
+        return []
+    return [
+        f"the accuracy on the training samples is {share:.1%}, near chance: other constants of "
+        "normalisation (--mean, --std), another order of the classes, or another network (--model) "
+        "than in the training would do that"
+    ]
 
 
 def accuracy(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:

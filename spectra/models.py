@@ -1,5 +1,6 @@
 """Describe a network in a few words that a file can hold, and build it from them."""
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ class ModelSpec:
         head: "linear" or "cosine" (logits in [-1, 1], to be scaled by the loss).
         in_channels: channels of the images; the digits are grey, theirs is always 1.
         factory: "package.module:function" that returns the network instead; it is called with
-            `num_classes=` where it takes that argument, and without arguments otherwise.
+            `num_classes=` where it takes that argument (or any, as `**kwargs`), and without
+            arguments otherwise.
 
     Raises:
         SpectraError: for an unknown architecture or head, or a class count below two.
@@ -100,8 +102,7 @@ def _from_factory(name: str, num_classes: int) -> nn.Module:
         raise SpectraError(f"got the model factory {name!r}, expected PACKAGE.MODULE:FUNCTION")
     try:  # a user's module may fail in any way
         make: Callable[..., object] = getattr(importlib.import_module(module), function)
-        takes_classes = "num_classes" in inspect.signature(make).parameters
-        network = make(num_classes=num_classes) if takes_classes else make()
+        network = _called(make, num_classes)
     except Exception as error:
         raise SpectraError(
             f"the model factory {name!r} failed ({type(error).__name__}: {error}): it must be "
@@ -112,3 +113,15 @@ def _from_factory(name: str, num_classes: int) -> nn.Module:
             f"the model factory {name!r} returned {type(network).__name__}, expected a Module"
         )
     return network
+
+
+def _called(make: Callable[..., object], num_classes: int) -> object:
+    """Call a factory with the number of classes where it takes that."""
+    parameters = inspect.signature(make).parameters
+    if "num_classes" in parameters:
+        return make(num_classes=num_classes)
+    # torchvision's and timm's builders hand on to the network what they do not name themselves.
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        with contextlib.suppress(TypeError):
+            return make(num_classes=num_classes)
+    return make()

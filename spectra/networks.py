@@ -104,6 +104,13 @@ class Layout:
         return (7, 2) if self.large else (3, 1)  # kernel and stride
 
     @property
+    def about(self) -> str:
+        """Say what names and shapes may not tell."""
+        kernel, stride = self.stem
+        pooled = "max-pooling" if self.large else "no max-pooling"
+        return f"whose stem is {kernel}×{kernel} with stride {stride} and {pooled}"
+
+    @property
     def features(self) -> int:
         return (self.width << len(self.blocks) - 1) * (4 if self.bottleneck else 1)
 
@@ -217,6 +224,29 @@ def _inner(model: nn.Module) -> nn.Module | None:
         )
     # Not by attribute: a module of the user's may pass those of its inner one on.
     return model._modules.get("module" if isinstance(model, _WRAPPERS) else "_orig_mod")
+
+
+def filter_axes(network: nn.Module) -> dict[str, int]:
+    """Say along which axis of a parameter its filters lie: each makes one output channel, or unit.
+
+    The first one, but in a cosine head and in transposed convolutions. Of those with groups no axis
+    alone does it, and where each group is one channel the first is right.
+    """
+    axes: dict[str, int] = {}
+    for path, module in network.named_modules():
+        turned = isinstance(module, CosineHead) or (
+            isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups == 1
+        )
+        for name, parameter in module.named_parameters(path, recurse=False):
+            axes[name] = int(turned and parameter.dim() > 1)
+    return axes
+
+
+def filter_norms(value: Tensor, axis: int = 0) -> Tensor:
+    """Give the norm of each filter along an axis, (1, out, 1, ...), or of a whole vector, ()."""
+    others = tuple(k for k in range(value.dim()) if k != axis)
+    norms: Tensor = torch.linalg.vector_norm(value, dim=others or None, keepdim=bool(others))
+    return norms
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

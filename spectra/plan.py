@@ -29,7 +29,7 @@ class Plan:
     split: Literal["train", "test"] = "train"
     loss: Literal["ce", "trained"] = "ce"
     protocol: Literal["exact", "released"] = "exact"
-    augment: str = "none"  # none, frozen, frozen:K, resample
+    augment: str = "auto"  # none, frozen, frozen:K, resample; auto: as the protocol has it
     steps: int = 100
     until_converged: float | None = None  # stop a probe's steps by the residuals of both ends
     probes: int = 1
@@ -65,13 +65,16 @@ class Plan:
             raise SpectraError(f"got keep = {self.keep}, expected gigabytes, 0 or more, or 'auto'")
         if not 0 <= self.seed < 2**63:
             raise SpectraError(f"got seed = {self.seed}, expected 0 to 2**63 - 1")
+        if self.augment == "auto":  # the released analysis re-draws it, but not for test images
+            moving = self.protocol == "released" and self.split == "train"
+            object.__setattr__(self, "augment", "resample" if moving else "none")
         kind, _, copies = self.augment.partition(":")
         if kind not in ("none", "frozen", "resample") or (
             copies and (kind != "frozen" or not copies.isdecimal() or int(copies) < 1)
         ):
             raise SpectraError(
-                f"got augment {self.augment!r}, expected none, frozen, frozen:K with K ≥ 1, or "
-                "resample"
+                f"got augment {self.augment!r}, expected auto, none, frozen, frozen:K with K ≥ 1, "
+                "or resample"
             )
         if (goal := self.until_converged) is not None:
             if not 0 < goal < 1:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.choices import CHOICES
-from spectra.command_line import Parser, integers, listed
+from spectra.command_line import Parser, integers, leads, listed
 from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
-    from spectra import Checkpoint, Plan, Samples
+    from spectra import Checkpoint, DataSpec, Plan, Samples
+
+_EVERY_RUNS = re.compile(
+    r"(last|latest|best|final|model|weights|checkpoint|ckpt|model[-_]?best|epoch)([-_=]?\d+)?(\.pth)?"
+)
 
 
 def checkpoint_parser(prog: str, description: str, epilog: str) -> Parser:
@@ -52,8 +59,10 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--augment",
+        default="auto",
         metavar="none|frozen[:K]|resample",
-        help="none (default), K stored draws, or a new draw in every product (no fixed matrix)",
+        help="none, K stored draws, or a new draw in every product, which is no fixed matrix "
+        "(default: none; resample under --protocol released)",
     )
     add("--max-samples", type=int, metavar="N", help="a fixed random subset of each, at most N")
 
@@ -108,6 +117,18 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     add("--dataset", metavar="NAME", help="digits, cifar10, cifar100, folder, list, ...")
     add("--imbalance-ratio", type=float, metavar="R", help="largest over smallest class count")
     add(
+        "--imbalance",
+        choices=("exp", "step"),
+        help="how the counts fall from head to tail (default exp)",
+    )
+    add("--draw-seed", type=int, metavar="S", help="of the draw of the long tail (default 0)")
+    add(
+        "--image-size",
+        type=int,
+        metavar="SIDE",
+        help="resize and cut image files to it (default: as they are; 224 where sizes differ)",
+    )
+    add(
         "--mean",
         type=_numbers,
         metavar="R,G,B",
@@ -119,6 +140,13 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     add("--arch", metavar="NAME", help="architecture, e.g. resnet32")
     add("--num-classes", type=int, metavar="N", help="number of classes")
     add(
+        "--scale",
+        type=float,
+        metavar="S",
+        help="s by which the loss multiplies the logits, of a cosine head for example (default: "
+        "what the file says, else 30 for a cosine head and 1)",
+    )
+    add(
         "--weights",
         metavar="KEY",
         help="which of the file's state dicts, e.g. state_dict_ema, or ema.module for one in a "
@@ -126,28 +154,60 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_result_flags(
+    parser: argparse.ArgumentParser, where: str, finished: str
+) -> Callable[..., object]:
+    """Add the flags that say where results go, and what becomes of those that are there.
+
+    Args:
+        parser: of the command.
+        where: the default folder.
+        finished: after which an interrupted run goes on.
+
+    Returns:
+        What adds a flag beside them.
+    """
+    group = parser.add_argument_group("results")
+    group.add_argument("--out", metavar="DIR", help=f"folder (default {where})")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume",
+        action="store_true",
+        help=f"go on after the last finished {finished}, and try again what failed",
+    )
+    either.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what lies there; without it only finished results of the same question are",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress bar and no table")
+    return group.add_argument
+
+
 def plan_of(options: argparse.Namespace) -> Plan:
     """Read the plan off the flags."""
     from spectra import Plan
 
-    chosen = dict(vars(options))
-    if options.augment is None:  # the released analysis re-draws it, but not for test images
-        moving = options.protocol == "released" and options.split == "train"
-        chosen["augment"] = "resample" if moving else "none"
-    return Plan(**{field.name: chosen[field.name] for field in fields(Plan)})
+    return Plan(**{field.name: getattr(options, field.name) for field in fields(Plan)})
 
 
 def results_folder(options: argparse.Namespace) -> Path:
-    """Name the default folder after the checkpoint and the weights that were chosen in it."""
+    """Name the default folder after the checkpoint and the weights that were chosen in it.
+
+    Where the file is named as every run's are, ``last.pt`` or ``epoch-7.pt``, the folder it lies in
+    comes first.
+    """
+    path = Path(options.checkpoint)
+    run = f"{path.resolve().parent.name}-" if _EVERY_RUNS.fullmatch(path.stem) else ""
     chosen = "" if options.weights is None else f"-{options.weights}"
-    return Path("reports") / f"{Path(options.checkpoint).stem}{chosen}"
+    return Path("reports") / f"{run}{path.stem}{chosen}"
 
 
 def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint:
     """Open a checkpoint with what the flags say of its network."""
     from spectra import load_checkpoint
 
-    names = ("model", "arch", "num_classes", "weights")
+    names = ("model", "arch", "num_classes", "weights", "scale")
     return load_checkpoint(path, **{name: getattr(options, name) for name in names})
 
 
@@ -155,20 +215,10 @@ def open_samples(
     checkpoint: Checkpoint, options: argparse.Namespace
 ) -> tuple[Samples | None, Samples | None]:
     """Open training and test samples of the data that the flags, or else the checkpoint, name."""
-    from spectra import DataSpec, open_data
+    from spectra import open_data
     from spectra.data import require_one_size
 
-    spec = checkpoint.data
-    if options.dataset is not None:
-        ratio = options.imbalance_ratio
-        spec = DataSpec(options.dataset, "exp" if ratio else None, ratio)
-    elif options.imbalance_ratio is not None:
-        if spec is None:
-            raise SpectraError(
-                "got --imbalance-ratio without a data set, expected --dataset NAME beside it: the "
-                "checkpoint does not name its data"
-            )
-        spec = replace(spec, imbalance=spec.imbalance or "exp", ratio=options.imbalance_ratio)
+    spec = _data_spec(checkpoint.data, options)
     if spec is None and options.data is None and not os.environ.get("SPECTRA_DATA"):
         raise SpectraError(
             f"{checkpoint.file} does not name its data, expected --data PATH and --dataset NAME "
@@ -188,11 +238,39 @@ def open_samples(
     try:
         test = opened("test")
         require_one_size(train, test)
-    except SpectraError:
+    except SpectraError as error:
         if options.split == "test":
             raise
         test = None  # accuracies on the test set are then unknown, and shown so
+        if not options.quiet and leads():
+            print(f"without test accuracies: {error}", file=sys.stderr)
     return train, test
+
+
+def _data_spec(held: DataSpec | None, options: argparse.Namespace) -> DataSpec | None:
+    """Describe the data by the flags, or as the checkpoint does with what the flags change."""
+    from spectra import DataSpec
+
+    ratio, draw_seed, side = options.imbalance_ratio, options.draw_seed, options.image_size
+    shape = options.imbalance or ("exp" if ratio is not None else None)
+    if options.dataset is not None:
+        return DataSpec(options.dataset, shape, ratio, draw_seed or 0, side)
+    flags = ("imbalance_ratio", "imbalance", "draw_seed", "image_size")
+    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name) is not None]
+    if not given:
+        return held
+    if held is None:
+        raise SpectraError(
+            f"got {' and '.join(given)} without a data set, expected --dataset NAME beside it: the "
+            "checkpoint does not name its data"
+        )
+    return replace(
+        held,
+        imbalance=options.imbalance or held.imbalance or shape,
+        ratio=held.ratio if ratio is None else ratio,
+        seed=held.seed if draw_seed is None else draw_seed,
+        image_size=held.image_size if side is None else side,
+    )
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -89,18 +89,25 @@ class RitzVectors:
             with replacing(self.path) as path:
                 torch.save(state | {"low": self.low, "high": self.high}, path)
 
-    def load(self, probes: int) -> bool:
-        """Read what `save` left; False if it belongs to other runs, which then are made anew."""
+    def load(self, probes: int, runs: Sequence[Tridiagonal] = ()) -> bool:
+        """Read what `save` left; False if it belongs to other runs, which then are made anew.
+
+        Args:
+            probes: number of the runs that are held.
+            runs: these, whose outermost Ritz values the vectors have to belong to.
+        """
         if self.path is None or not self.path.exists():
             return False
         try:
             state = torch.load(self.path, weights_only=True)
             if (state["label"], state["probes"]) != (self.label, probes):
                 return False
-            self.low, self.high = state["low"], state["high"]
-            self.values = (state["values"][0], state["values"][1])
+            low, high = state["values"]
+            if runs and not _outermost(runs, low, high):
+                return False
             known = state.get("known_forms")
             self.known_forms = None if known is None else np.array(known)
+            self.low, self.high, self.values = state["low"], state["high"], (low, high)
         except Exception:  # whatever a damaged file raises: its vectors can be made again
             return False
         return True
@@ -121,6 +128,7 @@ def assemble(
     certificate: Certificate,
     *,
     known_forms: Float64[np.ndarray, " q"] | None = None,
+    apart: float | None = None,
     fixed_steps: bool = True,
 ) -> ClassSpectrum:
     """Read every answer off the runs; what a moving operator cannot say stays unknown.
@@ -133,6 +141,7 @@ def assemble(
         examination: of the operator.
         certificate: of the Ritz vector of λmin.
         known_forms: (q,) what the T of the first run knows of these, None where it knows nothing.
+        apart: how far λmax is from its vector's float64 Rayleigh quotient, where that was computed.
         fixed_steps: the number of steps was fixed beforehand; False if the residuals decided.
 
     Returns:
@@ -140,9 +149,8 @@ def assemble(
     """
     measure = SpectralMeasure.from_tridiagonals(runs, runs[0].dim)
     low, high = ends.lambda_min, ends.lambda_max
-    floor = max(
-        examination.noise_floor(max(abs(low), abs(high))), max(run.asymmetry for run in runs)
-    )
+    defect = examination.noise_floor(max(abs(low), abs(high)))
+    floor = max(defect, apart or 0.0, *(run.asymmetry for run in runs))
     known = replace(
         outline,
         lambda_min=low,
@@ -172,12 +180,12 @@ def assemble(
     if outline.caveat is not None or not examination.fixed_operator:
         return known
     # T is of the products' precision: what that does to λmin shows in the certificate's yᵀHy.
-    apart = abs(low - certificate.rayleigh_quotient)
+    off = abs(low - certificate.rayleigh_quotient)
     threshold = max(floor, 1e-6 * max(high, 0.0))
     mass = measure.mass_below(-threshold)
     bounds = measure.mass_bounds(-threshold)
     if all(run.exhausted for run in runs):
-        hidden = max(_hidden(run, -threshold) for run in runs)
+        hidden = max(_hidden(run, -threshold, floor) for run in runs)
         bounds = max(bounds[0], mass.value - hidden), min(bounds[1], mass.value + hidden)
     return replace(
         known,
@@ -187,7 +195,7 @@ def assemble(
         negative_mass_threshold=threshold,
         certificate={
             **known.certificate,
-            "lower_bound_95": _lower_bound(runs, low, high, max(floor, apart), fixed_steps),
+            "lower_bound_95": _lower_bound(runs, low, high, max(floor, off), fixed_steps),
         },
     )
 
@@ -213,10 +221,31 @@ def _lower_bound(
     return found - floor if low - found <= high - low else None
 
 
-def _hidden(run: Tridiagonal, where: float) -> float:
-    """Bound the share that an exhausted T counts on the wrong side of a place.
+def _outermost(runs: Sequence[Tridiagonal], low: float, high: float) -> bool:
+    """Tell whether these are the outermost Ritz values of some runs, to a solver's rounding."""
+    values = np.concatenate([run.ritz().values[[0, -1]] for run in runs])
+    gaps = abs(values.min() - low), abs(values.max() - high)
+    return bool(max(gaps) <= 1e-12 * np.abs(values).max())
 
-    Of the weight of a node that is g away at most (‖r‖/g)² lies beyond.
+
+def _hidden(run: Tridiagonal, where: float, floor: float) -> float:
+    """Bound how far the weight that an exhausted T counts below a place is from q_1's there.
+
+    The products round, A Q = Q T + r e_mᵀ + F, and ‖F‖ is taken to be the noise floor φ. With P the
+    projector on the eigenvalues of A below, c₋ and c₊ the parts of q_1 along the Ritz vectors Q₋
+    below and Q₊ above, all of them g away or more, ε = (‖r‖ + φ)/g and w = ‖c₋‖²,
+
+        ‖P q_1‖² − w = ‖X c₊‖² − ‖Y c₋‖² + 2 c₋ᵀZ c₊,   X = P Q₊, Y = (1 − P) Q₋, Z = Q₋ᵀX
+
+    Sylvester's equations for X, Y and Z, of spectra that a gap parts, give ‖X‖, ‖Y‖ ≤ ε (Davis and
+    Kahan) and, for r is orthogonal to Q and F need not be, ‖Z‖ ≤ φ/2g + ε². Together that is at
+    most 2ε² + √(w(1 − w)) φ/g.
     """
-    gap = float(np.abs(run.ritz().values - where).min())
-    return (run.residual_norm / gap) ** 2 if run.residual_norm < gap else 1.0
+    ritz = run.ritz()
+    gap = float(np.abs(ritz.values - where).min())
+    reach = run.residual_norm + floor
+    if reach >= gap:
+        return 1.0
+    below = min(1.0, float((ritz.first[ritz.values < where] ** 2).sum()))
+    mixed = (below * (1 - below)) ** 0.5 * floor / gap
+    return float(min(1.0, 2 * (reach / gap) ** 2 + mixed))

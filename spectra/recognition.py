@@ -20,6 +20,8 @@ from .networks import DIGITS_FEATURES, LAYOUTS
 
 HEADS = re.compile(r"(.*_)?(head|heads|classifier)")  # names that no other layer has
 LAST = ("fc", "linear", "out", "output", "logits")  # names that the last layer often has
+# Modules that training keeps beside a network, as a LightningModule its loss.
+BESIDE = re.compile(r"(\w+_)?(criterion|loss(_\w+)?|metrics?)\.")
 USUAL = ("state_dict", "model_state_dict", "model", "net")  # keys of a file's weights
 
 
@@ -122,17 +124,20 @@ def without_prefixes(state_dict: Mapping[str, Tensor]) -> Iterator[dict[str, Ten
     """Give a state dict as it is, then without each piece that all of its names begin with.
 
     DataParallel adds `module.`, torch.compile `_orig_mod.`, a LightningModule what it calls the
-    network; AveragedModel adds `module.`, and a counter beside it that goes with it.
+    network; AveragedModel adds `module.`, and a counter beside it that goes with it. What `BESIDE`
+    matches is no part of them, and the last state dict is without it.
     """
     names = dict(state_dict)
     while True:
         yield names
-        kept = [name for name in names if name != "n_averaged"]
+        counted = "n_averaged" in names
+        kept = [name for name in names if name != "n_averaged" and not BESIDE.match(name)]
         prefix, *others = {"".join(name.partition(".")[:2]) for name in kept} or {""}
-        counted = len(kept) < len(names)
         if others or not prefix.endswith(".") or (counted and prefix != "module."):
-            return
+            break
         names = {name.removeprefix(prefix): names[name] for name in kept}
+    if kept and len(kept) + counted < len(names):
+        yield {name: value for name, value in names.items() if not BESIDE.match(name)}
 
 
 def fitting_names(state_dict: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
@@ -142,8 +147,9 @@ def fitting_names(state_dict: Mapping[str, Tensor], expected: Collection[str]) -
         state_dict: parameters and buffers by name.
         expected: the network's own names.
     """
+    known = set(expected)
     versions = without_prefixes(state_dict)
-    return max(versions, key=lambda names: len(names.keys() & set(expected)))
+    return max(versions, key=lambda names: (len(names.keys() & known), -len(names.keys() - known)))
 
 
 def infer_spec(state_dict: Mapping[str, Tensor]) -> ModelSpec:

@@ -53,6 +53,7 @@ CERTIFICATE_KEYS = (
     *("operator", "dtype", "rayleigh_quotient", "residual"),
     *("noise_floor", "negative_curvature", "lower_bound_95"),
 )
+_TOLD = ("augment", "dtype", "seed", "max_samples")  # settings that get a column
 _ARRAYS = ("runs", "quadratic_forms", "known_forms", "measure")  # these live in esd.npz
 _RUN = (  # of a Tridiagonal
     *("alphas", "betas", "residual_norm", "exhausted", "asymmetry", "orthogonal"),
@@ -204,6 +205,28 @@ class Analysis:
             return spectrum.label
         inside = (name for name, classes in groups.items() if set(spectrum.classes) <= set(classes))
         return next(inside, None) if spectrum.classes else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Give one row a spectrum: its own columns, then those that tell it from other analyses'.
+
+        These are ``checkpoint`` and ``epoch``, ``group`` (head, mid or tail), ``data`` and
+        ``split``, ``criterion`` (ce or trained), some settings, and ``checkpoint_sha256``.
+        """
+        settings, held = self.settings, self.checkpoint
+        return [
+            {
+                **spectrum.to_row(),
+                "checkpoint": held.get("file"),
+                "epoch": held.get("epoch"),
+                "group": self.group_of(spectrum),
+                "data": self.data.get("name"),
+                "split": self.data.get("split"),
+                "criterion": settings.get("loss"),
+                **{key: settings.get(key) for key in _TOLD},
+                "checkpoint_sha256": held.get("sha256"),
+            }
+            for spectrum in self.spectra
+        ]
 
     def with_spectrum(self, spectrum: ClassSpectrum) -> Analysis:
         """Put a spectrum in the place of the one with its label, or at the end."""

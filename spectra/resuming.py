@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -54,6 +54,43 @@ def settled(plan: Plan, settings: Mapping[str, Any]) -> Plan:
         if key in held and key not in (*open_, *_MAY_CHANGE, "device")
     )
     return replace(plan, **{name: held[name] for name in open_ if name in held})
+
+
+def require_replaceable(
+    held: Analysis, checkpoint: Checkpoint, plan: Plan, samples: Samples, labels: Collection[str]
+) -> None:
+    """Refuse to replace what cost hours and is not made again: other results, or half of these.
+
+    Args:
+        held: what lies in the folder.
+        checkpoint: of this run.
+        plan: of this run.
+        samples: of the split that it analyses.
+        labels: of all parts that it asks for.
+
+    Raises:
+        SpectraError: if those are results of another question, of more parts, or unfinished ones.
+    """
+    mine, theirs = _asked(plan), held.settings
+    pairs = [("checkpoint", checkpoint.file, held.checkpoint.get("file"))]
+    if pairs[0][1] == pairs[0][2]:
+        pairs = [("checkpoint sha256", checkpoint.sha256, held.checkpoint.get("sha256"))]
+    pairs.append(("images", samples.pixels_sha256, held.data.get("pixels_sha256")))
+    open_ = [name for name in _LEFT_OPEN if mine[name] == "auto"]
+    asked = [key for key in mine if key not in (*open_, *_MAY_CHANGE, "device")]
+    pairs += [(key, mine[key], theirs[key]) for key in asked if key in theirs]
+    other = _changed(pairs)
+    lost = [label for label in held.finished if label not in labels]
+    if not other and not lost and set(held.finished) in (set(), set(labels)):
+        return
+    what = ", ".join(other) or (
+        f"{lost[0]}, {len(lost)} such in all" if lost else "unfinished ones"
+    )
+    raise SpectraError(
+        f"got a folder that holds other results than this run makes ({what}), expected an empty "
+        "one, or results of the same question: nothing was replaced; choose another --out, go on "
+        "with --resume where only parts are missing, or replace them with --overwrite"
+    )
 
 
 def describe(
@@ -163,10 +200,13 @@ def _asked(plan: Plan) -> dict[str, Any]:
 
 
 def _require_same(pairs: Iterable[tuple[str, object, object]]) -> None:
-    changed = [f"{key} ({theirs!r}, now {ours!r})" for key, ours, theirs in pairs if ours != theirs]
-    if changed:
+    if changed := _changed(pairs):
         raise SpectraError(
             f"got results of other settings to resume: {', '.join(changed)}; expected the "
-            "same, for one table must not mix two experiments; choose another --out, or leave "
-            "out --resume to start anew"
+            "same, for one table must not mix two experiments; choose another --out, or start anew "
+            "with --overwrite in the place of --resume"
         )
+
+
+def _changed(pairs: Iterable[tuple[str, object, object]]) -> list[str]:
+    return [f"{key} ({theirs!r}, now {ours!r})" for key, ours, theirs in pairs if ours != theirs]

@@ -23,6 +23,7 @@ from spectra.doctor import (
     PRODUCTS_PER_EXAMINATION,
     certify,
     examine,
+    rayleigh_quotient,
 )
 from spectra.errors import SpectraError, StorageError, first_line, out_of_memory
 from spectra.gathering import (
@@ -31,6 +32,7 @@ from spectra.gathering import (
     classify,
     doubts,
     gather,
+    near_chance,
     place_of_basis,
     start_of,
 )
@@ -60,6 +62,7 @@ from spectra.resuming import describe
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
+_FITTED = 1e-4  # a class's loss; below it float32's probabilities may be too coarse for its λmax
 _CERTIFICATE_COST = 14  # in products of the fast path: two passes in float64, two plain
 
 
@@ -145,6 +148,8 @@ class Study:
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
         notes += doubts(checkpoint, samples, train)
+        if train is not None and "train" in correct:
+            notes += near_chance(*correct["train"], train)
         held_in = {p.dtype for p in checkpoint.model.parameters()}
         if torch.float64 in held_in and plan.dtype == "float32":
             notes.append(
@@ -269,10 +274,12 @@ class Study:
         if self._resampled:
             moving = fixed.objective.redrawn(redraw)
             operator = HessianOperator.of(moving, self.choice, callback=tick)
-        outline = replace(self.outline(part), loss=operator.objective.value())
+        outline = replace(self.outline(part), loss=operator.objective.exact_value())
 
         vectors = _vectors(part, folder)
-        runs = list(held.runs) if held is not None and vectors.load(len(held.runs)) else []
+        runs: list[Tridiagonal] = []
+        if held is not None and vectors.load(len(held.runs), held.runs):
+            runs += held.runs
         tick(len(runs) * self._products_per_probe)
         _seed(redraw, plan.seed, part.label, "doctor")
         examination = examine(operator, seed=plan.seed)
@@ -305,14 +312,21 @@ class Study:
         if not plan.moves:
             forms = quadratic_form_probes(operator, probes=TRACE_PROBES, seed=plan.seed)
         assert vectors.low is not None
+        assert vectors.high is not None
         if self.way.kept is not None:
             self.way.kept.drop()  # the certificate's passes have their own memory
         name = f"frozen:{copies}" if (copies := plan.frozen_copies) else "none"
         certificate = certify(fixed, vectors.low, name=name)
         tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
+        apart = None
+        fitted = outline.loss is not None and outline.loss < _FITTED
+        if fitted and not plan.moves and plan.dtype == "float32":
+            apart = abs(vectors.values[1] - rayleigh_quotient(fixed, vectors.high))
         vectors.drop()
         found = (outline, runs, ends, forms, examination, certificate)
-        yield assemble(*found, known_forms=vectors.known_forms, fixed_steps=goal is None)
+        yield assemble(
+            *found, known_forms=vectors.known_forms, apart=apart, fixed_steps=goal is None
+        )
 
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
         objective = self._objective(part)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 MARKS = {  # what stands before a row, and what the footer says about it
     "▼": "negative curvature is proven: yᵀHy + noise floor < 0, recomputed in float64 by another "
     "path on the fixed operator; yᵀHy is an upper bound of λmin",
-    "!": f"{CAVEAT}: augmentation re-drawn in every product, or the released recurrence",
+    "!": f"{CAVEAT}: augmentation re-drawn in every product, the released recurrence, or products "
+    "of rounding alone",
     "~": "not converged: some eigenvalue lies within the residual of the value, which is large",
     "…": "interrupted; --resume goes on from here",
     "✗": "failed, see below",
@@ -120,9 +121,7 @@ def frame(results: Analysis | Trajectory) -> pd.DataFrame:
     """Give one row a spectrum: the fields of ``esd.json``, nested ones as ``doctor_asymmetry``."""
     import pandas as pd
 
-    if isinstance(results, Trajectory):
-        return pd.DataFrame(results.rows())
-    return pd.DataFrame([spectrum.to_row() for spectrum in results.spectra])
+    return pd.DataFrame(results.rows())
 
 
 def to_csv(analysis: Analysis, path: str | Path) -> Path:

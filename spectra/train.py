@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 import torch
 
 from .checkpoint import load_checkpoint
-from .command_line import Parser, exit_code, integers
+from .command_line import Parser, exit_code, found_in, integers
 from .data import open_data
 from .devices import find_device, keep_freed_memory
 from .errors import SpectraError, first_line
@@ -154,7 +154,7 @@ def _run(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
     except torch.OutOfMemoryError as error:
         raise SpectraError(
             f"the GPU has too little memory for the network and batches of {recipe.batch_size} "
-            f"images ({first_line(error)}); lower --batch-size"
+            f"images ({first_line(error)}); lower --batch-size, or use --device cpu"
         ) from error
     if not options.quiet:  # matplotlib and the analysis take a second to load
         from .figures.learning import learning_curves
@@ -203,7 +203,7 @@ def _repeat(options: argparse.Namespace, arguments: Sequence[str], home: Path) -
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; see `command_line.exit_code` for what it returns."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    held: list[Path] = []
+    held: list[Callable[[], Path | None]] = []
 
     def command() -> None:
         recipe, options = parse(arguments)
@@ -214,14 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         home = options.out or Path("runs") / recipe.name
-        if options.seeds is None and options.out is not None:
-            held.append(home)
-            _run(recipe, options, home)
-            return
         seeds = options.seeds or (recipe.seed,)
-        held.append(home)
-        if len(seeds) == 1:
-            _run(replace(recipe, seed=seeds[0]), options, home / str(seeds[0]))
+        alone = len(seeds) == 1
+        if alone and (options.seeds is not None or options.out is None):
+            home /= str(seeds[0])
+        for name in ("state.pt", "run.json"):  # of a run that goes on, and of one that has ended
+            pattern = name if alone else f"*/{name}"
+            held.append(found_in(home, pattern, resume=options.resume))
+        if alone:
+            _run(replace(recipe, seed=seeds[0]), options, home)
             return
         found = [100 * x for x in _repeat(options, arguments, home)]
         print(
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
     def interrupted() -> Path | None:
-        return next((folder for folder in held if any(folder.rglob("state.pt"))), None)
+        return next((folder for look in held if (folder := look()) is not None), None)
 
     return exit_code(_parser(), command, interrupted)
 

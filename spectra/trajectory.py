@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 from spectra.command_line import Parser, found_in, shared_exit_code
 from spectra.errors import SpectraError
-from spectra.plan_flags import add_plan_flags, open_checkpoint, open_samples, plan_of
+from spectra.plan_flags import (
+    add_plan_flags,
+    add_result_flags,
+    open_checkpoint,
+    open_samples,
+    plan_of,
+)
 from spectra.terminal import screen_width, shown_bar
 
 if TYPE_CHECKING:
@@ -51,6 +57,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             plan_of(options),
             folder=folder,
             resume=options.resume,
+            overwrite=options.overwrite,
             published=options.published,
             load=partial(open_checkpoint, options=options),
             samples=partial(open_samples, options=options),
@@ -99,10 +106,11 @@ def _parser() -> Parser:
         "runs",
         metavar="RUN_DIR",
         nargs="+",
-        help="folder with epoch-<e>.pt and last.pt, as spectra.train --save-at leaves it",
+        help="folder with epoch-<e>.pt and last.pt, as spectra.train --save-at leaves it, or with "
+        "another project's checkpoint_10.pth",
     )
     add_plan_flags(parser)
-    add = parser.add_argument_group("results").add_argument
+    add = add_result_flags(parser, "reports/<run>+<run>", "epoch and class")
     add(
         "--published",
         type=_choices,
@@ -111,13 +119,6 @@ def _parser() -> Parser:
         help="the paper's values beside ours, one choice for all or one a run (sgd,sam); only for "
         "CE+DRW on CIFAR-10-LT, ratio 100 (default auto: where the run is the paper's)",
     )
-    add("--out", metavar="DIR", help="folder (default reports/<run>+<run>)")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on after the last finished epoch and class, and try again what failed",
-    )
-    add("--quiet", action="store_true", help="no progress bar and no table")
     return parser
 
 

@@ -1,14 +1,19 @@
 """A file that may come from anyone, read without running its code.
 
-All load with `weights_only=True`, which takes tensors and plain values, and NumPy's scalars beside.
-What our own files hold is also checked against their checksums.
+All load with `weights_only=True`, which takes tensors and plain values; beside them NumPy's
+scalars, and the `argparse.Namespace` and the paths in which training scripts keep their options. A
+file of safetensors holds nothing but tensors. What our own files hold is also checked against their
+checksums.
 
 References:
     torch.load and weights_only, https://docs.pytorch.org/docs/stable/notes/serialization.html
+    The format of safetensors, https://huggingface.co/docs/safetensors
 """
 
+import argparse
 import hashlib
 import io
+import pathlib
 import re
 import warnings
 import zipfile
@@ -22,6 +27,7 @@ import torch
 from .errors import SpectraError
 
 FORMAT = "spectra-checkpoint"
+_OPTIONS = (argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath)  # they run nothing
 WAY_OUT = "name the network with --arch, --num-classes or --model PACKAGE.MODULE:FUNCTION"
 
 
@@ -43,7 +49,14 @@ def read(path: Path) -> tuple[object, str]:
         start = file.peek(6)[:6]
         try:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if path.suffix == ".safetensors":
+                return _tensors(file), sha256
             return unpickle(file), sha256
+        except ImportError as error:
+            raise SpectraError(
+                f"got {path.name}, expected a file that torch.save wrote, or the package that "
+                "opens this one: pip install safetensors"
+            ) from error
         except Exception as error:
             if what := refused(error):
                 raise SpectraError(
@@ -63,7 +76,7 @@ def unpickle(file: io.BytesIO | io.BufferedReader) -> object:
     """Load an open file; whatever is wrong with it raises an error of torch's or zipfile's own."""
     file.seek(0)
     theirs = torch.serialization.get_safe_globals()
-    ours = [entry for entry in _numpy_scalars() if entry not in theirs]
+    ours = [entry for entry in (*_numpy_scalars(), *_OPTIONS) if entry not in theirs]
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
         warnings.simplefilter("ignore")  # what torch warns of here ends in one of our errors
         payload = torch.load(file, map_location="cpu", weights_only=True)
@@ -71,6 +84,13 @@ def unpickle(file: io.BytesIO | io.BufferedReader) -> object:
     if is_own(payload) and (damaged := zipfile.ZipFile(file).testzip()):
         raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
     return payload
+
+
+def _tensors(file: io.BufferedReader) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    file.seek(0)
+    return load(file.read())
 
 
 def is_own(payload: object) -> bool:

@@ -30,7 +30,7 @@ from spectra import (
 from spectra.checkpoint import save_checkpoint
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
-from spectra.gathering import classify
+from spectra.gathering import classify, near_chance
 from spectra.hessian import HessianOperator, KeptProducts, Objective
 from spectra.krylov import random_start
 from spectra.losses import LossSpec, as_loss
@@ -67,6 +67,36 @@ def checkpoint(model: nn.Module | None = None, loss: LossSpec | None = None) -> 
         sha256="ab" * 32,
         file="toy.pt",
     )
+
+
+def test_the_released_protocol_draws_again_unless_it_is_told_otherwise() -> None:
+    assert Plan(protocol="released").augment == "resample"
+    assert Plan(protocol="released", split="test").augment == "none"
+    assert Plan(protocol="released", augment="none").augment == "none"
+    assert Plan().augment == "none"
+    with pytest.raises(SpectraError, match="nothing would move, and be called moving"):
+        analyze(checkpoint(), Plan(protocol="released", device="cpu"), train=samples())
+
+
+def test_a_network_near_chance_on_its_own_training_set_is_told() -> None:
+    """Only where all of it was classified: a tail class alone may well be missed."""
+    data = samples()
+    right, wrong = data.targets == data.targets, data.targets != data.targets
+    (line,) = near_chance(wrong, data.targets, data)
+    assert "0.0%, near chance" in line
+    assert near_chance(right, data.targets, data) == []
+    assert near_chance(wrong[:5], data.targets[:5], data) == []
+
+
+def test_the_loss_of_a_fitted_class_is_float64s() -> None:
+    """Beside float32's 1 it would be zero: unknown, or worse, called known."""
+    model = network()
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-1].bias.copy_(torch.tensor([25.0, 0.0, 0.0]))
+    plan = Plan(classes=(0,), steps=3, device="cpu")
+    (found,) = analyze(checkpoint(model), plan, train=samples()).spectra
+    assert found.loss == pytest.approx(np.log1p(2 * np.exp(-25.0)), rel=1e-12)
 
 
 PLAN = Plan(overall=True, per_class=True, steps=8, probes=3, device="cpu")
@@ -398,7 +428,8 @@ def test_a_full_run_gives_the_dense_matrix_eigenvalues_and_a_certificate_that_ho
         shares = (random_start(len(values), seed=plan.seed, probe=0).numpy() @ vectors) ** 2
         below = shares[values < -spectrum.negative_mass_threshold].sum()
         assert spectrum.negative_mass == pytest.approx(below, abs=1e-8)  # of this one start
-        assert spectrum.negative_mass_bounds == (spectrum.negative_mass,) * 2
+        same = (spectrum.negative_mass,) * 2
+        assert spectrum.negative_mass_bounds == pytest.approx(same, abs=1e-8)
 
 
 def test_a_row_tells_no_share_below_zero_where_the_steps_leave_it_open() -> None:

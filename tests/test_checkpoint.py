@@ -1,5 +1,6 @@
 """The checkpoint file: round trips, the files of others, and one clear line for each bad one."""
 
+import argparse
 import collections
 import errno
 import hashlib
@@ -189,6 +190,52 @@ def test_averaged_weights_beside_others_are_told_and_read_when_named(tmp_path: P
         load_checkpoint(tmp_path / "bare.pt", weights="state_dict")
     data = open_data(DataSpec("digits"))
     assert any("state_dict_ema, too" in note for note in doubts(first, data, data))
+
+
+def test_what_training_keeps_beside_a_network_is_left_out_and_told(tmp_path: Path) -> None:
+    """A LightningModule with weights in its loss, and a bare network beside such a loss."""
+    model, data = network(), open_data(DataSpec("digits"))
+    for prefix in ("model.", ""):
+        state = {prefix + name: value for name, value in model.state_dict().items()}
+        torch.save(
+            {"state_dict": state | {"criterion.weight": torch.ones(10)}}, tmp_path / "a.ckpt"
+        )
+        for options in ({}, {"model": network(seed=1)}):
+            opened = load_checkpoint(tmp_path / "a.ckpt", **options)
+            assert same_weights(opened.model, model)
+            assert opened.unread == ("criterion.weight",)
+            told = [note for note in doubts(opened, data, data) if "not read" in note]
+            assert len(told) == 1
+            assert "criterion.weight" in told[0]
+    assert load_checkpoint(tmp_path / "a.ckpt", arch="digits").unread == ("criterion.weight",)
+
+
+def test_a_network_that_was_guessed_is_told(tmp_path: Path) -> None:
+    torch.save(ModelSpec("resnet20c", 10).build().state_dict(), tmp_path / "a.pt")
+    data = open_data(DataSpec("digits"))
+    for options, guessed in (({}, True), ({"arch": "resnet20c"}, False)):
+        opened = load_checkpoint(tmp_path / "a.pt", **options)
+        told = [note for note in doubts(opened, data, data) if "no max-pooling" in note]
+        assert opened.guessed == bool(told) == guessed
+
+
+def test_the_options_of_a_training_script_do_not_keep_a_file_shut(tmp_path: Path) -> None:
+    """As timm and torchvision's reference scripts keep them."""
+    options = argparse.Namespace(lr=0.1, output=tmp_path, opt="sgd", milestones=[1, 2])
+    torch.save({"state_dict": network().state_dict(), "args": options}, tmp_path / "a.pth.tar")
+    assert same_weights(load_checkpoint(tmp_path / "a.pth.tar").model, network())
+
+
+def test_a_file_of_safetensors_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(network().state_dict(), tmp_path / "a.safetensors")
+    opened = load_checkpoint(tmp_path / "a.safetensors")
+    assert same_weights(opened.model, network())
+    assert opened.sha256 == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:500])
+    assert "no PyTorch checkpoint" in refusal(tmp_path / "cut.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)  # not installed
+    assert "pip install safetensors" in refusal(tmp_path / "a.safetensors")
 
 
 def test_weights_in_a_dictionary_of_the_file_are_named_with_a_dot(tmp_path: Path) -> None:
@@ -542,7 +589,7 @@ def test_descriptions_with_unknown_names_are_errors(saved: Path, key: str) -> No
 def test_what_could_not_be_opened_again_is_not_written(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", network(), model_spec=SPEC)
     before = (tmp_path / "a.pt").read_bytes()
-    for recipe in ({"out": Path("x")}, {"loss": lambda: 1}):
+    for recipe in ({"out": collections.UserString("x")}, {"loss": lambda: 1}):
         with pytest.raises(SpectraError, match=r"a.pt was not written, it could not be loaded"):
             save_checkpoint(tmp_path / "a.pt", network(), model_spec=SPEC, recipe=recipe)
     assert (tmp_path / "a.pt").read_bytes() == before
@@ -599,6 +646,30 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_old_file(saved: Path) -> None
 def test_a_folder_that_cannot_be_made_is_an_error(saved: Path) -> None:
     with pytest.raises(SpectraError, match="was not written"):
         save_checkpoint(saved / "under a file.pt", network(), model_spec=SPEC)
+
+
+def test_scale_and_loss_may_be_the_callers(tmp_path: Path) -> None:
+    data = open_data(DataSpec("digits"))
+    path = tmp_path / "a.pt"
+    torch.save(ModelSpec("digits", 10, "cosine").build().state_dict(), path)
+    assumed = load_checkpoint(path)
+    assert assumed.criterion("ce") == LossSpec.cross_entropy(scale=30.0)
+    assert [note for note in doubts(assumed, data, data) if "30 was taken; --scale" in note]
+    told = load_checkpoint(path, scale=16.0)
+    assert told.criterion("ce") == LossSpec.cross_entropy(scale=16.0)
+    assert not [note for note in doubts(told, data, data) if "--scale" in note]
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        assert "positive number: --scale" in refusal(path, scale=wrong)
+    loss = LossSpec("ldam", tuple(range(1, 11)), scale=20.0)
+    given = load_checkpoint(path, loss=loss)
+    assert (given.criterion("trained"), given.head_scale) == (loss, 20.0)
+    assert load_checkpoint(path, loss=loss, scale=5.0).head_scale == 5.0
+
+    def own(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    trained = load_checkpoint(path, loss=own).criterion("trained")
+    assert trained.per_sample(torch.zeros(3, 2), torch.tensor([0, 1, 0])).shape == (3,)
 
 
 def test_a_head_scale_comes_from_the_loss_first(saved: Path) -> None:

@@ -1,6 +1,7 @@
 """Several augmentation draws, a matrix each: their ends, and whether they agree."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,20 @@ def test_the_angle_is_that_of_the_two_draws_own_vectors() -> None:
     expected = [float(tops[i] @ tops[j]) ** 2 for i, j in ((0, 1), (0, 2), (1, 2))]
     assert found.cosines_squared == pytest.approx(expected, abs=1e-3)
     assert np.ptp(found.lambda_max) > 0.05 * max(found.lambda_max)  # they are different matrices
+
+
+def test_one_basis_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, train = load_checkpoint(SGD), open_data(load_checkpoint(SGD).data)
+    runs: list[weakref.ref[Any]] = []
+
+    def watched(*given: Any, **more: Any) -> Any:
+        assert not any(held() for held in runs), "the basis before is still held"
+        runs.append(weakref.ref(made := lanczos(*given, **more)))
+        return made
+
+    monkeypatch.setattr("spectra.draws.drawing.lanczos", watched)
+    list(over_draws(checkpoint, replace(PLAN, classes=(8, 9), steps=3), train, draws=2))
+    assert len(runs) == 4
 
 
 def test_the_command_writes_every_draw_and_prints_their_span(

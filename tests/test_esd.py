@@ -287,7 +287,8 @@ def test_the_released_protocol_is_the_papers_in_one_word(command: Command) -> No
     assert (settings["augment"], settings["kernel"]) == ("resample", "paper")
     defaults = esd._parser().parse_args(["x.pt"])
     assert (defaults.steps, defaults.probes) == (100, 1)
-    fixed = command("--classes", "9", "--protocol", "released", "--augment", "none", "--quiet")
+    flags = ("--classes", "9", "--protocol", "released", "--augment", "none", "--quiet")
+    fixed = command(*flags, "--overwrite")
     assert fixed.json["spectra"][0]["caveat"] == CAVEAT
     assert fixed.json["settings"]["augment"] == "none"
 
@@ -397,6 +398,50 @@ def test_weights_are_chosen_by_their_key_and_results_of_others_are_not_resumed(
     other = command(*flags, "--resume", checkpoint=path)
     assert other.code == 2
     assert "checkpoint" in other.err
+
+
+def test_what_took_hours_is_not_replaced_by_another_question(
+    command: Command, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--classes", "9,8", "--quiet")
+    assert command(*flags).code == 0
+    assert command(*flags).code == 0  # the same question: made again
+    held = (tmp_path / "out" / "esd.json").read_bytes()
+    sam = repository / SGD.replace("sgd", "sam")
+    copied = tmp_path / Path(SGD).name
+    copied.write_bytes(sam.read_bytes())
+    for others, told, checkpoint in (
+        (("--classes", "9,8", "--seed", "1"), "seed (0, now 1)", None),
+        (("--classes", "9"), "class 8", None),
+        (flags, "(checkpoint ('digits-lt-ce-drw-sgd.pt', now 'digits-lt-ce-drw-sam.pt')", sam),
+        (flags, "checkpoint sha256", copied),
+    ):
+        refused = command(*others, checkpoint=checkpoint)
+        assert refused.code == 2
+        assert told in refused.err
+        assert "--overwrite" in refused.err
+        assert refused.err.count("\n") == 1
+        assert (refused.folder / "esd.json").read_bytes() == held
+    more = command("--classes", "9,8,7", "--quiet")  # all of them again, and one more
+    assert more.code == 2  # for class 7 is missing there: --resume makes that alone
+    assert "unfinished" in more.err
+    assert command("--classes", "9", "--quiet", "--overwrite").labels == ["class 9"]
+    with pytest.raises(SystemExit):
+        command("--classes", "9", "--resume", "--overwrite")
+
+
+def test_the_default_folder_names_the_run_where_the_file_does_not(tmp_path: Path) -> None:
+    for path, folder in {
+        "mine/resnet.pth": "resnet",
+        "runs/a/last.pt": "a-last",
+        "runs/a/epoch-7.pt": "a-epoch-7",
+        "b/model_best.pth.tar": "b-model_best.pth",
+        "b/model-soup.pt": "model-soup",
+    }.items():
+        options = esd._parser().parse_args([str(tmp_path / path)])
+        assert plan_flags.results_folder(options).name == folder
+    options = esd._parser().parse_args([str(tmp_path / "c" / "best.pt"), "--weights", "ema"])
+    assert plan_flags.results_folder(options).name == "c-best-ema"
 
 
 def test_a_foreign_normalisation_reaches_the_network_and_the_results(command: Command) -> None:
@@ -633,7 +678,7 @@ def test_without_memory_for_all_one_line_says_so(
     few = ("--steps", "5", "--quiet")
     assert command("--classes", "8", *few).code == 0
     monkeypatch.setattr(study, "gather", gather)
-    anew = command("--classes", "8", *few, "--probes", "2")  # what lies there is not this run's
+    anew = command("--classes", "8", *few, "--probes", "2", "--overwrite")  # what lies there goes
     more = command("--classes", "8,9", *few, "--resume")
     for stopped, told in ((anew, "nothing was finished yet"), (more, "--resume goes on")):
         assert stopped.code == 2
@@ -703,7 +748,9 @@ def test_a_hundred_classes_give_a_hundred_spectra_on_clean_pages(
     assert "class 99" in result.out
 
     fewer = command(
-        *flags[:-1], "--classes", "3", "--quiet", checkpoint=tmp_path / "toy.pt", steps=3
+        *(*flags[:-1], "--classes", "3", "--quiet", "--overwrite"),
+        checkpoint=tmp_path / "toy.pt",
+        steps=3,
     )
     assert fewer.code == 0
     left = sorted(path.name for path in fewer.folder.iterdir())

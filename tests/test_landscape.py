@@ -6,6 +6,8 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,22 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectra import Plan, load_checkpoint, open_data
 from spectra.data import Samples
 from spectra.errors import SpectraError
 from spectra.hessian import Objective, class_operators, hessian_operator
-from spectra.krylov import random_start
+from spectra.krylov import Tridiagonal, random_start
 from spectra.landscape import (
     Amplification,
     Slice,
+    Survey,
     amplification,
+    explore,
+    exploring,
     filter_normalised,
     loss_slice,
+    slices,
     surface,
 )
 from spectra.landscape.amplification import minibatch
 from spectra.landscape.subject import direction_in
 from spectra.losses import LossSpec
+from spectra.networks import CosineHead
 
+DIGITS = Path(__file__).resolve().parents[1] / "checkpoints" / "digits-lt-ce-drw-sgd.pt"
 DOUBLE = torch.float64
 
 
@@ -107,6 +116,14 @@ def conv_net() -> nn.Module:
 def images(count: int = 24) -> tuple[Tensor, Tensor]:
     x = torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     return x, torch.arange(count) % 3
+
+
+class Idle(Quadratic):
+    """A quadratic beside parameters that never move."""
+
+    def __init__(self, n: int, frozen: int) -> None:
+        super().__init__(torch.zeros(n, n, dtype=DOUBLE), torch.ones(n, dtype=DOUBLE))
+        self.frozen = nn.Parameter(torch.zeros(frozen, dtype=DOUBLE), requires_grad=False)
 
 
 def numpy(tensor: Tensor) -> np.ndarray:
@@ -209,6 +226,71 @@ def test_rounding_stays_within_its_bar_where_nothing_rounds_at_rest(
             assert seen.agreement(resolution=1e-3)[1] == 1.0
     assert 0.03 < np.max(by_losses) <= 1
     assert 0.03 < np.max(by_slopes) <= 1
+
+
+def test_a_slice_passes_over_the_samples_once_for_loss_and_slope(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """And makes no certificate that is known."""
+    model, (x, y) = conv_net(), images()
+    H = hessian_operator(model, (x, y), dtype=DOUBLE, device=device, batch_size=7)
+    v, distances = random_start(H.dim, seed=0, probe=0), [1e-4, 1e-2]
+    certificate = slices.certify(H, v)
+    expected = loss_slice(H, v, distances)
+    objective, passes = H.objective, 0
+    for t, ahead in zip(distances, expected.ahead, strict=True):
+        assert ahead == pytest.approx(objective.value(shift=t * v.to(device)), rel=1e-14)
+    total: Callable[..., Tensor] = Objective._total
+
+    def counted(self: Objective, share: Any) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return total(self, share)
+
+    monkeypatch.setattr(Objective, "_total", counted)
+    monkeypatch.setattr(slices, "certify", None)
+    found = loss_slice(H, v, distances, slopes=True, certificate=certificate)
+    assert passes == 2 * 2 + 1 + 2 * 11  # at w, and to measure the noise there and at an end
+    assert np.allclose(found.losses, expected.losses, rtol=1e-14)
+    assert found.slope == pytest.approx(expected.slope, rel=1e-12)
+    assert found.second_difference.curvature == expected.second_difference.curvature
+    assert found.second_difference.errors == pytest.approx(expected.second_difference.errors)
+
+
+def test_looking_around_holds_one_basis_at_a_time_and_certifies_each_vector_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the bar is at its end when it is done."""
+    checkpoint, runs, certified = load_checkpoint(DIGITS), list[weakref.ref[Tridiagonal]](), []
+    for name in ("lanczos", "certify"):
+        real = getattr(exploring, name)
+
+        def watched(*given: Any, real: Any = real, name: str = name, **more: Any) -> Any:
+            assert not any(held() for held in runs), "a basis is still held"
+            made = real(*given, **more)
+            if name == "lanczos":
+                runs.append(weakref.ref(made))
+            else:
+                certified.append(made.rayleigh_quotient)
+            return made
+
+        monkeypatch.setattr(exploring, name, watched)
+    monkeypatch.setattr(slices, "certify", None)
+    done = SimpleNamespace(work=0, announced=0)
+    bar = SimpleNamespace(
+        begin=lambda products, work: vars(done).update(announced=work),
+        tick=lambda label, products, work: vars(done).update(work=done.work + work),
+    )
+    plan, survey = (
+        Plan(classes=(8,), steps=4, probes=3, device="cpu"),
+        Survey(points=2, nearest=0.1),
+    )
+    (view,) = explore(
+        checkpoint, plan, survey, train=open_data(checkpoint.data), progress=bar
+    ).views
+    assert len(runs) == 3
+    assert certified == [view.low.rayleigh_quotient, view.high.rayleigh_quotient]
+    assert done.work == pytest.approx(done.announced, abs=1)
 
 
 def test_the_agreement_ends_where_the_line_has_a_kink(device: torch.device) -> None:
@@ -348,6 +430,24 @@ def test_every_filter_of_a_normalised_direction_is_as_long_as_the_weights_own(
     assert abs(float(F.cosine_similarity(other, flat, dim=0))) < 0.9
     raw[:9] = 0
     assert not filter_normalised(objective, raw)[:9].any(), "nothing to rescale is no NaN"
+
+
+def test_a_filter_lies_along_the_axis_of_its_layers_outputs() -> None:
+    """Columns of a cosine head; the second axis of a transposed convolution without groups."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.ConvTranspose2d(1, 4, 3),
+            nn.ConvTranspose2d(4, 4, 1, groups=4),
+            nn.Flatten(),
+            CosineHead(4 * 49, 3),
+        ).double()
+    objective = Objective.of(model, images(), dtype=DOUBLE)
+    pieces = objective.rows.split(filter_normalised(objective))
+    for name, axis in (("0.weight", 1), ("1.weight", 0), ("3.weight", 1)):
+        weight = model.get_parameter(name).detach()
+        lengths = [t.movedim(axis, 0).flatten(1).norm(dim=1) for t in (pieces[name], weight)]
+        assert torch.allclose(*lengths, rtol=1e-12), name
 
 
 def test_on_a_quadratic_the_second_order_is_exact(device: torch.device) -> None:
@@ -520,6 +620,24 @@ def test_gradients_without_a_direction_have_the_cnc_constant_one() -> None:
     assert np.allclose(seen.squared.value, 1)
     assert np.allclose(seen.slope.value, 1)
     assert np.isnan(seen.taylor_residuals).all(), "0/0 is no number"
+
+
+def test_rows_that_never_move_count_for_no_direction() -> None:
+    """Neither in n nor in the random directions: a Ritz vector lies in none of them."""
+    n = 30
+    x = torch.randn(4000, n + 1, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    data = x, torch.zeros(4000, dtype=torch.long)
+    objective = Objective.of(Idle(n, 3 * n), data, first_output, dtype=DOUBLE, batch_size=4000)
+    v = torch.cat([random_start(n, seed=0, probe=0), torch.zeros(3 * n, dtype=DOUBLE)])
+    survey = Survey(amplification=80, minibatch=16, controls=3, radii=(0.5,))
+    meter: Any = SimpleNamespace(tick=lambda *_: None, batch_cost=1.0)
+    seen = exploring._amplify(objective, [v], [0.0], Plan(), survey, meter)
+    assert seen.dim == n
+    assert np.all((seen.normalised_cnc.value > 0.5) & (seen.normalised_cnc.value < 2))  # not 4
+    words = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Flatten(), nn.Linear(8, 3))
+    words[2].bias.requires_grad_(False)
+    rows = Objective.of(words, (torch.ones(3, 2, dtype=torch.long), torch.arange(3))).rows
+    assert rows.moving == 4 * 4 + 24
 
 
 def synthetic(replicas: int, batches: int, seed: int = 0, **options: Any) -> Amplification:

@@ -29,7 +29,9 @@ def specs() -> dict[str, LossSpec]:
         "ce, scaled": LossSpec.cross_entropy(scale=3.0),
         "ce, smoothed": LossSpec.cross_entropy(label_smoothing=0.1),
         "ldam": LossSpec("ldam", COUNTS, scale=3.0),
+        "ldam, margin 0.3": LossSpec("ldam", COUNTS, scale=3.0, max_margin=0.3),
         "vs": LossSpec("vs", COUNTS),
+        "vs, γ 0.15, τ 1.25": LossSpec("vs", COUNTS, gamma=0.15, tau=1.25),
         "logit-adjustment": LossSpec("logit-adjustment", COUNTS, tau=1.3),
         "focal": LossSpec("focal"),
         "focal, γ 0.5": LossSpec("focal", gamma=0.5),
@@ -44,13 +46,13 @@ def plain(spec: LossSpec, logits: np.ndarray, label: int) -> float:
     counts = np.array(COUNTS, float)
     z = spec.scale * logits
     if spec.name == "ldam":
-        margins = 0.5 * counts**-0.25 / (counts**-0.25).max()
+        margins = spec.max_margin * counts**-0.25 / (counts**-0.25).max()
         z = spec.scale * np.array(
             [v - (margins[j] if j == label else 0) for j, v in enumerate(logits)]
         )
     if spec.name == "vs":
-        z = z / (counts.max() / counts) ** spec.gamma + np.log(counts / counts.sum())
-    if spec.name == "logit-adjustment":
+        z = z / (counts.max() / counts) ** spec.gamma
+    if spec.name in ("vs", "logit-adjustment"):
         z = z + spec.tau * np.log(counts / counts.sum())
     p = np.exp(z) / np.exp(z).sum()
     if spec.name == "focal":

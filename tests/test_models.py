@@ -212,6 +212,8 @@ def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "from torch import nn\n"
         "def sized(num_classes): return nn.Linear(3, num_classes)\n"
         "def fixed(): return nn.Linear(3, 2)\n"
+        "def open_ended(*, weights=None, **rest): return sized(**rest)\n"
+        "def open_but_fixed(**rest): return nn.Linear(3, 2, **rest)\n"
         "def wrong(): return 3\n"
         "def failing(): raise RuntimeError('no weights')\n"
     )
@@ -219,6 +221,10 @@ def test_a_factory_is_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sized = ModelSpec("sized", 5, factory="their_networks:sized").build()
     assert isinstance(sized, nn.Linear)
     assert sized.out_features == 5
+    for name, width in (("open_ended", 5), ("open_but_fixed", 2)):  # as torchvision's, and not
+        network = ModelSpec(name, 5, factory=f"their_networks:{name}").build()
+        assert isinstance(network, nn.Linear)
+        assert network.out_features == width
     assert isinstance(ModelSpec("fixed", 2, factory="their_networks:fixed").build(), nn.Linear)
     for function, message in {
         "wrong": "returned int, expected a Module",

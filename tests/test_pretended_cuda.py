@@ -33,6 +33,7 @@ from spectra.hessian import (
     choose_way,
     kept,
 )
+from spectra.krylov import SymmetricOperator
 from spectra.losses import LossSpec
 from spectra.training import faster
 from spectra.training.engine import Engine
@@ -168,9 +169,11 @@ class Outside(ThreadPoolExecutor):
 RECORDED: list[object] = []
 
 
-def recorded(step: Callable[..., Tensor], example: dict[str, Tensor]) -> Callable[..., Tensor]:
+def recorded(
+    step: Callable[..., Tensor], example: dict[str, Tensor], *, warmups: int = 3
+) -> Callable[..., Tensor]:
     held = {name: value.clone() for name, value in example.items()}
-    for _ in range(3):
+    for _ in range(warmups):
         step(held)
     RECORDED.append(step)
 
@@ -272,7 +275,7 @@ def test_an_epoch_of_recorded_updates_leaves_nothing_on_the_host(
 def test_a_recording_that_fails_costs_the_recording_and_nothing_else(
     gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the capture was invalidated")
 
     monkeypatch.setattr(kept, "recorded", fail)
@@ -288,6 +291,119 @@ def test_a_recording_that_fails_costs_the_recording_and_nothing_else(
     monkeypatch.setattr(devices, "_FAILED", True)  # memory of a failed one is not given back
     with pytest.raises(RuntimeError, match="earlier recording"):
         devices.recorded(lambda given: given["v"], {"v": v})
+
+
+def test_a_first_product_makes_one_run_that_is_not_used(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = Objective.of(network(), samples(), device=gpu, batch_size=5)
+    way = KeptProducts("linearized", objective, "double-backward", sizes=(8,))
+    v = random_start(objective.dim, seed=0, probe=0, dtype=objective.dtype, device=gpu)
+    sums, real = 0, KeptProducts._sum
+
+    def counted(self: KeptProducts, *given: Any) -> Tensor:
+        nonlocal sums
+        sums += 1
+        return real(self, *given)
+
+    monkeypatch.setattr(KeptProducts, "_sum", counted)
+    first = way.product(objective, v)
+    assert (len(RECORDED), sums) == (1, 3)  # plain, to warm up, and what the recording gives
+    assert torch.equal(way.product(objective, v), first)
+    assert sums == 4
+
+
+def test_a_recording_without_room_leaves_what_is_kept_and_the_next_recording(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = Objective.of(network(), samples(), device=gpu, batch_size=5)
+    way = KeptProducts("linearized", objective, "double-backward", sizes=(8,))
+    v = random_start(objective.dim, seed=0, probe=0, dtype=objective.dtype, device=gpu)
+
+    def scarce(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "recorded", scarce)
+        product = way.product(objective, v)
+    assert float((product - objective.product(v, "double-backward")).norm()) < 1e-5
+    assert (way.kept_samples, way.note) == (12, "")
+    assert "not recorded as a CUDA graph (out of memory)" in way.launched
+    way.product(objective.select(torch.arange(6)), v)
+    assert len(RECORDED) == 1
+
+
+@pytest.mark.parametrize("scarce", [True, False])
+def test_only_a_failure_that_is_not_for_lack_of_memory_ends_all_recording(
+    scarce: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream:
+        def wait_stream(self, _: object) -> None: ...
+
+    @contextlib.contextmanager
+    def graph(_: object) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("the capture was invalidated")  # noqa: B904
+
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    for name in ("current_stream", "Stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: Stream())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    left = [torch.OutOfMemoryError("no room") if scarce else RuntimeError("it waits")]
+
+    def step(given: dict[str, Tensor]) -> Tensor:
+        if left:
+            raise left.pop()
+        return given["v"]
+
+    given = {"v": torch.ones(2)}
+    with pytest.raises(RuntimeError, match="invalidated"):
+        devices.recorded(step, given, warmups=0)
+    with contextlib.nullcontext() if scarce else pytest.raises(RuntimeError, match="earlier"):
+        devices.recorded(step, given, warmups=0)
+
+
+def test_maps_are_not_compared_in_tf32(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rounding is farther from the network's outputs than a wrong map may be."""
+    real = kept.logits_of
+    rough = iter(range(9))
+
+    def rounded(output: object) -> Tensor:
+        tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        return real(output) * (1 + 1e-3 * next(rough) * tf32)
+
+    monkeypatch.setattr(kept, "logits_of", rounded)
+    objective = Objective.of(network(), samples(), device=gpu, batch_size=5, tf32=True)
+    way = KeptProducts("linearized", objective, "double-backward", sizes=(8,))
+    v = random_start(objective.dim, seed=0, probe=0, dtype=objective.dtype, device=gpu)
+    way.product(objective, v)
+    assert len(way._network(objective)[1].names) == 2
+    assert next(rough) == 2
+
+
+def test_main_memory_that_is_not_locked_holds_a_basis_all_the_same(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        refused = 0
+
+        def cudaHostRegister(self, *_: int) -> int:
+            self.refused += 1
+            return 2
+
+    library = Library()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: library)
+    d = torch.linspace(-1, 2, 30).to(gpu)
+    A = SymmetricOperator(lambda v: d * v, 30, torch.float32, gpu)
+    start = random_start(30, seed=0, probe=0, dtype=torch.float32, device=gpu)
+    moved, beside = (lanczos(A, start, steps=8, basis=place) for place in ("host", "device"))
+    assert library.refused == 1
+    assert moved.basis is not None
+    assert moved.basis.device.type == "cpu"
+    assert moved.alphas.tolist() == beside.alphas.tolist()
 
 
 def test_what_is_wrong_on_a_gpu_is_seen(gpu: torch.device) -> None:

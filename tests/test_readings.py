@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectra.doctor import Certificate, examine
+from spectra.doctor import Certificate, Examination, examine
 from spectra.krylov import SymmetricOperator, extremes_of, lanczos, random_start
 from spectra.readings import RitzVectors, assemble
 from spectra.results import ClassSpectrum
@@ -46,6 +46,18 @@ def test_a_file_that_knows_nothing_of_the_trace_leaves_it_to_plain_samples(
 @pytest.mark.parametrize(("label", "probes"), [("class 9", 1), ("class 8", 2)])
 def test_vectors_of_other_runs_are_not_taken(label: str, probes: int, saved: RitzVectors) -> None:
     assert not RitzVectors(saved.path, label).load(probes)
+
+
+def test_vectors_of_runs_with_other_ends_are_not_taken(saved: RitzVectors) -> None:
+    """Another seed, or other weights: the label and the number of probes are the same."""
+    d = torch.linspace(-1, 2, 30, dtype=torch.float64)
+    A = SymmetricOperator(lambda v: d * v, 30, torch.float64)
+    own, other = (lanczos(A, random_start(30, seed=s, probe=0), steps=10) for s in (0, 1))
+    assert RitzVectors(saved.path, "class 8").load(1, [own.without_basis()])
+    found = RitzVectors(saved.path, "class 8")
+    assert not found.load(1, [other])
+    found.take(other)
+    assert torch.equal(found.low, other.vector(0)), "nothing of the file is left"
 
 
 @pytest.mark.parametrize("off", [0.0, 1e-3])
@@ -110,3 +122,18 @@ def test_an_exhausted_run_counts_only_what_its_residual_cannot_move(
     truth = float((d < -found.negative_mass_threshold).double().mean())
     assert low <= truth <= high
     assert (high - low < 1e-12) is known
+
+
+def test_an_exhausted_run_counts_only_what_rounding_cannot_move() -> None:
+    """To first order: products that are off by E turn two eigenvectors by ‖E‖ over their gap."""
+    off, start = 1e-3, torch.tensor([0.6, 0.8], dtype=torch.float64)
+    matrix = torch.tensor([[-1.0, off], [off, 1.0]], dtype=torch.float64)
+    run = lanczos(SymmetricOperator.from_matrix(matrix), start, steps=2)
+    assert run.exhausted
+    examination = Examination(True, 0.0, 0.0, 0.0, off, None)
+    outline = ClassSpectrum(label="class 8", name="", count=1, share=1.0)
+    certificate = Certificate("none", "float64", -1.0, 0.0, 1e-15, True, None)
+    found = assemble(outline, [run], extremes_of(run), np.zeros(0), examination, certificate)
+    low, high = found.negative_mass_bounds
+    assert abs(found.negative_mass - 0.36) > 100 * off**2
+    assert low <= 0.36 <= high < low + 3 * off

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,20 @@ def test_resumed_files_equal_uninterrupted_ones_byte_for_byte(tmp_path: Path) ->
     for name in ("esd.json", "esd.npz"):
         whole, resumed = tmp_path / "whole" / name, tmp_path / "resumed" / name
         assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_rows_say_whose_they_are() -> None:
+    """Tables of several checkpoints, one below the other, can be told apart."""
+    found = analysis_of(spectrum_of("class 8"), spectrum_of("overall"))
+    found = replace(found, settings={**found.settings, "loss": "ce", "augment": "none", "seed": 3})
+    rows = found.rows()
+    assert [row["label"] for row in rows] == ["class 8", "overall"]
+    for row, spectrum in zip(rows, found.spectra, strict=True):
+        assert row | spectrum.to_row() == row
+        assert row["checkpoint"] == found.checkpoint["file"]
+        assert row["checkpoint_sha256"] == found.checkpoint["sha256"]
+        assert (row["epoch"], row["data"]) == (found.checkpoint["epoch"], found.data["name"])
+        assert (row["criterion"], row["augment"], row["seed"]) == ("ce", "none", 3)
 
 
 def test_a_spectrum_takes_its_predecessors_place() -> None:

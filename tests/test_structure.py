@@ -48,7 +48,7 @@ MAY_IMPORT = {
     | {"losses", "recognition"},
     "hessian": {"choices", "errors", "devices", "networks", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
-    "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor"}
+    "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor", "networks"}
     | {"choices", "checkpoint", "data", "plan", "readings", "study", "gathering", "writing"},
     "landscape.__main__": {"spectra", "command_line", "plan_flags", "terminal", "landscape"}
     | {"figures"},
@@ -57,7 +57,16 @@ MAY_IMPORT = {
     "plan": {"choices", "errors", "data", "hessian"},
     "readings": {"files", "krylov", "hessian", "doctor", "results"},
     "resuming": {"spectra", "errors", "devices", "files", "checkpoint", "data", "plan", "results"},
-    "gathering": {"choices", "devices", "checkpoint", "data", "hessian", "krylov", "losses"}
+    "gathering": {
+        "choices",
+        "devices",
+        "checkpoint",
+        "data",
+        "hessian",
+        "krylov",
+        "losses",
+        "networks",
+    }
     | {"plan", "processes"},
     "study": (HALLWAY - {"files", "devices", "models", "losses"})
     | {"processes", "resuming", "gathering"},

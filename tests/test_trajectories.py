@@ -220,6 +220,19 @@ def test_what_an_interruption_leaves_opens_and_goes_on(
     assert files_of(tmp_path) == files_of(whole)
 
 
+def test_checkpoints_of_other_projects_are_followed_by_the_numbers_of_their_names(
+    run: Path, tmp_path: Path
+) -> None:
+    """Whatever epoch the file says: some count from 0."""
+    for name, epoch in {"checkpoint_9.pth.tar": 8, "model-10.pt": 10, "notes-3.txt": 3}.items():
+        state = torch.load(run / "last.pt", weights_only=True)["state_dict"]
+        torch.save({"state_dict": state, "epoch": epoch}, tmp_path / name)
+    kept = kept_checkpoints(tmp_path)
+    assert [checkpoint.epoch for checkpoint in kept] == [9, 10]
+    shutil.copy(run / "last.pt", tmp_path / "last.pt")  # of a run of ours: only its own files count
+    assert [checkpoint.file for checkpoint in kept_checkpoints(tmp_path)] == ["last.pt"]
+
+
 def test_results_of_other_weights_are_not_taken_over(
     run: Path, plan: Plan, whole: Path, tmp_path: Path
 ) -> None:

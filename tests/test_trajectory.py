@@ -248,7 +248,11 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
         patch.setattr(terminal.Bar, "tick", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command("--classes", "11").code == 2  # before any product: nothing goes
         assert (resumed.folder / "trajectory.json").exists()
-        assert command(*flags, "--seed", "2").code == 130
+        refused = command(*flags, "--seed", "2")  # before any product, too
+        assert refused.code == 2
+        assert "seed (0, now 2)" in refused.err
+        assert (resumed.folder / "trajectory.json").exists()
+        assert command(*flags, "--seed", "2", "--overwrite").code == 130
     assert not list(resumed.folder.glob("trajectory.*"))
     assert command(*flags, "--resume", "--quiet").files == whole
     other = command(*flags, "--resume", "--seed", "1", "--quiet")

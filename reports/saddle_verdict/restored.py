@@ -43,6 +43,6 @@ rows = torch.nonzero(samples.targets == label)[:, 0].numpy()
 keep = np.setdiff1d(np.arange(len(samples)), rows[marks])
 rest = samples.select(torch.from_numpy(keep))
 exact = spectra.Plan(classes=(label,), product="linearized")
-released = spectra.Plan(classes=(label,), protocol="released", augment="resample")
+released = spectra.Plan(classes=(label,), protocol="released")
 for plan in (exact, released):
     spectra.analyze(checkpoint, plan, train=rest).save(out / plan.protocol)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset, TensorDataset
 
 from ..errors import SpectraError
 from .samples import Samples
@@ -42,8 +42,9 @@ def read_batches(
     Args:
         source: A DataLoader, an iterable of (inputs, targets) batches, a TensorDataset, or a pair
             of tensors or arrays. A pair may be a mapping, with one of `INPUTS` and one of `LABELS`.
-        num_classes: Number of classes C; None: the largest label plus one.
-        class_names: C names; None: "0", "1", ...
+        num_classes: Number of classes C; None: as many as the loader's dataset names in
+            ``classes``, as torchvision's do, and at least the largest label plus one.
+        class_names: C names; None: those of the dataset, else "0", "1", ...
         mean: (c,) to subtract, if the inputs are images that are not normalised yet; bytes are
             scaled to 0..1 before it. None: the network takes the inputs as they are, bytes, too.
         std: (c,) to divide by.
@@ -85,10 +86,24 @@ def read_batches(
         raise SpectraError("the inputs hold NaN or Inf; every product with them would be NaN")
     if inputs.dtype == torch.uint8 and mean is None:
         inputs = inputs.float()  # as the network takes them; samples scale bytes to 0..1
-    count = num_classes or int(targets.max()) + 1
+    told = _told_classes(loader)
+    count = num_classes or max(int(targets.max()) + 1, len(told))
+    if class_names is None and len(told) == count:
+        class_names = told
     names = tuple(class_names or map(str, range(count)))
     mean, std = (None if v is None else tuple(map(float, v)) for v in (mean, std))
     return Samples(inputs, targets, count, names, mean, std)
+
+
+def _told_classes(loader: DataLoader[Any] | None) -> tuple[str, ...]:
+    """Take the names of the classes from a dataset that has them, or is a subset of such a one."""
+    dataset: Any = None if loader is None else loader.dataset
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    named = getattr(dataset, "classes", None)
+    if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
+        return tuple(named)
+    return ()
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
@@ -124,7 +139,8 @@ def _named(batch: Mapping[Any, Any]) -> tuple[Any, Any]:
         raise SpectraError(
             f"a batch has the keys {', '.join(map(str, batch))}; expected one for the inputs "
             f"({', '.join(INPUTS)}), one for the labels ({', '.join(LABELS)}) and no other: a mask "
-            "or a second input changes the function; give (inputs, targets), or leave it out"
+            "or a second input changes the function; stack them, torch.stack([input_ids, "
+            "attention_mask], 1), and give a network whose forward takes them apart"
         )
     return batch[inputs[0]], batch[labels[0]]
 

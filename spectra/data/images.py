@@ -22,7 +22,8 @@ from .memory import free_memory, refuse_what_does_not_fit
 
 Pixels = NDArray[np.uint8]
 DEFAULT_SIDE = 224
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# Those of torchvision's ImageFolder: a class must not be smaller here.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 def decode_images(

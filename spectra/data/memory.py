@@ -38,7 +38,8 @@ def free_memory(root: Path = Path("/")) -> int | None:
         root: Where the system's own files (proc, sys) lie.
     """
     known = [*_available(root), *_left_in_groups(root)]
-    if not known and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS: all there is, free or not
+    names = getattr(os, "sysconf_names", {})  # Windows has none
+    if not known and "SC_PHYS_PAGES" in names:  # macOS: all there is, free or not
         known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     return min(known, default=None)
 

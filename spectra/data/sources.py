@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SpectraError
+from ..errors import SpectraError, StorageError
+from ..files import replacing
 from .images import SUFFIXES, Pixels, decode_images
 from .lists import (
     check_labels,
@@ -25,6 +26,7 @@ from .lists import (
     read_list,
 )
 from .official import official_order
+from .pickles import read_pickles
 from .spec import KNOWN, DataSpec
 
 Integers = NDArray[np.int64]
@@ -115,17 +117,20 @@ def digits(split: str) -> Source:
 
 
 def cifar_binary(name: str, folder: Path, split: str, *, download: bool = True) -> Source:
-    """Open the official binary archive; download, check and unpack it once where it is missing."""
+    """Open the official binary files, else those for Python, else download the former once."""
     (archive, md5, inner), members, (names_file, label_byte) = CIFAR_ARCHIVES[name]
     files = [*members["train"], *members["test"], names_file]
     homes = [folder / inner, folder, folder / name / inner, folder / name]
     home = next((h for h in homes if all((h / file).is_file() for file in files)), None)
     if home is None:
+        if (pickled := read_pickles(name, folder, split)) is not None:
+            pixels, labels, names = pickled
+            return Source(labels, names, lambda index: pixels[index].reshape(-1, 3, 32, 32))
         home = homes[0]
         if not (download or (folder / archive).is_file()):
             raise SpectraError(
-                f"{folder} holds neither the binary nor the parquet layout of {name}; put one of "
-                "them there"
+                f"{folder} holds neither the binary nor the Python nor the parquet layout of "
+                f"{name}; put one of them there"
             )
         _unpack(_fetch(CIFAR_URL + archive, md5, folder), inner, files, home)
     size = label_byte + 1 + 3072
@@ -194,7 +199,7 @@ def image_folder(root: Path, split: str, spec: DataSpec) -> Source:
     for path in sorted(home.iterdir()):
         if path.is_dir() and path.name not in names:
             raise SpectraError(f"{path} is a class that train/ does not have; remove or rename it")
-    found = [(c, p) for c, name in enumerate(names) for p in sorted((home / name).glob("*"))]
+    found = [(c, p) for c, name in enumerate(names) for p in _below(home / name)]
     found = [(c, p) for c, p in found if p.suffix.lower() in SUFFIXES]
     if not found:
         raise SpectraError(f"{home} holds no image; looked for <class>/*{'|'.join(SUFFIXES)}")
@@ -202,6 +207,11 @@ def image_folder(root: Path, split: str, spec: DataSpec) -> Source:
     return Source(
         labels, names, lambda index: decode_images([found[i][1] for i in index], spec.image_size)
     )
+
+
+def _below(folder: Path) -> list[Path]:
+    """List files as torchvision's ImageFolder does: folder by folder, each in order."""
+    return sorted(folder.rglob("*"), key=lambda path: (path.parent, path.name))
 
 
 def list_file(train: Path, folder: Path, split: str, spec: DataSpec) -> Source:
@@ -228,28 +238,26 @@ def _fetch(url: str, md5: str, folder: Path) -> Path:
         return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder, progressbar=True))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: wrong sum
         raise SpectraError(
-            f"{folder} holds neither the binary nor the parquet layout (looked for {name} and "
-            f"train-*.parquet; pickled versions are not opened), and {url} could not be fetched "
-            f"({type(error).__name__}: {str(error)[:200]}); put one of them there"
+            f"{folder} holds neither the binary nor the Python nor the parquet layout (looked for "
+            f"{name}, its folder, torchvision's and train-*.parquet), and {url} could not be "
+            f"fetched ({type(error).__name__}: {str(error)[:200]}); put one of them there"
         ) from error
 
 
 def _unpack(archive: Path, inner: str, files: Sequence[str], home: Path) -> None:
     """Copy the named regular files out of an archive, and nothing else that may be in it."""
     try:
-        home.mkdir(exist_ok=True)
         with tarfile.open(archive) as tar:
             for file in files:
                 member = tar.getmember(f"{inner}/{file}")
                 stream = tar.extractfile(member) if member.isreg() else None
                 if stream is None:
                     raise KeyError(f"{file} is no regular file")
-                partial = home / f".{file}.partial"
-                with partial.open("wb") as target:
+                # Another process may be unpacking the same.
+                with replacing(home / file) as partial, partial.open("wb") as target:
                     shutil.copyfileobj(stream, target)
-                partial.replace(home / file)
-    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, tarfile.TarError, StorageError) as error:
         raise SpectraError(
-            f"{archive} cannot be unpacked into {home} ({error}); free some space, or delete the "
-            "archive to fetch it again"
+            f"{archive} cannot be unpacked into {home} ({error.__cause__ or error}); free some "
+            "space, or delete the archive to fetch it again"
         ) from error

@@ -28,8 +28,8 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), LARGE
 INATURALIST = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192), LARGE
 KNOWN: dict[str, Traits] = {
     "digits": Traits("embedded, nothing to download", (0.3055,), (0.3754,), "crop:1", 10),
-    "cifar10": Traits("binary archive or hub parquet", *CIFAR, 10, (3, 4)),
-    "cifar100": Traits("binary archive or hub parquet", *CIFAR, 100, (36, 35)),
+    "cifar10": Traits("binary archive, Python's or hub parquet", *CIFAR, 10, (3, 4)),
+    "cifar100": Traits("binary archive, Python's or hub parquet", *CIFAR, 100, (36, 35)),
     "folder": Traits("train/<class>/*.png|jpg|webp, test/ or val/", *IMAGENET),
     "list": Traits("one *train.txt, *test.txt: `path label` lines", *IMAGENET),
     "imagenet-lt": Traits("ImageNet_LT_train.txt, ..._test.txt", *IMAGENET, 1000, (390, 445), True),

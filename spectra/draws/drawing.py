@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -144,10 +144,13 @@ def over_draws(
             start, vectors = start_of(operator, plan.seed, 0), RitzVectors(None, part.label)
             run = lanczos(operator, start, steps=plan.steps)
             vectors.take(run)
-            found.append(ends := vectors.measured(operator, run.steps))
-            losses.append(objective.value())
+            steps = run.steps
+            del run  # the basis must be gone before the next one is made
+            ends = vectors.measured(operator, steps)
+            losses.append(objective.exact_value())
             assert ends.vector_max is not None
             tops.append(ends.vector_max.double().cpu())
+            found.append(replace(ends, vector_min=None, vector_max=None))
         assert choice is not None
         inner = torch.stack(tops) @ torch.stack(tops).T
         above = torch.triu_indices(draws, draws, offset=1)

@@ -317,14 +317,11 @@ def _make_room(panels: Sequence[Axes], scale: Scale) -> None:
 
 def _curve(measure: SpectralMeasure, scale: Scale, kernel: Kernel) -> Density:
     """Smooth over the whole axis, at every node and closely around it, and keep what is seen."""
-    nodes = np.concatenate(measure.nodes)
-    size = np.hypot(nodes, 1e-3 * max(map(abs, measure.support)))
-    around = np.geomspace(1e-5, 0.3, 20)
-    near = nodes[:, None] + size[:, None] * np.concatenate((-around, [0.0], around))
+    near = measure.around_nodes(kernel)
     ends = np.array([scale.low, scale.high])
     # Of panels that share an axis, it may reach far beyond this spectrum.
     axis = symlog_grid(scale.low, scale.high, scale.linear, 600)
-    grid = np.unique(np.concatenate((ends, axis, near.ravel(), measure.symlog_grid())))
+    grid = np.unique(np.concatenate((ends, axis, near, measure.symlog_grid())))
     density = measure.density(grid[(grid >= ends[0]) & (grid <= ends[1])], kernel)
     # Of all the points in one pixel only the highest shows: no kernel is lost.
     left, right = np.arcsinh(ends / scale.linear)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -85,7 +85,7 @@ def private_copy(
         memo: as in `networks.copied`; `leftovers` of a private copy.
 
     Returns:
-        The copy. Parameters keep their names, order and ties; all of them require gradients.
+        The copy. Parameters keep their names, order, ties and whether they require gradients.
 
     Raises:
         SpectraError: a batch norm uses the statistics of the batch even in evaluation mode, an
@@ -125,13 +125,18 @@ def private_copy(
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # gradients of the loss, no others
             module.scale_grad_by_freq = module.sparse = False
     layout = layout or memory_format(network)
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
     # Convolutions and their derivatives then keep one memory layout.
     for parameter in network.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
     return network
+
+
+def differentiate(network: nn.Module, live: Collection[str]) -> None:
+    """Let passes record graphs for some parameters of a private copy alone; no other needs one."""
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name in live)
 
 
 def recopied(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

@@ -25,6 +25,7 @@ from spectra.hessian.conditions import settled, try_out
 from spectra.hessian.network import (
     by_itself,
     calling,
+    differentiate,
     exact_arithmetic,
     leftovers,
     logits_of,
@@ -76,7 +77,7 @@ class Objective:
         *,
         parameters: str | Sequence[str] | None = None,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         batch_size: int | str = "auto",
         tf32: bool = False,
     ) -> Objective:
@@ -89,7 +90,7 @@ class Objective:
             loss: per-sample loss, (B, C) logits and (B,) targets to (B,); cross-entropy when None.
             parameters: names or globs ("layer3.*") that the rows of H belong to; all when None.
             dtype: precision of the products.
-            device: where they run.
+            device: where they run; where the network is when None.
             batch_size: samples at once, or "auto" for what fits the memory.
             tf32: allow TF32 on CUDA.
 
@@ -101,7 +102,8 @@ class Objective:
         """
         if dtype not in (torch.float32, torch.float64):  # a certificate is of the rounded weights
             raise SpectraError(f"got the dtype {dtype!r}, expected torch.float32 or torch.float64")
-        model, device = unwrapped(model), torch.device(device)
+        model = unwrapped(model)
+        device = torch.device(_place_of(model) if device is None else device)
         samples = as_samples(source)
         rule = as_loss(LossSpec() if loss is None else loss)
         weights = rule.sample_weights(samples.targets).to(device=device, dtype=torch.float64)
@@ -118,6 +120,7 @@ class Objective:
                 f"have zero rows alone; requires_grad_(True) for {', '.join(names[:3])}"
                 f"{', …' if names[3:] else ''}"
             )
+        differentiate(network, set(names) - frozen)
         objective = Objective(
             network,
             samples,
@@ -241,6 +244,14 @@ class Objective:
             shift: (n,) what is added to the parameters, at no trace; zero where they are frozen.
         """
         return float(self._whole("value", self.rows.here(shift))) / self.normalizer
+
+    def exact_value(self) -> float:
+        """Evaluate L in float64, over the same batches and so with the same draws.
+
+        Beside the 1 of float32's softmax the loss of a fitted sample is lost.
+        """
+        exact = self.recut(batch_size=self.batch_size, backwards=False, dtype=torch.float64)
+        return exact.value()
 
     @by_itself
     def gradient(self, *, shift: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
@@ -404,3 +415,9 @@ def _unless_one(weights: Tensor) -> Tensor | None:
     torch carries a symbolic zero along for it, and works out its shapes in Python.
     """
     return None if bool((weights == 1).all()) else weights
+
+
+def _place_of(model: nn.Module) -> torch.device:
+    """Tell where a network is, by the first of its parameters."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

@@ -82,7 +82,7 @@ def hessian_operator(
     parameters: str | Sequence[str] | None = None,
     product: ProductName | Literal["auto"] = "auto",
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     batch_size: int | str = "auto",
     tf32: bool = False,
     products: int = 100,
@@ -99,7 +99,7 @@ def hessian_operator(
         product: insist on one way of computing products; "auto" takes the fastest that agrees with
             double backward and with finite differences, compared here once in float64.
         dtype: precision of the products; sums over batches are float64.
-        device: where the products run.
+        device: where the products run; where the network is when None.
         batch_size: samples at once, or "auto".
         tf32: allow TF32 on CUDA.
         products: how many are to come with each operator; "auto" prepares a faster way, which takes
@@ -125,7 +125,7 @@ def hessian_operator(
         batch_size=batch_size,
         tf32=tf32,
     )
-    return _operators([objective], product, products)[0]
+    return _operators([objective], objective, product, products)[0]
 
 
 def class_operators(
@@ -138,7 +138,7 @@ def class_operators(
     parameters: str | Sequence[str] | None = None,
     product: ProductName | Literal["auto"] = "auto",
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     batch_size: int | str = "auto",
     tf32: bool = False,
     products: int = 100,
@@ -181,19 +181,24 @@ def class_operators(
         parts.select(torch.nonzero(targets == c)[:, 0], what=f"class {c}", normalizer=total)
         for c in wanted
     ]
-    return dict(zip(wanted, _operators(chosen, product, products), strict=True))
+    if not chosen:
+        return {}
+    together = torch.isin(targets, torch.tensor(wanted, device=targets.device))
+    whole = parts.select(torch.nonzero(together)[:, 0])
+    return dict(zip(wanted, _operators(chosen, whole, product, products), strict=True))
 
 
 def _operators(
-    objectives: Sequence[Objective], product: ProductName | Literal["auto"], products: int
+    objectives: Sequence[Objective],
+    whole: Objective,
+    product: ProductName | Literal["auto"],
+    products: int,
 ) -> list[HessianOperator]:
-    """Choose one way for objectives of one network, by the first of them."""
+    """Choose one way for objectives of one network, by the samples of all of them."""
     if product not in (names := ("auto", *PRODUCT_NAMES)):
         raise SpectraError(f"got product {product!r}, expected one of {', '.join(names)}")
-    if not objectives:
-        return []
     asked = None if product == "auto" else product
-    choice = choose_product(objectives[0], path=asked if asked in PRODUCTS else None)
+    choice = choose_product(whole, path=asked if asked in PRODUCTS else None)
     work = Work([len(objective.samples) for objective in objectives], products)
-    kept = choose_way(objectives[0], choice, work, product=asked).kept
+    kept = choose_way(whole, choice, work, product=asked).kept
     return [HessianOperator.of(objective, choice, kept=kept) for objective in objectives]

@@ -39,6 +39,12 @@ class Rows:
         return sum(shape.numel() for shape in self.shapes.values())
 
     @property
+    def moving(self) -> int:
+        """Number of rows that may be other than zero: neither frozen nor an embedding's padding."""
+        still = (self.shapes[name][1:].numel() for name in self.still if name in self.live)
+        return sum(self.shapes[name].numel() for name in self.live) - sum(still)
+
+    @property
     def live(self) -> list[str]:
         """Names of the parameters that are not frozen."""
         return [name for name in self.names if name not in self.frozen]

@@ -2,7 +2,7 @@
 
 `choice` finds the plain paths that are right for a model. Where the work is worth it, the kept ways
 of `kept` are built on top, proven in float64 over a few samples, compared with the plain path in
-the precision at hand, and timed against it; the fastest stays.
+the precision at hand (without TF32), and timed against it; the fastest stays.
 """
 
 from __future__ import annotations
@@ -213,9 +213,10 @@ class _Trial:
                 reserve=self.reserve,
             )
             against, bound = self.choice.path, _CLOSE[self.objective.dtype]
+            whole = replace(self.objective, tf32=False)  # whose rounding would hide what is wrong
             gap = 0.0
             for size in self.sizes:
-                gap = max(gap, self._gap(kept, self.objective, size, against, bound))
+                gap = max(gap, self._gap(kept, whole, size, against, bound))
                 kept.drop()  # each size is tried with what it keeps
         except Exception as error:  # tracers and compilers fail in any way; the plain path is there
             why = f"{type(error).__name__}: {first_line(error)}"

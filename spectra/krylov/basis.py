@@ -40,6 +40,7 @@ class Basis:
     place: Place
     device: torch.device  # of the operator
     count: int = 0  # rows that were added
+    locked: bool = False  # in main memory, and no copy of a row has to be awaited
 
     @staticmethod
     def empty(
@@ -68,7 +69,7 @@ class Basis:
         if room.device.type == self.device.type:
             return room.copy_(vector)
         row = vector.to(room.dtype)
-        room.copy_(row, non_blocking=True)
+        room.copy_(row, non_blocking=self.locked)
         return row
 
     def remove_from(self, w: Float64[Tensor, " n"]) -> Float64[Tensor, " k"]:
@@ -91,33 +92,36 @@ class Basis:
             return
         size = max(1, MOVED // (known.shape[1] * known.element_size()))
         for rows in torch.split(known, size):
-            yield rows.to(self.device, non_blocking=True)
+            yield rows.to(self.device, non_blocking=self.locked)
 
     @contextlib.contextmanager
     def page_locked(self) -> Iterator[None]:
         """Lock rows in main memory while a GPU works with them: copies are fast and unawaited.
 
-        torch's own pinned memory would round 10 GB up to 16, to a power of two.
-
-        Raises:
-            SpectraError: if the system does not lock so much.
+        torch's own pinned memory would round 10 GB up to 16, to a power of two. Where the system
+        does not lock so much the GPU waits for every copy, and the numbers are the same.
         """
         if self.place != "host" or self.device.type != "cuda":
             yield
             return
         library = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         address = self.rows.data_ptr()
-        if int(library.cudaHostRegister(address, self.rows.nbytes, 1)) != 0:  # 1: in all contexts
-            raise SpectraError(
-                f"got no leave to lock {self.rows.nbytes / 1e9:.1f} GB of main memory for the "
-                "Krylov basis, expected it: the GPU would wait for every copy; make fewer steps, "
-                "or use basis none"
-            )
+        self.locked = int(library.cudaHostRegister(address, self.rows.nbytes, 1)) == 0  # everywhere
+        if not self.locked:
+            _take_up_error(self.device)
         try:
             yield
         finally:
-            torch.cuda.synchronize(self.device)  # no copy may be under way
-            library.cudaHostUnregister(address)
+            if self.locked:
+                torch.cuda.synchronize(self.device)  # no copy may be under way
+                library.cudaHostUnregister(address)
+                self.locked = False
+
+
+def _take_up_error(device: torch.device) -> None:
+    """Launch a kernel for the sake of the error that a refused call leaves to the next one."""
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device=device)
 
 
 def choose_place(needed: int, *, on_device: int | None, on_host: int | None) -> Place:

@@ -36,6 +36,8 @@ Kernel = Literal["default", "paper"]
 
 WIDTH = 0.05  # kernel σ on the axis asinh(x / linear zone): 5 % of a node far from zero
 LINEAR = 1e-3  # the linear zone around zero, as a share of the largest modulus
+AROUND = np.array([-5, -3, -2, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 2, 3, 5])  # in σ: a kernel's shape
+MOST_NODES = 1000  # with such points around them
 EXTRA_PROBES = 2**32  # number of the first one-product probe; Lanczos probes count from 0
 
 
@@ -205,9 +207,28 @@ class SpectralMeasure:
     def curve(
         self, kernel: Kernel = "default"
     ) -> tuple[Float64[np.ndarray, " g"], Float64[np.ndarray, " g"]]:
-        """Give the grid of `symlog_grid` and the mean density over it, ready to plot."""
-        grid = self.symlog_grid()
+        """Give a grid, with points at every node, and the mean density over it, ready to plot."""
+        grid = np.union1d(self.symlog_grid(), self.around_nodes(kernel))
         return grid, self.density(grid, kernel).mean
+
+    def around_nodes(self, kernel: Kernel = "default") -> Float64[np.ndarray, " g"]:
+        """List points at the nodes and closely around: between those of a grid a kernel may hide.
+
+        Beside nodes within half a σ of each other they lie around one of them, and where more than
+        `MOST_NODES` are left around those that stand most alone. The nodes themselves are all among
+        them, but where they are ten times as many.
+        """
+        nodes = np.unique(np.concatenate(self.nodes))
+        apart: list[float] = []
+        for node, sigma in zip(nodes, self._sigma(nodes, kernel), strict=True):
+            if not apart or node - apart[-1] > sigma / 2:
+                apart.append(node)
+        alone = np.array(apart)
+        sigma = self._sigma(alone, kernel)
+        gaps = np.diff(alone, prepend=-np.inf, append=np.inf)
+        first = np.argsort(-np.minimum(gaps[:-1], gaps[1:]) / sigma, kind="stable")[:MOST_NODES]
+        points: np.ndarray = alone[first, None] + sigma[first, None] * AROUND
+        return np.union1d(points, nodes if len(nodes) <= 10 * MOST_NODES else [])
 
     def symlog_grid(self, points: int | None = None) -> Float64[np.ndarray, " g"]:
         """Lay a symlog axis over the support that resolves and contains the default kernel."""

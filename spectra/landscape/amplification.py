@@ -128,7 +128,7 @@ def amplification(
         curved=curved,
         gradient_norms=norms[0],
         taylor_residuals=residuals,
-        dim=objective.dim,
+        dim=objective.rows.moving,
         batch_size=batch_size,
         seed=seed,
         batch_norm=batch_norm,

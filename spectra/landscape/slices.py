@@ -32,17 +32,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from spectra.doctor import certify
+from spectra.doctor import Certificate, certify
 from spectra.errors import SpectraError
 from spectra.hessian import HessianOperator, Objective
+from spectra.hessian.network import by_itself
+from spectra.hessian.products import Function, Parameters, gradient
 from spectra.landscape.subject import choice_of, direction_in, objective_of
 from spectra.losses import LossSpec
 
@@ -124,6 +126,7 @@ def loss_slice(
     *,
     dtype: torch.dtype = torch.float64,
     slopes: bool = False,
+    certificate: Certificate | None = None,
 ) -> Slice:
     """Evaluate a loss along a line through the parameters, on fixed samples.
 
@@ -134,6 +137,7 @@ def loss_slice(
         dtype: precision of the losses. Gradients are float64 in any case, and so is vᵀHv, which
             is a certificate's.
         slopes: evaluate gradients at every distance, too, at about three times the cost.
+        certificate: that of v, where it is known; made here when None.
 
     Returns:
         The losses, the tangent, and the curvature by differences and by the Hessian.
@@ -152,33 +156,36 @@ def loss_slice(
             "positive numbers: each is taken in both directions, and the differences divide by it"
         )
     norm = float(torch.linalg.vector_norm(v))
-    certificate = certify(HessianOperator.of(objective, choice_of(subject)), v)
+    if certificate is None:
+        certificate = certify(HessianOperator.of(objective, choice_of(subject)), v)
     theta, floor = certificate.rayleigh_quotient, certificate.noise_floor
-    line = _Line(objective.recut(batch_size=size, backwards=False, dtype=dtype), v)
     exact = _Line(objective.recut(batch_size=size, backwards=False, dtype=torch.float64), v)
-    loss, ahead, behind = line.objective.value(), line.losses(t), line.losses(-t)
-    gradient = exact.objective.gradient()
+    line = exact
+    if dtype != torch.float64:
+        line = _Line(objective.recut(batch_size=size, backwards=False, dtype=dtype), v)
 
     def beside_hessian(values: np.ndarray, errors: np.ndarray) -> Differences:
         return Differences(t, values, errors, norm**2 * theta, norm**2 * floor)
 
-    # The differences from L(w) first: they are exact where the losses are close.
-    second = ((ahead - loss) + (behind - loss)) / t**2
-    largest = np.maximum(abs(loss), np.maximum(np.abs(ahead), np.abs(behind)))
-    rounding = 3 * line.noise(line.losses, t, ahead, behind) + line.loss_rounding(largest)
+    slope = float(exact.slopes(np.zeros(1))[0][0])
     by_slopes = None
-    if slopes:
+    if slopes:  # first: the losses come with the gradients
         (up, steep), (down, steep_behind) = exact.slopes(t), exact.slopes(-t)
         inner = norm * np.maximum(steep, steep_behind)
         inner *= (1 + math.log2(objective.dim)) * _UNIT
         noise = exact.noise(lambda at: exact.slopes(at)[0], t, steep, steep_behind)
         by_slopes = beside_hessian((up - down) / (2 * t), (6 * noise + inner) / t)
+    loss, ahead, behind = float(line.losses(np.zeros(1))[0]), line.losses(t), line.losses(-t)
+    # The differences from L(w) first: they are exact where the losses are close.
+    second = ((ahead - loss) + (behind - loss)) / t**2
+    largest = np.maximum(abs(loss), np.maximum(np.abs(ahead), np.abs(behind)))
+    rounding = 3 * line.noise(line.losses, t, ahead, behind) + line.loss_rounding(largest)
     return Slice(
         distances=t,
         ahead=ahead,
         behind=behind,
         loss=loss,
-        slope=float(torch.dot(v, gradient)),
+        slope=slope,
         norm=norm,
         second_difference=beside_hessian(second, 4 * rounding / t**2),
         slope_difference=by_slopes,
@@ -191,16 +198,23 @@ class _Line:
 
     objective: Objective
     v: Float[Tensor, " n"]  # float64
+    known: dict[float, tuple[float, float, float]] = field(default_factory=dict)  # L, ⟨v, ∇L⟩, ‖∇L‖
 
     def losses(self, at: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
-        return np.array([self.objective.value(shift=s * self.v) for s in at.tolist()])
+        return np.array([self._loss(s) for s in at.tolist()])
+
+    def _loss(self, s: float) -> float:
+        return self.known[s][0] if s in self.known else self.objective.value(shift=s * self.v)
 
     def slopes(
         self, at: Float64[np.ndarray, " t"]
     ) -> tuple[Float64[np.ndarray, " t"], Float64[np.ndarray, " t"]]:
-        """Give ⟨v, ∇L⟩ and ‖∇L‖."""
-        gradients = (self.objective.gradient(shift=s * self.v) for s in at.tolist())
-        found = np.array([[float(torch.dot(self.v, g)), float(g.norm())] for g in gradients])
+        """Give ⟨v, ∇L⟩ and ‖∇L‖, and keep the losses that come with them."""
+        for s in at.tolist():
+            if s not in self.known:
+                loss, g = _with_gradient(self.objective, s * self.v)
+                self.known[s] = loss, float(torch.dot(self.v, g)), float(g.norm())
+        found = np.array([self.known[s][1:] for s in at.tolist()])
         return found[:, 0], found[:, 1]
 
     def loss_rounding(self, size: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
@@ -259,3 +273,22 @@ class _Line:
     @property
     def _roundoff(self) -> float:
         return torch.finfo(self.objective.dtype).eps / 2
+
+
+@by_itself
+def _with_gradient(objective: Objective, shift: Float[Tensor, " n"]) -> tuple[float, Tensor]:
+    """Evaluate L and ∇L beside the parameters, in one pass over the samples."""
+    at = objective.rows.here(shift)
+
+    def both(f: Function) -> Tensor:
+        values: list[Tensor] = []
+
+        def noted(parameters: Parameters) -> Tensor:
+            values.append(f(parameters))
+            return values[-1]
+
+        slopes = objective.rows.flatten(gradient(noted, at))
+        return torch.cat([slopes, values[-1].detach().reshape(1).to(slopes)])
+
+    found = objective.mean("gradient", at, own=partial(objective._total, both))
+    return float(found[-1]), found[:-1]

@@ -6,6 +6,7 @@ From a_B = ⟨v, g_B⟩ and b_B(ρ) = ⟨v, ∇L_B(w + ρ g_B/‖g_B‖)⟩ of M
     signed slope           S = Σ a b / Σ a²     > 1 faster than SGD, < 0 back towards the saddle
     sign agreement         share of batches with a b > 0
     CNC constant           γ = mean a²;   γ n / mean ‖g_B‖² is 1 for gradients without a direction
+                           among the n parameters that move
 
 R > 1 is reached with S < −1, too: larger and reversed. What one expects, with v an eigenvector of
 eigenvalue λ (of one Hessian for all batches), or to second order for any v:
@@ -79,7 +80,7 @@ class Amplification:
     curved: Float64[np.ndarray, "k M"]  # vᵀ H_B g_B
     gradient_norms: Float64[np.ndarray, " M"]  # ‖g_B‖
     taylor_residuals: Float64[np.ndarray, "r M"]  # NaN where H_B e = 0
-    dim: int  # n
+    dim: int  # n: the rows that move, neither frozen nor an embedding's padding
     batch_size: int
     seed: int
     batch_norm: str  # "evaluation" or "training"

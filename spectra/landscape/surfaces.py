@@ -4,9 +4,9 @@
 
 A random direction that ignores the size of the weights makes a network with small filters look
 sharper than the same function with large ones. Filter normalisation rescales each filter d_f of a
-random direction (a row of the flattened weight: an output channel, an output unit) to the norm of
-the weight's own, d_f ← d_f ‖w_f‖/‖d_f‖. Biases and batch norms, which have no filters, stay where
-they are, as in the figures of the paper that it comes from.
+random direction (the weights of an output channel, or unit) to the norm of the weight's own,
+d_f ← d_f ‖w_f‖/‖d_f‖. Biases and batch norms, which have no filters, stay where they are, as in the
+figures of the paper that it comes from.
 
 References:
     Li et al., Visualizing the loss landscape of neural nets, 2018, https://arxiv.org/abs/1712.09913
@@ -26,6 +26,7 @@ from spectra.errors import SpectraError
 from spectra.hessian import HessianOperator, Objective
 from spectra.krylov import random_start
 from spectra.landscape.subject import direction_in, objective_of
+from spectra.networks import filter_axes, filter_norms
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,13 @@ def filter_normalised(
         direction = random_start(objective.dim, seed=seed, probe=probe)
     rows = objective.rows
     pieces = rows.split(direction_in(objective, direction, "a direction"))
+    axes = filter_axes(objective.network)
     for name, weight in rows.here().items():
         weight = weight.to(torch.float64)
         if weight.dim() < 2:
             pieces[name] = torch.zeros_like(weight)
             continue
-        filters = pieces[name].reshape(len(weight), -1)
-        lengths = filters.norm(dim=1, keepdim=True)
+        lengths, own = (filter_norms(of, axes[name]) for of in (pieces[name], weight))
         # A filter that the direction leaves out has no direction to be rescaled.
-        scale = torch.where(lengths > 0, weight.flatten(1).norm(dim=1, keepdim=True) / lengths, 0)
-        pieces[name] = filters * scale
+        pieces[name] = pieces[name] * torch.where(lengths > 0, own / lengths, 0)
     return rows.flatten(pieces)

@@ -178,8 +178,8 @@ def _warning(spectra: Iterable[ClassSpectrum]) -> str:
     labels = escaped(some(dict.fromkeys(s.label for s in moved)))
     return (
         f"> **{CAVEAT.capitalize()}**: {labels}. Either the operator changed "
-        "from product to product, or the recurrence was the released one; the numbers below are "
-        "Ritz values of no Hessian."
+        "from product to product, or its products were of rounding alone, or the recurrence was "
+        "the released one; the numbers below are Ritz values of no Hessian."
     )
 
 

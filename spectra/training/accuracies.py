@@ -44,8 +44,8 @@ class Group:
     @property
     def label(self) -> str:
         """Name the method as the paper does, followed by what differs."""
-        recipe, parts = self.recipe, [text for _, text in self.changes]
-        if _base(recipe) != named(recipe.dataset, method_name(recipe)):  # another paper's recipe
+        recipe, base, parts = self.recipe, _base(self.recipe), [text for _, text in self.changes]
+        if base and not ENTRIES[base].by_paper and recipe.arch == RECIPES[base].arch:
             parts.insert(0, recipe.arch)
         return ", ".join([method_name(recipe), *parts])
 
@@ -69,12 +69,18 @@ class Group:
         return tuple(_score(values) for values in columns)
 
     @property
+    def source(self) -> str:
+        """Say where the named recipe and its published accuracy come from."""
+        base = _base(self.recipe)
+        return "" if base is None else ENTRIES[base].about
+
+    @property
     def published(self) -> Row | None:
         """Look up what was published of this very protocol."""
         recipe = self.recipe
         fields = [field for field, _ in self.changes if field != "bn_both_passes"]  # released: on
         data, method, base = recipe.dataset, method_name(recipe), _base(recipe)
-        if base is None or base != named(data, method):
+        if base is None or not ENTRIES[base].by_paper:
             goal = None if base is None or fields else ENTRIES[base].published
             return None if goal is None else Row(Score(goal))
         if not fields:
@@ -130,7 +136,8 @@ class Accuracies:
 
 def named(dataset: str, method: str) -> str | None:
     """Name the recipe that is the paper's protocol of a method; None where no table has it."""
-    fit = (n for n, r in RECIPES.items() if (r.dataset, method_name(r)) == (dataset, method))
+    recipes = {name: entry.recipe for name, entry in ENTRIES.items() if entry.by_paper}
+    fit = (n for n, r in recipes.items() if (r.dataset, method_name(r)) == (dataset, method))
     return next(fit, None)
 
 

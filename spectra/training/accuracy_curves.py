@@ -34,10 +34,11 @@ def sgd_beside_sam(
     pairs: dict[str, dict[str, tuple[Value, ...]]] = {}
     for sgd in (g for g in groups if method_name(g.recipe) == method):
         for sam in (g for g in groups if method_name(g.recipe) == f"{method}+SAM"):
-            same = (sgd.changes, sgd.recipe.precision) == (sam.changes, sam.recipe.precision)
-            if same:
-                protocol = ", ".join(text for _, text in sgd.changes) or unchanged
-                title = f"{method}: {protocol}, {sgd.recipe.precision}"
+            protocol = sgd.label.removeprefix(method)
+            same = protocol == sam.label.removeprefix(f"{method}+SAM")
+            if same and sgd.recipe.precision == sam.recipe.precision:
+                said = protocol.removeprefix(", ") or unchanged
+                title = f"{method}: {said}, {sgd.recipe.precision}"
                 pairs[title] = {"SGD": _classes(sgd), "SAM": _classes(sam)}
     if pairs:
         return dict(sorted(pairs.items(), key=lambda pair: unchanged not in pair[0]))

@@ -109,15 +109,22 @@ def page(found: Accuracies, dataset: str, command: str) -> str:
 
 def notes(found: Accuracies, dataset: str) -> list[str]:
     """List what has to be known of the numbers, and which files were not counted."""
+    others = {
+        group.label: group.source
+        for group in found.groups(dataset)
+        if group.published and not group.source.startswith("paper")
+    }
     told = [
         "Accuracy in % on the whole test set after the last epoch; ± is the standard deviation "
         "over training seeds, and a value without it is one run."
     ]
     if published.MAIN.get(dataset):
+        rest = ", where no other source is named" if others else ""
         told.append(
-            "Published: Rangwani et al. (2022), which does not say how many seeds a mean has, nor "
-            "whether the last epoch counts or the best one on the test set."
+            f"Published{rest}: Rangwani et al. (2022), which does not say how many seeds a mean "
+            "has, nor whether the last epoch counts or the best one on the test set."
         )
+    told += [f"Published beside {label}: {source}." for label, source in others.items()]
     cells = [found.cell(dataset, method) for method in methods(dataset)]
     if other := sorted({c.recipe.precision for c in cells if c} - {"float32"}):
         told.append(

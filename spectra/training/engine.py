@@ -66,6 +66,7 @@ class Engine:
                 "step: choose a size between"
             )
         self.way, self.note = way, ""
+        self.sound = False  # whether a faster update has been used
         self._rounding: tuple[float, float] | None = None  # the largest, see `Fast`
         self.seconds = 0.0  # spent on compiling, recording and checking
         self.rare = torch.tensor(rare, device=self.device)
@@ -192,6 +193,7 @@ class Engine:
             self.note = f"the {self.way} update is not used ({why}); the plain one is"
             self.way = "plain"
             return self.step
+        self.sound = True
         if fast.rounding is not None:
             self._rounding = max(self._rounding or fast.rounding, fast.rounding)
         return fast.step

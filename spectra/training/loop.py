@@ -2,8 +2,8 @@
 
 The data lie on the device as uint8, on the host if they do not fit; they are augmented and
 normalised a batch at a time. All random numbers come from one CPU generator (and the seed of the
-initial weights), so that two runs with one seed agree bit for bit on the CPU, and so does a run
-that was killed and resumed.
+initial weights), so that two runs with one seed agree bit for bit on the CPU, with the plain update
+and as many threads, and so does a run that was killed and resumed.
 The last epoch is the result; the best epoch on the test set is reported, never chosen.
 """
 
@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,7 @@ def train(
         )
     _require_ahead(save_at, 0 if done is None else done.epoch or 0, folder)
     first, best = 1, (0.0, 0)  # best: test accuracy, epoch
+    threads = torch.get_num_threads()
     before: dict[str, Any] = {"seconds": 0.0, "preparing": 0.0, "ran_on": []}  # earlier sessions
     if done is not None and done.epoch == recipe.epochs:
         return Run(done.model, records.scores(done), *records.best)
@@ -123,6 +124,13 @@ def train(
         network.load_state_dict(done.training["network"])
         engine.load_state_dict(done.training["engine"])
         generator.set_state(done.training["generator"])
+        now = {"update": engine.way} | ({"threads": threads} if device.type == "cpu" else {})
+        if (other := _changed(done.training, now)) and not quiet:
+            tqdm.write(
+                f"{folder} goes on otherwise than it was left ({other}): the weights may differ in "
+                "the last bits from those of a run in one piece",
+                file=sys.stderr,
+            )
 
     groups = samples.groups()
     save = partial(
@@ -132,8 +140,8 @@ def train(
     )  # fmt: skip
     started = saved_at = time.monotonic()
     silent = quiet or bool(os.environ.get("TQDM_DISABLE"))  # runs side by side have no bar
+    records.begin([*groups, *(f"class {name}" for name in test.class_names)])
     with (
-        records.table([*groups, *(f"class {name}" for name in test.class_names)]) as add_row,
         tqdm(
             total=recipe.epochs * len(samples), initial=(first - 1) * len(samples),
             unit="img", unit_scale=True, disable=silent or None,
@@ -151,6 +159,7 @@ def train(
                 file=sys.stderr,
             )
         shown: dict[str, str] = {}
+        fallen = ""
         for epoch in range(first, recipe.epochs + 1):
             bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
             lr, rho, noise = recipe.lr_of(epoch), recipe.rho_of(epoch), recipe.noise_of(epoch)
@@ -160,6 +169,7 @@ def train(
             mean_loss, accuracy = run_epoch(engine, samples, generator, bar.update)
             if engine.way != way:
                 tqdm.write(engine.note, file=sys.stderr)
+                fallen = _fallen(engine, way, epoch)
             row = [epoch, lr, rho, int(loss.weights is not None), mean_loss, accuracy]
             last, kept = epoch == recipe.epochs, epoch in save_at
             if last or kept or epoch % eval_every == 0:
@@ -183,9 +193,9 @@ def train(
                     f"{mean_loss:.4f}  test {scores.accuracy:.1%}  {parts}  "
                     f"{rate:,.0f} img/s, {left} left"
                 )
-            add_row(row)
+            records.add(row)
             ran_on = {"device": device_name(device), "torch": str(torch.__version__)}
-            ran_on["update"] = engine.note or engine.way + engine.about
+            ran_on["update"] = fallen or engine.way + engine.about
             spent = {
                 "seconds": before["seconds"] + time.monotonic() - started,
                 "preparing": before["preparing"] + engine.seconds,
@@ -207,6 +217,8 @@ def train(
                     "engine": engine.state_dict(),
                     "generator": generator.get_state(),
                     "best": list(best),
+                    "update": engine.way,
+                    "threads": threads,
                     **spent,
                 }
                 save(records.state, epoch=epoch, loss=loss, training=state)
@@ -231,6 +243,21 @@ def _require_ahead(save_at: Collection[int], done: int, folder: Path) -> None:
             f"not hold {', '.join(f'epoch-{e}.pt' for e in gone)}; leave those epochs out, or "
             "start anew with --overwrite"
         )
+
+
+def _changed(state: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what is not as a state tells; older states tell nothing."""
+    then = {name: state.get(name, value) for name, value in now.items()}
+    return "; ".join(
+        f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value
+    )
+
+
+def _fallen(engine: Engine, way: str, epoch: int) -> str:
+    """Say how far a session came with a faster update that it has left, if it came anywhere."""
+    if not engine.sound:
+        return engine.note
+    return f"{way}{engine.about}, up to a step of epoch {epoch}; then plain: {engine.note}"
 
 
 def run_epoch(

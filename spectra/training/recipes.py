@@ -14,11 +14,12 @@ from .steps import STEPS
 
 WEIGHTINGS = ("none", "effective", "deferred", "resample")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
-_READERS = {  # fields that only some losses, steps or weightings use
+_READERS = {  # fields that only some losses, steps, weightings or imbalances use
     "max_margin": {"ldam"},
     "gamma": {"vs", "focal"},
     "tau": {"vs", "logit-adjustment"},
     "adaptive": {"sam"},
+    "bn_both_passes": {"sam", "lpf-sgd", "imbsam", "sse-sam"},
     "rare_below": {"imbsam", "sse-sam"},
     "rho_tail": {"sse-sam"},
     "stage_two": {"sse-sam"},
@@ -27,6 +28,7 @@ _READERS = {  # fields that only some losses, steps or weightings use
     "noise_interval": {"pgd"},
     "noise_threshold": {"pgd"},
     "beta": {"effective", "deferred"},
+    "ratio": {"exp", "step"},
 }
 
 
@@ -39,7 +41,7 @@ class Recipe:
         dataset: as DataSpec names it.
         arch: as ModelSpec names it.
         imbalance: exp, step or none.
-        ratio: largest over smallest class count; unused where the imbalance is none.
+        ratio: largest over smallest class count, of exp and step.
         image_size: pixels that image files are cut to.
         loss: ce, ldam (with its cosine head, s = 30), vs, logit-adjustment or focal.
         max_margin: of ldam, in units of cosine.
@@ -57,17 +59,19 @@ class Recipe:
         rare_below: imbsam and sse-sam take classes with fewer training samples for the tail.
         rho_tail: radius of the tail's climb in sse-sam.
         stage_two: share of the epochs after which sse-sam's head no longer climbs.
-        noise: radius of pgd over the norm of the weights; deviation of lpf-sgd over each filter's;
-            no other step has any.
+        noise: radius of pgd over the norm of the weights at the full learning rate, in proportion
+            to which it falls; deviation of lpf-sgd over each filter's; no other step has any.
         noise_growth: the noise of lpf-sgd grows by 1 + this over the run, along a cosine.
         noise_parts: parts of a batch with a draw each, in lpf-sgd.
         noise_interval: steps between two perturbations of pgd, at least.
         noise_threshold: gradient norm up to which pgd perturbs; any without it.
         epochs: length of the run.
         schedule: of the learning rate, steps or cosine.
-        warmup: epochs; without it 5/200 of the run for steps, 0 for cosine.
+        warmup: epochs; without it 5/200 of the run for steps, 0 for cosine. One epoch, all that
+            is left of it below 60, has the full rate and is none.
         drops: last epochs before lr/100, as 160,180; without it 160/200 and 180/200 of the run.
-            The deferred weighting starts after the first, under a cosine as well.
+            The deferred weighting starts after the first, under a cosine as well, where nothing
+            else uses them.
         batch_size: a last partial batch is kept; a last single sample joins the batch before.
         lr: learning rate between the warm-up and the first drop.
         momentum: not Nesterov's.
@@ -181,27 +185,36 @@ class Recipe:
         }
         if deferred and not drops:
             raise SpectraError("drops is (); expected a first drop at which the weighting starts")
+        harmless = (None, (), schedules.proportions(self.epochs)[1])
+        if self.schedule == "cosine" and not deferred and self.drops not in harmless:
+            raise SpectraError(
+                f"drops is {self.drops!r} under a cosine, where only the weighting deferred uses "
+                "the first; expected none: nothing would change there, leave them out"
+            )
         values = asdict(self) | {"drops": drops, "warmup": warmup}
         for field, (holds, expected) in rules.items():
             if not holds:
                 raise SpectraError(f"{field} is {values[field]!r}; expected {expected}")
         defaults = {field.name: field.default for field in fields(self)}
-        mine = {self.loss, self.step, self.weighting}
+        mine = {self.loss, self.step, self.weighting, self.imbalance}
         for field, readers in _READERS.items():
             if values[field] != defaults[field] and not readers & mine:
                 usual = "none" if defaults[field] is None else repr(defaults[field])
                 raise SpectraError(
                     f"{field} is {values[field]!r}, which only {', '.join(sorted(readers))} use; "
-                    f"expected {usual} for {self.loss}, {self.step} and the weighting "
-                    f"{self.weighting}: the run would be named for what it does not do"
+                    f"expected {usual} for {self.loss}, {self.step}, the weighting "
+                    f"{self.weighting} and the imbalance {self.imbalance}: the run would be named "
+                    "for what it does not do"
                 )
 
     def lasting(self, epochs: int, **changes: Any) -> "Recipe":
-        """Give the recipe over another number of epochs; what is named in epochs keeps its share.
+        """Give the recipe over another number of epochs.
+
+        What is named in epochs keeps its share, rounded to whole ones.
 
         Args:
             epochs: the new length. The radii begin at 1 + that share of the epochs before.
-            changes: other fields, which come before those shares.
+            changes: other fields, which come before those shares; without imbalance the ratio goes.
         """
         share = max(0, epochs) / self.epochs
         starts = {1 + round((e - 1) * share): radius for e, radius in self.rho_steps}
@@ -210,6 +223,8 @@ class Recipe:
             "drops": None if self.drops is None else tuple(round(d * share) for d in self.drops),
             "rho_steps": tuple(starts.items()),
         }
+        if changes.get("imbalance") == "none":
+            shares["ratio"] = Recipe.ratio
         return replace(self, epochs=epochs, **{**shares, **changes})
 
     @property
@@ -247,7 +262,7 @@ class Recipe:
 
     def rho_of(self, epoch: int) -> float:
         """Give the radius of an epoch: the head's, in sse-sam, which is 0 in its second stage."""
-        if self.step == "sse-sam" and epoch > self.stage_two * self.epochs:
+        if self.step == "sse-sam" and epoch > round(self.stage_two * self.epochs, 9):
             return 0.0
         return schedules.radius(
             epoch, start=self.rho, end=self.rho_end, steps=self.rho_steps, epochs=self.epochs
@@ -255,6 +270,8 @@ class Recipe:
 
     def noise_of(self, epoch: int) -> float:
         """Give the size of the noise of an epoch, in units of the weights' norms."""
+        if self.step == "pgd":
+            return self.noise * self.lr_of(epoch) / self.lr
         return schedules.noise(
             epoch, start=self.noise, growth=self.noise_growth, epochs=self.epochs
         )

@@ -1,23 +1,24 @@
 """The folder of a run: its table of epochs, its state while it runs, its summary when it has ended.
 
 metrics.csv  a row per epoch; numbers of the test set only where it was evaluated
-state.pt     a checkpoint with momentum and random state, to go on from; goes with the run's end
+state.pt     a checkpoint with momentum and random state, to go on from; goes with the run's end;
+             never ahead of metrics.csv
 run.json     what ran, where, how long, and the best epoch on the test set
 """
 
 import csv
 import json
+import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..data import Samples
-from ..errors import SpectraError
-from ..files import drawn_pages, replacing
+from ..errors import SpectraError, StorageError
+from ..files import drawn_pages, replacing, require_writable
 from .evaluation import Scores
 from .recipes import Recipe
 
@@ -41,7 +42,8 @@ class Records:
         self.summary, self.result = folder / "run.json", folder / "last.pt"
         self.best = (0, 0.0)  # epoch and accuracy of a run that had ended before
         self._done = 0  # epochs that are done when this run starts
-        self._replaced: list[Path] = []  # files of another run
+        self._replaced: list[Path] = []  # files of another run, until the first epoch is done
+        self._head: list[Sequence[Any]] = []  # of the table: names, and rows of before
 
     def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
         """Look at what the folder holds; nothing is changed yet.
@@ -59,7 +61,8 @@ class Records:
         held = [path for path in (self.state, self.summary, self.metrics) if path.exists()]
         if held and overwrite:
             drawn = drawn_pages(self.folder, "learning")
-            self._replaced = [*held, self.result, *self.folder.glob("epoch-*.pt"), *drawn]
+            self._replaced = [*self.folder.glob("epoch-*.pt"), self.result, *drawn]
+            self._replaced += [self.state, self.summary]  # last: without them it is no run
         elif held and not resume:
             how = "a finished" if self.summary.exists() else "an unfinished"
             raise SpectraError(
@@ -81,16 +84,48 @@ class Records:
         """Read the scores on the test set that a checkpoint of this run holds."""
         return Scores(*(checkpoint.metrics[f"test_{field.name}"] for field in fields(Scores)))
 
-    @contextmanager
-    def table(self, classes: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], object]]:
-        """Open metrics.csv; rows of epochs that will be run again go. Gives the row writer."""
-        rows = self._rows()
-        for path in self._replaced:
-            path.unlink(missing_ok=True)
+    def begin(self, classes: Sequence[str]) -> None:
+        """Begin metrics.csv; rows of epochs that will be run again go.
+
+        A run that is to be replaced stays as it is, until `add` has a row to replace it with.
+
+        Raises:
+            SpectraError: if rows of epochs that are done are missing.
+            StorageError: if nothing can be written to the folder.
+        """
+        self._head = [[*COLUMNS, *classes], *self._rows()]
+        if self._replaced:
+            require_writable(self.folder)
+        else:
+            self._start([])
+
+    def add(self, row: Sequence[Any]) -> None:
+        """Append the row of an epoch; it is on disk before a state counts on it.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        if self._replaced:
+            self._start([row])
+            return
+        try:
+            with open(self.metrics, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerow(row)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"{self.metrics} did not take the row of epoch {row[0]} "
+                f"({error.strerror or error}), without which no later epoch can be kept; free some "
+                "space, then go on with --resume"
+            ) from error
+
+    def _start(self, rows: Sequence[Sequence[Any]]) -> None:
         with replacing(self.metrics) as partial:
-            _write(partial, [[*COLUMNS, *classes], *rows])
-        with open(self.metrics, "a", buffering=1, newline="", encoding="utf-8") as file:
-            yield csv.writer(file, lineterminator="\n").writerow
+            _write(partial, [*self._head, *rows])
+            for path in self._replaced:
+                path.unlink(missing_ok=True)
+        self._replaced = []
 
     def close(
         self,
@@ -137,9 +172,17 @@ class Records:
         return rows
 
     def _ended(self) -> Checkpoint:
-        values = json.loads(self.summary.read_text(encoding="utf-8"))
-        self._compare(values["recipe"], values, self.summary)
-        self.best = values["best_on_test"]["epoch"], values["best_on_test"]["accuracy"]
+        try:
+            values = json.loads(self.summary.read_text(encoding="utf-8"))
+            recipe, best = dict(values["recipe"]), values["best_on_test"]
+            self.best = int(best["epoch"]), float(best["accuracy"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SpectraError(
+                f"{self.summary} is no run.json of spectra.train ({type(error).__name__}: "
+                f"{error}); whether this run has ended there would be a guess: restore it, start "
+                "anew with --overwrite, or name another folder with --out"
+            ) from error
+        self._compare(recipe, values, self.summary)
         return self._mine(load_checkpoint(self.result))
 
     def _mine(self, held: Checkpoint) -> Checkpoint:

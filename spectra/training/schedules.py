@@ -5,7 +5,7 @@ Epochs count from 1; a drop d takes effect in epoch d + 1. Of E epochs, with a b
     steps    lr(e) = base · min(1, e/warmup) · factor^(number of drops before e)
     cosine   lr(e) = base · min(1, e/warmup) · (1 + cos(π·(e − 1)/E))/2
     radius   constant; or linear from the first epoch's to the last's; or by steps (from epoch, ρ)
-    noise    start · (1 + growth·(1 − cos(π·e/E))/2)
+    noise    start · (1 + growth·(1 − cos(π·e/E))/2); pgd's is start · lr(e)/base
 
 References:
     Cao et al., LDAM and deferred re-weighting, https://arxiv.org/abs/1906.07413
@@ -20,7 +20,8 @@ from collections.abc import Sequence
 def proportions(epochs: int) -> tuple[int, tuple[int, ...]]:
     """Give warm-up and drops as the reference does for 200 epochs: 5, and 160 and 180.
 
-    In the shortest runs as well the first drop comes before the second.
+    In the shortest runs as well the first drop comes before the second. Below 60 epochs the
+    warm-up is one epoch, at the full rate: none.
     """
     second = round(epochs * 180 / 200)
     first = max(1, min(round(epochs * 160 / 200), second - 1))

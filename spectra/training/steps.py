@@ -7,7 +7,8 @@ g/(‖g‖₂ + 1e-12):
     sgd      ∇L(w)
     sam      ∇L(w + e), e = ρ·g/‖g‖, g = ∇L(w); adaptive: e = ρ·w²g/‖wg‖, entry by entry
     pgd      ∇L(w), after w ← w + r‖w‖·ξ, ξ uniform in the unit ball, if the last gradient's norm
-             was at most a threshold and the last perturbation is `interval` steps old
+             was at most a threshold and the last perturbation is `interval` steps old; the trainer
+             lets r fall with the learning rate η: in PGD r ∝ η, in its stochastic form η·ξ is added
     lpf-sgd  mean over M parts of the batch of ∇L(w + γ·ε), the standard deviation of ε a filter's
              norm (a vector's for biases and batch norm)
     imbsam   ∇L_h(w) + 2∇L_t(w + e), e = ρ·g_t/‖g_t‖, g_t = 2∇L_t(w): the published 1/B and 2/B
@@ -21,6 +22,7 @@ References:
     Foret et al., SAM, https://arxiv.org/abs/2010.01412
     Kwon et al., ASAM, https://arxiv.org/abs/2102.11600
     Jin et al., How to escape saddle points efficiently (PGD), https://arxiv.org/abs/1703.00887
+    Jin et al., its stochastic form, https://arxiv.org/abs/1902.04811
     Bisla et al., Low-pass filtering SGD, https://arxiv.org/abs/2201.08025
     ImbSAM, https://github.com/cool-xuan/Imbalanced_SAM
     Lyu et al., SSE-SAM, https://arxiv.org/abs/2412.13715
@@ -34,6 +36,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..networks import filter_axes, filter_norms
 
 STEPS = ("sgd", "sam", "pgd", "lpf-sgd", "imbsam", "sse-sam")
 Gradient = list[Tensor | None]  # None: the loss does not depend on this parameter
@@ -66,7 +70,10 @@ class Weights:
     still: bool = True  # whether only the pass at w moves batch-norm statistics
 
     def __post_init__(self) -> None:
-        self.parameters: list[Tensor] = [p for p in self.network.parameters() if p.requires_grad]
+        named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for _, p in named]
+        axes = filter_axes(self.network)
+        self.axes = [axes[name] for name, _ in named]  # of the filters in each parameter
 
     def gradient(self, loss: Tensor, *, keep: bool = False) -> Gradient:
         """Differentiate a loss; `keep` its graph if another one shares it."""
@@ -168,7 +175,8 @@ def lpf_sgd(
     """
     with torch.no_grad():
         here = forward(WHOLE)
-        sizes = [_filter_norms(p.detach()) for p in weights.parameters]
+        own = zip(weights.parameters, weights.axes, strict=True)
+        sizes = [filter_norms(p.detach(), axis) for p, axis in own]
     slopes: list[Gradient] = []
     for part, draw in zip(parts, noise, strict=True):
         scattered = [size * d for size, d in zip(sizes, draw, strict=True)]
@@ -263,13 +271,6 @@ def still_statistics(network: nn.Module, still: bool = True) -> Iterator[None]:
 
 def _inverse(tensors: Sequence[Tensor | None]) -> Float[Tensor, ""]:
     return (norm(tensors) + 1e-12).reciprocal()
-
-
-def _filter_norms(value: Tensor) -> Tensor:
-    """Give the norm of each output filter, (out, 1, ...), or of a whole vector, ()."""
-    dims = tuple(range(1, value.dim()))
-    norms: Tensor = torch.linalg.vector_norm(value, dim=dims or None, keepdim=bool(dims))
-    return norms
 
 
 def _scaled(gradient: Gradient, by: Sequence[Tensor]) -> Gradient:

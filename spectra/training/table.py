@@ -30,6 +30,11 @@ class Entry:
     about: str  # where its values come from
     published: float | None = None  # test accuracy in %, None where nothing comparable is known
 
+    @property
+    def by_paper(self) -> bool:
+        """Say whether the run is by the paper's recipe, and not by another paper's."""
+        return self.about.startswith(("paper", "ours"))
+
 
 _DATASETS: dict[str, dict[str, Any]] = {
     "digits-lt": {"dataset": "digits", "arch": "digits", "ratio": 20.0, "batch_size": 32},
@@ -90,7 +95,7 @@ def _small() -> Iterator[Entry]:
         base = Recipe(f"{data}-ce-drw", **options, weighting="deferred")
         goals = published.OPTIMISERS.get(options["dataset"], {})
         noisy = "" if digits else f"{_PAPER}; unpublished: the noise is ours"
-        for step, noise in (("pgd", 1e-3), ("lpf-sgd", 2e-3)):
+        for step, noise in (("pgd", 1e-3), ("lpf-sgd", 2e-3)):  # pgd's at the full learning rate
             recipe = replace(base, name=f"{base.name}-{step}", step=step, noise=noise)
             yield Entry(recipe, noisy or _OURS, _goal(goals, recipe))
         if data == "cifar10-lt":
@@ -145,10 +150,12 @@ def _large() -> Iterator[Entry]:
     for data in ("imagenet-lt", "inat2018"):
         plain = Recipe(
             data, data, "resnet50", imbalance="none", image_size=224, epochs=90, batch_size=256,
-            schedule="cosine", drops=(60,), lr=0.2 if data == "imagenet-lt" else 0.1,
+            schedule="cosine", drops=(), lr=0.2 if data == "imagenet-lt" else 0.1,
         )  # fmt: skip
         for method, step in product(_METHODS, ("sgd", "sam")):
             change = dict(_METHODS[method], step=step)
+            if "weighting" in change:
+                change["drops"] = (60,)  # where the weighting starts
             if method == "ldam-drw":
                 change["max_margin"] = 0.3
                 change["weight_decay"] = 2e-4 if data == "imagenet-lt" else 1e-4

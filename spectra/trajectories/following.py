@@ -1,7 +1,7 @@
 """Analyse the checkpoints of runs, in the order of their epochs.
 
 A folder that `python -m spectra.train ... --save-at ...` leaves holds ``epoch-<e>.pt`` and, of the
-last epoch, ``last.pt``.
+last epoch, ``last.pt``; one of another project files that end in the epoch, ``checkpoint_10.pth``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spectra.analysis import analyze
+from spectra.analysis import analyze, spare_others
 from spectra.checkpoint import Checkpoint, load_checkpoint
 from spectra.data import DataSpec, Samples, open_data
 from spectra.errors import SpectraError, StorageError
@@ -23,6 +23,8 @@ from spectra.study import Progress
 from .published import curve_for
 from .results import RunTrajectory, Trajectory
 
+_OURS = re.compile(r"epoch-(\d+)\.pt")
+_THEIRS = re.compile(r"(?:.*\D)?(\d+)\.(?:pt|pth|ckpt|pth\.tar|safetensors)")
 Splits = tuple[Samples | None, Samples | None]  # training, test
 
 
@@ -48,6 +50,7 @@ def follow(
     *,
     folder: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     published: Sequence[str] = ("auto",),
     load: Callable[[Path], Checkpoint] = load_checkpoint,
     samples: Callable[[Checkpoint], Splits] = named_samples,
@@ -61,6 +64,7 @@ def follow(
         plan: what to compute at every epoch.
         folder: where the results go, saved as they come; nothing is written when None.
         resume: take over what `folder` holds of the same checkpoints and settings.
+        overwrite: replace whatever it holds, as in `analyze`.
         published: which published values stand beside each run, as in `published.curve_for`; one
             for all, or one a run.
         load: opens a checkpoint file.
@@ -80,6 +84,11 @@ def follow(
     done: list[RunTrajectory] = []
     place = None if folder is None else Path(folder)
     gathered = _gather(run_dirs, published, load, samples)
+    if place is not None and leads and not resume and not overwrite:
+        for run, checkpoints, (train, test) in gathered:
+            for checkpoint in checkpoints:  # all of them before the first product
+                held = place / run.name / f"epoch-{checkpoint.epoch}"
+                spare_others(held, checkpoint, plan, train, test)
     stale = [] if place is None or resume or not leads else _made_before(place)
     with Keeping[Trajectory](lambda whole: leads and place and whole.save(place)) as keep:
         for run, checkpoints, (train, test) in gathered:
@@ -94,6 +103,7 @@ def follow(
                         test=test,
                         folder=place and place / run.name / epoch,
                         resume=resume,
+                        overwrite=overwrite,
                         progress=_Placed(progress, where, stale),
                         processes=processes,
                     )
@@ -125,17 +135,19 @@ def kept_checkpoints(
             f"there is no run folder {str(folder)!r}; expected one with epoch-<e>.pt, as `python "
             "-m spectra.train RECIPE --save-at E,E --out DIR` leaves it (for one file: spectra.esd)"
         )
-    found = ((re.fullmatch(r"epoch-(\d+)\.pt", path.name), path) for path in folder.iterdir())
-    files: list[tuple[int | None, Path]] = sorted((int(m[1]), path) for m, path in found if m)
+    files: list[tuple[int | None, Path]] = [*_numbered(folder, _OURS)]
     if (last := folder / "last.pt").exists():
         files.append((None, last))
+    foreign = not files
+    files = files or [*_numbered(folder, _THEIRS)]
     kept: dict[int, Checkpoint] = {}
     for number, path in files:
         try:
             checkpoint = load(path)
         except SpectraError as error:
             raise SpectraError(f"{folder.name}: {error}") from error
-        epoch = number if checkpoint.epoch is None else checkpoint.epoch
+        # Other projects count from 0 or from 1 in the file; its name is what they go by.
+        epoch = number if checkpoint.epoch is None or foreign else checkpoint.epoch
         if epoch is None or number not in (None, epoch):
             says = "does not say its epoch" if epoch is None else f"says that its epoch is {epoch}"
             raise SpectraError(
@@ -147,10 +159,17 @@ def kept_checkpoints(
         kept.setdefault(epoch, replace(checkpoint, epoch=epoch))
     if not kept:
         raise SpectraError(
-            f"{folder} holds no epoch-<e>.pt and no last.pt, expected the checkpoints of a run: "
-            "there is nothing to follow; train with --save-at E,E, or name another folder"
+            f"{folder} holds no epoch-<e>.pt and no last.pt, nor files that end in a number as "
+            "checkpoint_10.pth, expected the checkpoints of a run: there is nothing to follow; "
+            "train with --save-at E,E, or name another folder"
         )
     return [kept[epoch] for epoch in sorted(kept)]
+
+
+def _numbered(folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """List the files of a folder whose names give an epoch, ascending; the first of each epoch."""
+    found = ((name.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _gather(

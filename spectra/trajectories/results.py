@@ -26,7 +26,6 @@ from spectra.results import Analysis, ClassSpectrum
 from .published import EPOCHS, NONCONVEXITY, reweighted_after
 
 SCHEMA = 1
-_SETTINGS = ("augment", "dtype", "seed", "max_samples")  # of an analysis that get a column
 
 
 @dataclass(frozen=True)
@@ -72,30 +71,23 @@ class Trajectory:
     runs: tuple[RunTrajectory, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Give one row a run, epoch and spectrum: where it stands, then the columns of esd.csv.
+        """Give one row a run, epoch and spectrum: where it stands, the columns of esd.csv, more.
 
         ``nonconvexity_mean`` and ``_stderr`` are over single probes, ``_published`` is the paper's.
         """
         rows = []
         for run in self.runs:
             for epoch, analysis in zip(run.epochs, run.analyses, strict=True):
-                settings = analysis.settings
-                for spectrum in analysis.spectra:
+                for spectrum, row in zip(analysis.spectra, analysis.rows(), strict=True):
                     scatter = nonconvexity_of_probes(spectrum)
                     rows.append(
-                        {"run": run.name, "epoch": epoch, **spectrum.to_row()}
+                        {"run": run.name, "epoch": epoch, **row}
                         | {
                             "nonconvexity_mean": None if scatter is None else scatter.value,
                             "nonconvexity_stderr": None if scatter is None else scatter.stderr,
                             "nonconvexity_published": run.published_of(spectrum.label).get(epoch),
-                            "group": analysis.group_of(spectrum),
-                            "data": analysis.data.get("name"),
-                            "split": analysis.data.get("split"),
-                            "criterion": settings.get("loss"),
-                            **{key: settings.get(key) for key in _SETTINGS},
                             "recipe": (run.recipe or {}).get("name"),
                             "reweighted_after": run.reweighted_after,
-                            "checkpoint_sha256": analysis.checkpoint.get("sha256"),
                         }
                     )
         return rows

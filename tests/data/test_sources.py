@@ -1,12 +1,16 @@
 """Sources: the layouts that published data come in, on tiny made-up sets, and the real CIFAR."""
 
+import errno
 import functools
 import hashlib
 import http.server
 import io
 import json
+import os
+import shutil
 import tarfile
 import threading
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +27,7 @@ from spectra.data import (
     export,
     official,
     open_data,
+    pickles,
     require_one_size,
     sources,
 )
@@ -112,6 +117,73 @@ def hub(folder, name="cifar10", shards=2, order=None):
     return folder
 
 
+def py2_pickle(entries):
+    """Pickle a dictionary of arrays and lists of numbers or words, as Python 2 did for CIFAR."""
+
+    def word(text):
+        return b"U" + bytes([len(text)]) + text
+
+    def value(held):
+        if isinstance(held, np.ndarray):
+            state = b"(K\x01" + b"".join(b"J" + n.to_bytes(4, "little") for n in held.shape[:1])
+            state = b"(K\x01(" + b"".join(b"J" + n.to_bytes(4, "little") for n in held.shape) + b"t"
+            kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xff"
+            kind += b"J\xff\xff\xff\xffK\x00tb"
+            raw = held.tobytes()
+            state += kind + b"I00\nT" + len(raw).to_bytes(4, "little") + raw + b"t"
+            start = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+            return start + state + b"b"
+        parts = [word(x) if isinstance(x, bytes) else b"K" + bytes([x]) for x in held]
+        return b"](" + b"".join(parts) + b"e"
+
+    items = b"".join(word(key) + value(held) for key, held in entries.items())
+    return b"\x80\x02}(" + items + b"u."
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_layout_for_python_gives_the_rows_of_the_binary_one(tmp_path, name):
+    """The folder that torchvision keeps, pickled by Python 2."""
+    inner, members, (names_file, names_key), label_key = pickles.LAYOUTS[name]
+    count = KNOWN[name].num_classes
+    home = tmp_path / inner
+    home.mkdir()
+    words = [f"c{c}".encode() for c in range(count)]
+    (home / names_file).write_bytes(py2_pickle({names_key.encode(): words}))
+    drawn = {}
+    for split, files in members.items():
+        for k, file in enumerate(files):
+            images = np.stack(
+                [picture(9 * k + i).transpose(2, 0, 1).reshape(-1) for i in range(2 * count)]
+            )
+            labels = [(7 * i + k) % count for i in range(2 * count)]
+            held = {b"data": images, label_key.encode(): labels}
+            (home / file).write_bytes(py2_pickle(held))
+            drawn.setdefault(split, []).append((images, labels))
+    train = open_data(DataSpec(name), path=tmp_path, download=False)
+    test = open_data(DataSpec(name), path=tmp_path, split="test", download=False)
+    for samples, split in ((train, "train"), (test, "test")):
+        images = np.concatenate([part[0] for part in drawn[split]])
+        labels = np.concatenate([part[1] for part in drawn[split]])
+        order = np.argsort(labels, kind="stable")
+        assert samples.targets.tolist() == labels[order].tolist()
+        assert np.array_equal(samples.inputs.numpy().reshape(-1, 3072), images[order])
+    assert train.class_names[:2] == ("c0", "c1")
+
+
+def test_a_pickle_that_names_code_is_refused_and_runs_nothing(tmp_path):
+    inner, members, (names_file, _), _ = pickles.LAYOUTS["cifar100"]
+    home = tmp_path / inner
+    home.mkdir()
+    harm = (
+        b"cos\nmkdir\n(U" + bytes([len(str(tmp_path / "harm"))]) + str(tmp_path / "harm").encode()
+    )
+    for file in (*members["train"], *members["test"], names_file):
+        (home / file).write_bytes(b"\x80\x02" + harm + b"tR.")
+    with pytest.raises(SpectraError, match=r"names os\.mkdir, which could run code"):
+        open_data(DataSpec("cifar100"), path=tmp_path, download=False)
+    assert not (tmp_path / "harm").exists()
+
+
 def test_the_binary_archive_is_fetched_checked_and_unpacked_once(tmp_path, toronto, capfd):
     home = tmp_path / "data"
     home.mkdir()
@@ -146,10 +218,48 @@ def test_an_archive_that_lacks_a_member_leaves_a_clear_line(tmp_path, toronto, m
         open_data(DataSpec("cifar10"), path=tmp_path)
 
 
+def test_two_processes_may_unpack_one_archive_at_once(tmp_path, monkeypatch):
+    """The second begins and ends while the first is within a file."""
+    archive = cifar10_archive(tmp_path / "toronto")
+    home, copy, turns = tmp_path / "data", shutil.copyfileobj, iter([True])
+    files = ["data_batch_1.bin", "test_batch.bin"]
+    unpack = functools.partial(sources._unpack, archive, "cifar-10-batches-bin", files, home)
+
+    def interleaved(source, target):
+        if next(turns, False):
+            target.write(source.read(100))
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: 0)
+                unpack()
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfileobj", interleaved)
+    unpack()
+    assert sorted(path.name for path in home.iterdir()) == files
+    assert (home / files[0]).read_bytes() == cifar10_records(10, 10)[0]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), EOFError("cut short")])
+def test_unpacking_that_fails_leaves_whole_files_only(tmp_path, toronto, monkeypatch, error):
+    copy, turns = shutil.copyfileobj, iter([True, True])
+
+    def failing(source, target):
+        copy(source, target)
+        if not next(turns, False):
+            raise error
+
+    monkeypatch.setattr(sources, "shutil", types.SimpleNamespace(copyfileobj=failing))
+    with pytest.raises(SpectraError, match=f"cannot be unpacked.*{error.args[-1]}") as caught:
+        open_data(DataSpec("cifar10"), path=tmp_path)
+    assert "--out" not in str(caught.value)
+    left = [path.name for path in (tmp_path / "cifar-10-batches-bin").iterdir()]
+    assert sorted(left) == ["data_batch_1.bin", "data_batch_2.bin"]
+
+
 def test_a_missing_archive_without_a_network_says_what_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "CIFAR_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(SpectraError, match=r"looked for cifar-10-binary.tar.gz and train-\*"):
+    with pytest.raises(SpectraError, match=r"looked for cifar-10-binary.tar.gz, .* and train-\*"):
         open_data(DataSpec("cifar10"), path=tmp_path)
 
 
@@ -251,6 +361,18 @@ def test_an_image_folder_is_read_by_the_names_of_its_classes(tmp_path, suffix, t
     assert train.augmentation == "resized-crop-flip-jitter:0.4"
     assert torch.equal(train.inputs[3], torch.from_numpy(picture(0, 8).transpose(2, 0, 1)))
     assert open_data(DataSpec("folder"), path=tmp_path, split="test").counts == (3, 0)
+
+
+def test_an_image_folder_holds_what_torchvision_finds_in_it(tmp_path):
+    """Folders inside a class count, and so do the other suffixes that it knows."""
+    for place in ("a/0.bmp", "a/deep/er/1.TIFF", "b/2.ppm", "b/notes.txt"):
+        path = tmp_path / "train" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("no image")
+        else:
+            Image.fromarray(picture(len(place), 8)).save(path)
+    assert open_data(DataSpec("folder"), path=tmp_path).counts == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["folder", "list", "imagenet-lt", "inat2018"])

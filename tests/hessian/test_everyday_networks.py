@@ -178,6 +178,15 @@ def test_samples_that_depend_on_each_other_are_refused(build: type[nn.Module]) -
         hessian_operator(made(build), vectors())
 
 
+def test_a_class_of_one_sample_does_not_hide_that() -> None:
+    """Alone in its batch it depends on nobody; the others' operators would follow the batches."""
+    x, y = vectors()
+    y = torch.cat([torch.tensor([0]), 1 + y[1:] % (CLASSES - 1)])
+    with pytest.raises(SpectraError, match="depends on the others in its batch"):
+        class_operators(made(Standardised), (x, y))
+    assert list(class_operators(made(Standardised), (x, y), classes=[0])) == [0]
+
+
 def test_a_block_whose_hessian_is_zero_passes() -> None:
     """LoRA begins with B = 0, so that its A has no curvature; the outputs depend on the rest."""
 

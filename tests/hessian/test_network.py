@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
-from spectra.hessian.network import culprit, exact_arithmetic, forked_random_state, private_copy
+from spectra.hessian.network import (
+    culprit,
+    differentiate,
+    exact_arithmetic,
+    forked_random_state,
+    private_copy,
+)
 
 CPU = torch.device("cpu")
 
@@ -59,7 +65,8 @@ def test_the_copy_keeps_names_order_and_ties_and_the_original_everything() -> No
     copy = private_copy(model, dtype=torch.float64, device=CPU)
     assert [n for n, _ in copy.named_parameters()] == [n for n, _ in model.named_parameters()]
     assert copy.tied.weight is copy[5].weight
-    assert all(p.requires_grad and p.dtype == torch.float64 for p in copy.parameters())
+    assert all(p.dtype == torch.float64 for p in copy.parameters())
+    assert [n for n, p in copy.named_parameters() if not p.requires_grad] == ["5.bias"]
     with torch.no_grad():
         for p in copy.parameters():
             p.add_(1)
@@ -68,6 +75,19 @@ def test_the_copy_keeps_names_order_and_ties_and_the_original_everything() -> No
     assert all(isinstance(model[i], t) for i, t in ((1, nn.BatchNorm2d), (4, nn.BatchNorm1d)))
     assert not model[5].bias.requires_grad
     assert bool((model[0].weight.grad == 1).all())
+
+
+def test_passes_record_no_graph_for_parameters_that_are_no_rows() -> None:
+    """Nor does a copy of the copy in another precision; the caller's parameters are others."""
+    model, saved = batch_normed(), list[Tensor]()
+    copy = private_copy(model, dtype=torch.float64, device=CPU)
+    differentiate(copy, ["5.weight", "5.bias"])
+    copy = private_copy(copy, dtype=torch.float32, device=CPU)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        copy(images().float()).sum().backward()
+    assert [tuple(t.shape) for t in saved if t.numel() > 36 * 3] == [(5, 36)]  # what the head takes
+    assert copy[5].weight.grad is not None
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_one_norm_in_two_places_stays_one_norm() -> None:

@@ -481,6 +481,14 @@ def test_samples_know_their_augmentation_and_a_fixed_set_has_none_to_redraw() ->
         objective.redrawn(torch.Generator())
 
 
+def test_products_run_where_the_network_is(device: torch.device) -> None:
+    x, y = torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])
+    model = nn.Linear(3, 2).to(device)
+    assert hessian_operator(model, (x, y)).device.type == device.type
+    assert class_operators(model, (x, y))[1].device.type == device.type
+    assert hessian_operator(model, (x, y), device="cpu").device.type == "cpu"
+
+
 def test_no_class_has_no_operator() -> None:
     x, y = torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])
     assert class_operators(nn.Linear(3, 2), (x, y), classes=[]) == {}

@@ -375,6 +375,37 @@ def test_the_error_of_tf32_is_measured_where_it_is_used(device: torch.device) ->
     assert any(note.startswith("tf32") for note in reduced.notes) == (device.type == "cuda")
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_tf32_neither_costs_a_way_its_proof_nor_hides_what_is_wrong(
+    wrong: bool, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """Two products in TF32 may be percents apart; in float32 the same program is not."""
+    objective, choice = setting(device, dtype=torch.float32)
+    plain, fast = Objective.product, KeptProducts.product
+    draw = torch.Generator().manual_seed(0)
+
+    def rounded(product: Tensor, tf32: bool) -> Tensor:
+        noise = torch.randn(product.shape, generator=draw).to(product)
+        return product + (0.03 * tf32) * product.norm() * noise / noise.norm()
+
+    def multiply(kept: KeptProducts, part: Objective, vector: Tensor) -> Tensor:
+        product = fast(kept, part, vector)
+        if wrong and part.dtype == torch.float32:  # as if a compiler were
+            product = 1.005 * product
+        return rounded(product, part.tf32)
+
+    monkeypatch.setattr(KeptProducts, "product", multiply)
+    monkeypatch.setattr(
+        Objective, "product", lambda self, *given: rounded(plain(self, *given), self.tf32)
+    )
+    objective = replace(objective, tf32=True)
+    if wrong:
+        with pytest.raises(SpectraError, match="away from"):
+            choose_way(objective, choice, MUCH, product="linearized")
+    else:
+        assert choose_way(objective, choice, MUCH, product="linearized").kept is not None
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_product_agrees_in_float64_and_does_not_compile_for_a_ragged_batch(
     device: torch.device,

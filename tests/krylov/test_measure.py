@@ -25,6 +25,7 @@ from spectra.krylov import (
     symlog_grid,
     trace_estimate,
 )
+from spectra.krylov.measure import MOST_NODES, Kernel
 
 properties = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 
@@ -458,8 +459,32 @@ def test_the_bracket_of_the_mass_below_holds_for_each_start_vector() -> None:
 
 
 def test_the_curve_is_the_density_on_its_own_grid() -> None:
-    measure = one_probe([-1.0, 0.0, 3.0], [0.2, 0.7, 0.1])
+    measure = one_probe([-1.0, 0.0, 3.0, 3.001], [0.2, 0.7, 0.05, 0.05])
     grid, mean = measure.curve()
-    np.testing.assert_array_equal(grid, measure.symlog_grid())
+    assert {*measure.symlog_grid(), *measure.nodes[0]} <= set(grid)
+    assert np.all(np.diff(grid) > 0)
     np.testing.assert_array_equal(mean, measure.density(grid).mean)
     assert trapezoid(mean, grid) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize("kernel", ["default", "paper"])
+def test_the_curve_shows_every_outlier_and_its_weight(kernel: Kernel) -> None:
+    """The published kernel is a fiftieth as wide as the grid is coarse at 400."""
+    nodes, weights = [-30.0, 0.0, 1.0, 400.0, 900.0], [0.01, 0.7, 0.2, 0.03, 0.06]
+    measure = one_probe(nodes, weights)
+    grid, mean = measure.curve(kernel)
+    for node, weight in zip(nodes, weights, strict=True):
+        sigma = float(measure._sigma(np.array([node]), kernel)[0])
+        near = np.abs(grid - node) <= 5 * sigma
+        peak = weight / (sigma * np.sqrt(2 * np.pi))
+        assert mean[near].max() >= 0.999 * peak
+        if node >= 400:
+            assert trapezoid(mean[near], grid[near]) == pytest.approx(weight, rel=0.05)
+
+
+def test_points_around_nodes_are_bounded_in_number_and_spent_on_what_stands_alone() -> None:
+    crowd = np.linspace(0, 1000, 40_000)
+    measure = one_probe([-50.0, *crowd, 2000.0, 2000.0 + 1e-9], np.full(40_003, 1 / 40_003))
+    points = measure.around_nodes("paper")
+    assert len(points) <= 13 * MOST_NODES
+    assert {-50.0, 2000.0} <= set(points)

@@ -215,6 +215,39 @@ def test_published_values_are_the_goals_of_the_recipes(write: Write) -> None:
     assert [row[3] for row in further_table(found).rows][:3] == ["75.0", "75.0", ""]
 
 
+def test_another_paper_s_runs_are_told_by_their_network_and_keep_their_targets(
+    write: Write,
+) -> None:
+    """CIFAR-100-LT has CE of two networks, and ImbSAM without re-weighting of one alone."""
+    found = read([write(name) for name in ENTRIES if name.startswith("cifar100-lt-resnet34")])
+    rows = rows_of(other_table(found, "cifar100"))
+    assert {label: row[5] for label, row in rows.items()} == {
+        "CE, resnet34c": "47.6",
+        "CE+SAM, resnet34c": "48.9",
+        "CE+ImbSAM, resnet34c": "51.1",
+        "CE+SSE-SAM, resnet34c": "49.3",
+    }
+    told = "\n".join(notes(found, "cifar100"))
+    assert "Published, where no other source is named: Rangwani et al." in told
+    for source in (
+        "CE+ImbSAM, resnet34c: ImbSAM; theirs",
+        "CE+SSE-SAM, resnet34c: SSE-SAM; theirs",
+    ):
+        assert f"Published beside {source} is the best epoch" in told
+    assert named("cifar100", "CE+ImbSAM") is None
+    other = read([write("cifar100-lt-resnet34-ce-imbsam", arch="resnet32")])
+    (row,) = other_table(other, "cifar100").rows
+    assert (row[0], row[5]) == ("CE+ImbSAM, arch resnet32", "")
+    assert "Published: Rangwani et al." in "\n".join(notes(other, "cifar100"))
+
+
+def test_curves_pair_runs_of_one_network_alone(write: Write) -> None:
+    names = ("cifar100-lt-ce-sgd", "cifar100-lt-resnet34-ce-sgd", "cifar100-lt-resnet34-ce-sam")
+    found = read([write(name) for name in names])
+    pairs = sgd_beside_sam(found, "cifar100", "CE")
+    assert list(pairs) == ["CE: resnet34c, float32"]
+
+
 def test_the_published_tables_have_their_numbers() -> None:
     """Sums over the columns as printed; head, mid and tail average to the whole."""
     sizes = {

@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from spectra import train
 from spectra.checkpoint import load_checkpoint
@@ -149,6 +152,56 @@ def test_an_interrupt_ends_the_seeds_that_run(
     for number in map(int, started.read_text().split()):
         with pytest.raises(ProcessLookupError):
             os.kill(number, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        ([], "runs/digits-lt-ce-sgd/0"),
+        (["--out", "mine"], "mine"),
+        (["--seeds", "7", "--out", "mine"], "mine/7"),
+    ],
+)
+def test_an_interrupted_run_names_its_folder_once_it_holds_an_epoch_of_it(
+    flags: list[str],
+    folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The state of a run that is to be replaced is nothing that this one has finished."""
+    monkeypatch.chdir(tmp_path)
+    command = ["digits-lt-ce-sgd", "--quiet", "--device", "cpu", "--state-every", "0", *flags]
+    true = loop.run_epoch
+    for more, epochs, told in (
+        ([], 0, "nothing was finished yet"),
+        (["--resume"], 1, f"what is finished lies in {folder}; the same command with --resume"),
+        (["--overwrite"], 0, "nothing was finished yet"),
+        (["--resume"], 0, f"what is finished lies in {folder};"),
+        (["--overwrite"], 1, f"what is finished lies in {folder};"),
+    ):
+        left = iter(range(epochs))
+
+        def stopping(*args: Any, left: Iterator[int] = left) -> tuple[float, float]:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return true(*args)
+
+        monkeypatch.setattr(loop, "run_epoch", stopping)
+        assert main([*command, *more]) == 130
+        assert f"interrupted: {told}" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_one_line_with_a_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMuch more")
+
+    monkeypatch.setattr(loop, "run_epoch", full)
+    assert main(["digits-lt-ce-sgd", "--out", str(tmp_path), "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "batches of 32 images (CUDA out of memory.); lower --batch-size, or" in line
 
 
 def test_a_failing_seed_ends_alone(

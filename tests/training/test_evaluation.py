@@ -35,6 +35,44 @@ def test_scores_are_means_over_all_samples_and_classes(samples: Samples) -> None
     assert network.training
 
 
+class _Small(torch.nn.Module):
+    """A network on a machine with memory for so many samples."""
+
+    def __init__(self, most: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.inner, self.most, self.error, self.tried = _linear(), most, error, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.tried.append(len(x))
+        if len(x) > self.most:
+            raise self.error("bad_alloc")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_a_batch_that_does_not_fit_is_halved(samples: Samples, error: type[Exception]) -> None:
+    network = _Small(most=130, error=error)
+    found, expected = evaluate(network, samples), evaluate(network.inner, samples)
+    assert len(samples) == 453
+    assert network.tried == [453, 226, 113, 113, 113, 113, 1]
+    assert found.class_accuracy == expected.class_accuracy
+    assert found.class_loss == pytest.approx(expected.class_loss, rel=1e-5)
+    assert network.training
+
+
+def test_where_no_sample_fits_the_error_is_passed_on(samples: Samples) -> None:
+    network = _Small(most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(network, samples, batch_size=4)
+    assert network.tried == [4, 2, 1]
+
+
+def test_another_error_is_not_taken_for_memory(samples: Samples) -> None:
+    network = _linear()
+    with pytest.raises(RuntimeError, match="shape"):
+        evaluate(torch.nn.Sequential(network, torch.nn.Linear(3, 10)), samples)
+
+
 def test_mirror_images_are_averaged_on_demand(samples: Samples) -> None:
     network = _linear()
     x = samples.prepared()

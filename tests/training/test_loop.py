@@ -19,7 +19,17 @@ from spectra.data import Samples, open_data
 from spectra.errors import SpectraError
 from spectra.losses import effective_number_weights
 from spectra.models import ModelSpec
-from spectra.training import RECIPES, Recipe, Run, Scores, evaluate, find_recipe, loop, train
+from spectra.training import (
+    RECIPES,
+    Recipe,
+    Run,
+    Scores,
+    evaluate,
+    faster,
+    find_recipe,
+    loop,
+    train,
+)
 from spectra.training.engine import Batch, Engine
 from spectra.training.records import COLUMNS
 from tests.apart import Apart
@@ -241,8 +251,9 @@ def test_bf16_trains_and_keeps_float32_weights(digits: Splits, tmp_path: Path) -
 def test_every_recipe_runs_on_the_digits(name: str, digits: Splits, tmp_path: Path) -> None:
     """P49: no recipe of the table is one that cannot run, here on the CPU at a toy budget."""
     recipe = find_recipe(name)
+    drops = None if recipe.schedule == "cosine" and recipe.weighting == "none" else (1,)
     recipe = replace(
-        recipe, dataset="digits", arch="digits", epochs=2, drops=(1,), batch_size=64,
+        recipe, dataset="digits", arch="digits", epochs=2, drops=drops, batch_size=64,
         image_size=None, imbalance="exp", rare_below=min(recipe.rare_below, 50),
     )  # fmt: skip
     run = train(recipe, *digits, folder=tmp_path, eval_every=2, quiet=True)
@@ -309,6 +320,67 @@ def test_a_resumed_run_adds_up_its_sessions_and_names_where_each_ran(
     assert summary["of_these_compiling"] == 30.0
     assert summary["ran_on"]["device"] == "one"
     assert [ran["device"] for ran in summary["ran_before_on"]] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ({"update": "compiled", "threads": 99}, "(update compiled, now plain; threads 99, now "),
+        ({"threads": 99}, "(threads 99, now "),
+        ({"update": None, "threads": None}, ""),  # by an older version, which did not tell
+        ({}, ""),
+    ],
+)
+def test_a_run_that_goes_on_otherwise_is_told(
+    left: dict[str, Any],
+    told: str,
+    digits: Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe, true = replace(find_recipe("digits-lt-ce-sgd"), epochs=2), loop.run_epoch
+
+    def stopping(*args: Any) -> tuple[float, float]:
+        if (tmp_path / "state.pt").exists():
+            raise KeyboardInterrupt
+        return true(*args)
+
+    monkeypatch.setattr(loop, "run_epoch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, *digits, folder=tmp_path, state_every=0.0, quiet=True)
+    monkeypatch.setattr(loop, "run_epoch", true)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for key, value in left.items():
+        del state["training"][key]
+        state["training"] |= {} if value is None else {key: value}
+    torch.save(state, tmp_path / "state.pt")
+    train(recipe, *digits, folder=tmp_path, resume=True)
+    found = capsys.readouterr().err
+    assert (told in found, "may differ in the last bits" in found) == (True, bool(told))
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_run_says_how_far_it_came_with_a_faster_update(
+    accepted: bool, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weighted loss is another program, which is checked anew."""
+
+    def judged(engine: Engine, _: Batch) -> faster.Fast:
+        if not accepted or engine.loss.weights is not None:
+            raise faster.Unlike("it is wrong")
+        return faster.Fast(engine.step, None)
+
+    monkeypatch.setattr("spectra.training.engine.faster", judged)
+    recipe = replace(find_recipe("digits-lt-ce-drw-sgd"), epochs=4, drops=(2, 3))
+    options: dict[str, Any] = {"update": "compiled", "save_at": (2,), "quiet": True}
+    train(recipe, *digits, folder=tmp_path, **options)
+    note = "the compiled update is not used (it is wrong); the plain one is"
+    early, last = (load_checkpoint(tmp_path / f"{name}.pt") for name in ("epoch-2", "last"))
+    ran = [(held.training or {})["ran_on"]["update"] for held in (early, last)]
+    whole = f"compiled, up to a step of epoch 3; then plain: {note}"
+    assert ran == (["compiled", whole] if accepted else [note, note])
+    assert json.loads((tmp_path / "run.json").read_text())["ran_on"]["update"] == ran[1]
 
 
 def test_epochs_that_are_over_cannot_be_kept_afterwards(digits: Splits, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A recipe's schedules and losses as published, and values that no run can have."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -125,6 +126,11 @@ SSE = {"step": "sse-sam", "rho": 0.1, "rho_tail": 0.1, "rare_below": 50}
         ({"step": "lpf-sgd", "noise": 1e-3, "noise_parts": 0}, "noise_parts is 0; expected 1"),
         ({"step": "pgd", "noise": 1e-3, "noise_interval": 0}, "noise_interval is 0; expected at"),
         ({"step": "pgd", "noise": 1e-3, "noise_threshold": -1.0}, "noise_threshold is -1.0; exp"),
+        ({"bn_both_passes": True}, "bn_both_passes is True, which only imbsam, lpf-sgd, sam, sse"),
+        ({"step": "pgd", "noise": 1e-3, "bn_both_passes": True}, "bn_both_passes is True, which"),
+        ({"imbalance": "none", "ratio": 50.0}, "ratio is 50.0, which only exp, step use; exp"),
+        ({"schedule": "cosine", "drops": (30,)}, "drops is (30,) under a cosine, where only"),
+        ({"schedule": "cosine", "drops": (30,), "weighting": "effective"}, "drops is (30,) under"),
     ],
     ids=str,
 )
@@ -148,6 +154,43 @@ def test_another_length_keeps_the_shares_of_what_is_named_in_epochs() -> None:
     assert all(1 <= first < second for first, second in lengths)
 
 
+def test_the_large_sets_name_a_drop_where_the_weighting_starts_alone() -> None:
+    for data, method in product(("imagenet-lt", "inat2018"), ("ce", "ce-drw", "ldam-drw", "vs")):
+        for step in ("sgd", "sam"):
+            recipe = find_recipe(f"{data}-{method}-{step}")
+            assert recipe.drops == ((60,) if "drw" in method else ())
+            assert recipe.lr_of(61) == pytest.approx(recipe.lr / 4)
+
+
+def test_drops_that_a_finished_cosine_run_states_are_its_own() -> None:
+    recipe = find_recipe("cifar100-lt-resnet34-ce-sgd")
+    stated = recipe.to_dict()
+    assert replace(recipe, drops=tuple(stated["drops"])).to_dict() == stated
+
+
+def test_a_part_of_an_epoch_ends_no_stage_early() -> None:
+    """0.29 · 100 is 28.999999999999996 in floating point."""
+    recipe = find_recipe("cifar100-lt-resnet34-ce-sse-sam")
+    found = replace(recipe, epochs=100, stage_two=0.29)
+    assert [found.rho_of(epoch) for epoch in (29, 30)] == [0.05, 0.0]
+
+
+def test_pgd_s_noise_falls_with_the_learning_rate_and_no_other_s() -> None:
+    recipe = find_recipe("cifar10-lt-ce-drw-pgd")
+    found = [recipe.noise_of(epoch) for epoch in (1, 5, 160, 161, 181)]
+    assert found == pytest.approx([2e-4, 1e-3, 1e-3, 1e-5, 1e-7])
+    assert replace(recipe, lr=0.5).noise_of(160) == pytest.approx(1e-3)
+    assert find_recipe("cifar10-lt-ce-drw-lpf-sgd").noise_of(200) == 2e-3
+
+
+def test_a_short_run_has_one_epoch_of_warm_up_which_is_none() -> None:
+    recipe = find_recipe("cifar10-lt-ce-sgd")
+    first = {e: recipe.lasting(e).lr_of(1) for e in (200, 60, 59, 50, 1)}
+    assert first == pytest.approx({200: 0.02, 60: 0.05, 59: 0.1, 50: 0.1, 1: 0.1})
+
+
 def test_without_imbalance_the_whole_set_is_described() -> None:
     recipe = Recipe("all", dataset="digits", arch="digits", imbalance="none")
     assert recipe.data_spec.ratio is None
+    whole = find_recipe("digits-lt-ce-sgd").lasting(40, imbalance="none")  # its ratio was 20
+    assert whole.data_spec == recipe.data_spec

@@ -1,12 +1,14 @@
 """The folder of a run: another run in it is neither replaced nor taken for this one."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spectra.data import Samples, open_data
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, StorageError
 from spectra.training import Recipe, find_recipe, loop, train
 
 RECIPE = replace(find_recipe("digits-lt-ce-drw-sgd"), epochs=2)
@@ -23,19 +25,23 @@ def finished(digits: tuple[Samples, Samples], tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _stopped_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    true, left = loop.run_epoch, iter(range(epochs))
+
+    def stopping(*args: Any) -> tuple[float, float]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return true(*args)
+
+    monkeypatch.setattr(loop, "run_epoch", stopping)
+
+
 @pytest.fixture
 def unfinished(
     digits: tuple[Samples, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    true, turns = loop.run_epoch, iter([True])
-
-    def once(*args: object) -> object:
-        if not next(turns, False):
-            raise KeyboardInterrupt
-        return true(*args)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "run_epoch", once)
+        _stopped_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
             train(RECIPE, *digits, folder=tmp_path, state_every=0.0, quiet=True)
     return tmp_path
@@ -59,6 +65,107 @@ def test_a_run_is_not_replaced_unasked(
     assert not (folder / "learning.png").exists()
     assert not (folder / "epoch-1.pt").exists()  # of the run that was replaced
     assert not (folder / "state.pt").exists()
+
+
+@pytest.mark.parametrize("held", ["finished", "unfinished"])
+def test_a_run_is_replaced_once_an_epoch_of_the_new_one_is_done(
+    held: str,
+    digits: tuple[Samples, Samples],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until then it is whole; from then on nothing of it is left beside the new one."""
+    folder: Path = request.getfixturevalue(held)
+    (folder / "learning.png").write_bytes(b"its curves")
+    before, other = _kept(folder), replace(RECIPE, seed=1)
+    for epochs in (0, 1):
+        with monkeypatch.context() as patch:
+            _stopped_after(epochs, patch)
+            with pytest.raises(KeyboardInterrupt):
+                train(other, *digits, folder=folder, overwrite=True, state_every=0.0, quiet=True)
+        if epochs == 0:
+            assert _kept(folder) == before
+    assert sorted(_kept(folder)) == ["metrics.csv", "state.pt"]
+    train(other, *digits, folder=folder, resume=True, quiet=True)
+    alone = folder / "alone"
+    train(other, *digits, folder=alone, quiet=True)
+    assert (folder / "metrics.csv").read_bytes() == (alone / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_is_replaced_goes_before_its_table(
+    finished: Path, digits: tuple[Samples, Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off there, the folder holds a table that no state belongs to: no half of either run."""
+    table = finished / "metrics.csv"
+    old, true = table.read_bytes(), Path.replace
+
+    def cut_off(path: Path, target: Path) -> Path:
+        if target == table:
+            raise KeyboardInterrupt
+        return true(path, target)
+
+    monkeypatch.setattr(Path, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, *digits, folder=finished, overwrite=True, quiet=True)
+    assert _kept(finished) == {"metrics.csv": old}
+
+
+def test_a_row_is_on_disk_before_a_state_counts_on_it(
+    digits: tuple[Samples, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, int] = {}
+    states: list[bool] = []
+    fsync, save = os.fsync, loop.save_checkpoint
+
+    def noting(file: int) -> None:
+        fsync(file)
+        stat = os.fstat(file)
+        synced[stat.st_ino] = stat.st_size
+
+    def saving(path: Path, **options: Any) -> None:
+        stat = (tmp_path / "metrics.csv").stat()
+        states.append(synced.get(stat.st_ino) == stat.st_size)
+        save(path, **options)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(loop, "save_checkpoint", saving)
+    recipe = replace(RECIPE, epochs=3)
+    train(recipe, *digits, folder=tmp_path, state_every=0.0, quiet=True)
+    assert states == [True] * 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a full disk to try")
+def test_a_full_disk_is_one_line_that_names_the_table(
+    digits: tuple[Samples, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, table = loop.run_epoch, tmp_path / "metrics.csv"
+
+    def filling(*args: Any) -> tuple[float, float]:
+        if (tmp_path / "state.pt").exists():
+            table.unlink()
+            table.symlink_to("/dev/full")
+        return true(*args)
+
+    monkeypatch.setattr(loop, "run_epoch", filling)
+    with pytest.raises(StorageError, match=r"row of epoch 2.*No space left.*--resume") as caught:
+        train(RECIPE, *digits, folder=tmp_path, state_every=0.0, quiet=True)
+    assert str(caught.value).startswith(f"{table} did not take")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b"{}", b'{"recipe": "sgd"}', b'{"recipe": {}, "best_on_test": 3}', b"\xff"],
+)
+def test_another_run_json_is_one_line(
+    content: bytes, finished: Path, digits: tuple[Samples, Samples]
+) -> None:
+    (finished / "run.json").write_bytes(content)
+    before = _kept(finished)
+    with pytest.raises(SpectraError, match=r"is no run\.json of spectra\.train.*--over") as caught:
+        train(RECIPE, *digits, folder=finished, resume=True, quiet=True)
+    assert "\n" not in str(caught.value)
+    assert _kept(finished) == before
 
 
 CHANGES: dict[str, dict[str, object]] = {
