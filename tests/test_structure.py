@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -98,6 +99,7 @@ MAY_IMPORT = {
     "budgets": {"spectra", "errors", "terminal", "comparisons", "tables", "figures", "training"}
     | {"data", "trajectories", "landscape", "writing"},
     "train": {"errors", "devices", "command_line", "data", "checkpoint", "training", "figures"},
+    "__main__.__main__": set(),
     "spectra": (HALLWAY - {"files", "devices", "readings", "released"})
     | {"analysis", "trajectories", "landscape"},
 }
@@ -163,6 +165,14 @@ def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
     analysis |= {"trajectories", "landscape"}
     assert not MAY_IMPORT["training"] & analysis
     assert all("training" not in MAY_IMPORT[room] for room in analysis | SHARED)
+
+
+def test_the_list_of_commands_names_every_one(capsys: pytest.CaptureFixture[str]) -> None:
+    runnable = {p.stem for p in PACKAGE.glob("*.py") if '__name__ == "__main__"' in p.read_text()}
+    runnable |= {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
+    runpy.run_module("spectra", run_name="__main__")
+    told = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sorted(told) == sorted(f"spectra.{name}" for name in runnable - {"__main__"})
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,11 @@ def _laid_out(figure: Figure) -> Iterator[None]:
 
 
 def _shrink(path: Path) -> None:
-    """Keep 256 colours: a third of the bytes, and nothing lost that an eye could tell."""
+    """Keep 96 colours: a quarter of the bytes, and no pixel is off by more than an eye could tell.
+
+    They are chosen to cover all that occur; the median cut would lose a small mark's.
+    """
+    way, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
     with Image.open(path) as image:
-        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few = image.convert("RGB").quantize(96, way, dither=plain)
     few.save(path, "PNG", optimize=True, dpi=(mpl.rcParams["savefig.dpi"],) * 2)
