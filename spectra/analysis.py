@@ -121,13 +121,12 @@ def spare_others(
     samples = train if plan.split == "train" else test
     if samples is None or not (folder / "esd.json").exists():
         return
-    checkpoint.criterion(plan.loss)  # what cannot be asked is told first
     try:
         held = Analysis.load(folder)
     except SpectraError:  # damaged: nothing that --resume could save
         return
-    labels = [part.label for part in choose_parts(plan, samples, train)]
-    require_replaceable(held, checkpoint, plan, samples, labels)
+    mine = _described(checkpoint, replace(plan, batch_size=plan.batches), samples, train, None)
+    require_replaceable(mine, held, [part.label for part in choose_parts(plan, samples, train)])
 
 
 def _nothing_left(

@@ -267,7 +267,7 @@ def load_checkpoint(
         )
         network = spec.build()
         state = state if spec.factory else canonical_names(state)
-    guessed = not (own or model or arch)
+    guessed = not (own or model or arch or said.get("arch") == spec.arch)
     state = fitting_names(state, network.state_dict())
     taken = {id(value) for value in state.values()}
     beside = [name for name, value in found.state.items() if id(value) not in taken]

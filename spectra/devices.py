@@ -163,9 +163,9 @@ def recorded(
         https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
     Raises:
-        RuntimeError: the recording fails, or one has failed before in this process, but for lack
-            of memory: torch below 2.12 does not give back what such a one held, and the next would
-            hold more.
+        RuntimeError: the recording fails, or one has failed before in this process: torch below
+            2.12 does not give back what such a one held, and the next would hold more. From 2.12 on
+            one that failed for lack of memory does not count.
     """
     global _FAILED
     if _FAILED:
@@ -185,7 +185,8 @@ def recorded(
             with torch.cuda.graph(graph):
                 result = step(held)
         except RuntimeError as error:
-            _FAILED = not _for_lack_of_memory(error)  # less may fit
+            # Less may fit, where what this one held is given back.
+            _FAILED = not (_for_lack_of_memory(error) and torch.__version__ >= "2.12")
             raise
         _FAILED = False
 

@@ -31,7 +31,7 @@ _EPILOG = """\
 examples:
   python -m spectra.esd checkpoints/digits-lt-ce-drw-sgd.pt --overall --per-class
   python -m spectra.esd ckpt.pt --data DIR --dataset cifar10 --imbalance-ratio 100 --classes 0,8
-  python -m spectra.esd ckpt.pt --classes 8 --protocol released   (the paper's own analysis)
+  python -m spectra.esd ckpt.pt --classes 8 --protocol released --out reports/released
   torchrun --nproc-per-node 2 -m spectra.esd ckpt.pt --per-class  (shared by two processes)
 
 The files are described in the README and at the head of spectra/results.py."""

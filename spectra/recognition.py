@@ -21,7 +21,7 @@ from .networks import DIGITS_FEATURES, LAYOUTS
 HEADS = re.compile(r"(.*_)?(head|heads|classifier)")  # names that no other layer has
 LAST = ("fc", "linear", "out", "output", "logits")  # names that the last layer often has
 # Modules that training keeps beside a network, as a LightningModule its loss.
-BESIDE = re.compile(r"(\w+_)?(criterion|loss(_\w+)?|metrics?)\.")
+BESIDE = re.compile(r"(\w+_)?(criterion|loss(_\w+)?)\.")
 USUAL = ("state_dict", "model_state_dict", "model", "net")  # keys of a file's weights
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -56,41 +56,33 @@ def settled(plan: Plan, settings: Mapping[str, Any]) -> Plan:
     return replace(plan, **{name: held[name] for name in open_ if name in held})
 
 
-def require_replaceable(
-    held: Analysis, checkpoint: Checkpoint, plan: Plan, samples: Samples, labels: Collection[str]
-) -> None:
+def require_replaceable(mine: Analysis, held: Analysis, labels: Collection[str]) -> None:
     """Refuse to replace what cost hours and is not made again: other results, or half of these.
 
     Args:
+        mine: this run's description, open settings as "auto".
         held: what lies in the folder.
-        checkpoint: of this run.
-        plan: of this run.
-        samples: of the split that it analyses.
-        labels: of all parts that it asks for.
+        labels: of all parts that this run asks for.
 
     Raises:
         SpectraError: if those are results of another question, of more parts, or unfinished ones.
     """
-    mine, theirs = _asked(plan), held.settings
-    pairs = [("checkpoint", checkpoint.file, held.checkpoint.get("file"))]
-    if pairs[0][1] == pairs[0][2]:
-        pairs = [("checkpoint sha256", checkpoint.sha256, held.checkpoint.get("sha256"))]
-    pairs.append(("images", samples.pixels_sha256, held.data.get("pixels_sha256")))
-    open_ = [name for name in _LEFT_OPEN if mine[name] == "auto"]
-    asked = [key for key in mine if key not in (*open_, *_MAY_CHANGE, "device")]
-    pairs += [(key, mine[key], theirs[key]) for key in asked if key in theirs]
-    other = _changed(pairs)
-    lost = [label for label in held.finished if label not in labels]
-    if not other and not lost and set(held.finished) in (set(), set(labels)):
+    kept = [spectrum for spectrum in held.spectra if spectrum.runs]
+    if not kept:  # failures alone
         return
-    what = ", ".join(other) or (
-        f"{lost[0]}, {len(lost)} such in all" if lost else "unfinished ones"
-    )
-    raise SpectraError(
-        f"got a folder that holds other results than this run makes ({what}), expected an empty "
-        "one, or results of the same question: nothing was replaced; choose another --out, go on "
-        "with --resume where only parts are missing, or replace them with --overwrite"
-    )
+    free = ["device", *(name for name in _LEFT_OPEN if mine.settings[name] == "auto")]
+    what = _changed(_pairs(mine, held, free))
+    if not what and (more := [s.label for s in kept if s.label not in labels]):
+        what = [f"{len(more)} more, as {more[0]}"]
+    if not what and set(held.finished) != set(labels):
+        what = ["unfinished ones"]
+    if what:
+        raise SpectraError(
+            f"got a folder that holds other results than this run makes ({', '.join(what)}), "
+            "expected an empty one, or results of the same question: nothing was replaced; choose "
+            "another --out, go on with --resume where only parts are missing, or replace them with "
+            "--overwrite"
+        )
 
 
 def describe(
@@ -161,18 +153,7 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
     Raises:
         SpectraError: if they are not of one experiment.
     """
-    pairs = [
-        ("checkpoint", mine.checkpoint["sha256"], held.checkpoint.get("sha256")),
-        *(
-            (name, mine.data[key], held.data.get(key, mine.data[key]))  # older files name few
-            for key, name in _SAMPLES.items()
-        ),
-        *(
-            (key, value, held.settings.get(key, value if key in _NEW else _BEFORE.get(key)))
-            for key, value in mine.settings.items()
-            if key not in _MAY_CHANGE
-        ),
-    ]
+    pairs = [*_pairs(mine, held)]
     groups = held.data.get("groups") or {}
     if set(groups) & set(held.labels):  # which classes they hold the training set has decided
         pairs.append(("groups", mine.data["groups"], groups))
@@ -188,6 +169,21 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
         moves = mine.settings["augment"] == "resample"  # each process draws for itself
         notes += (f"{which}: {'with other draws' if moves else 'equal to rounding'}",)
     return replace(mine, spectra=held.spectra, notes=tuple(dict.fromkeys(notes)))
+
+
+def _pairs(
+    mine: Analysis, held: Analysis, free: Collection[str] = ()
+) -> Iterator[tuple[str, object, object]]:
+    """List what makes an experiment, here and there, but for settings that are free."""
+    one, other = mine.checkpoint, held.checkpoint
+    if one["sha256"] != other.get("sha256"):
+        here, there = (f"{c.get('file')}, {str(c.get('sha256'))[:8]}" for c in (one, other))
+        yield "checkpoint", here, there
+    for key, name in _SAMPLES.items():  # older files name few
+        yield name, mine.data[key], held.data.get(key, mine.data[key])
+    for key, value in mine.settings.items():
+        if key not in (*_MAY_CHANGE, *free):
+            yield key, value, held.settings.get(key, value if key in _NEW else _BEFORE.get(key))
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
@@ -209,4 +205,11 @@ def _require_same(pairs: Iterable[tuple[str, object, object]]) -> None:
 
 
 def _changed(pairs: Iterable[tuple[str, object, object]]) -> list[str]:
-    return [f"{key} ({theirs!r}, now {ours!r})" for key, ours, theirs in pairs if ours != theirs]
+    found = []
+    for key, ours, theirs in pairs:
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            names = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+            ours, theirs = ({name: m.get(name) for name in names} for m in (ours, theirs))
+        if ours != theirs:
+            found.append(f"{key} ({theirs!r}, now {ours!r})")
+    return found

@@ -27,7 +27,14 @@ import torch
 from .errors import SpectraError
 
 FORMAT = "spectra-checkpoint"
-_OPTIONS = (argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath)  # they run nothing
+_OPTIONS: tuple[Any, ...] = (  # they run nothing; Python 3.13 has its own name for paths
+    argparse.Namespace,
+    *(
+        (kind, f"{module}.{kind.__name__}")
+        for kind in (pathlib.PosixPath, pathlib.PurePosixPath)
+        for module in ("pathlib", "pathlib._local")
+    ),
+)
 WAY_OUT = "name the network with --arch, --num-classes or --model PACKAGE.MODULE:FUNCTION"
 
 

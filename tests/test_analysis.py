@@ -78,6 +78,69 @@ def test_the_released_protocol_draws_again_unless_it_is_told_otherwise() -> None
         analyze(checkpoint(), Plan(protocol="released", device="cpu"), train=samples())
 
 
+def test_results_of_another_question_are_not_replaced(tmp_path: Path) -> None:
+    """Whatever tells two experiments apart when one is resumed tells them apart here."""
+    plan, mine, data = Plan(classes=(0,), steps=3, device="cpu"), checkpoint(), samples()
+    found = analyze(mine, plan, train=data, folder=tmp_path)
+    before = (tmp_path / "esd.json").read_bytes()
+    relabelled = Samples.from_batches((data.inputs, (data.targets + 1) % CLASSES), CLASSES)
+    for told, other, asked, train in (
+        ("seed", mine, replace(plan, seed=1), data),
+        ("batch_size", mine, replace(plan, batch_size=4), data),
+        ("loss_function", replace(mine, scale=2.0), plan, data),
+        ("network", replace(mine, model_spec=ModelSpec("other", CLASSES)), plan, data),
+        ("checkpoint", replace(mine, sha256="cd" * 32), plan, data),
+        ("draw", mine, plan, relabelled),
+        ("1 more, as class 0", mine, replace(plan, classes=(1,)), data),
+        ("unfinished", mine, replace(plan, classes=(0, 1)), data),
+    ):
+        with pytest.raises(SpectraError, match=rf"\({told}.*--overwrite"):
+            analyze(other, asked, train=train, folder=tmp_path)
+        assert (tmp_path / "esd.json").read_bytes() == before
+    renamed = replace(mine, file="copy.pt")
+    analyze(renamed, plan, train=data, folder=tmp_path)  # the same question
+    analyze(mine, replace(plan, seed=1), train=data, folder=tmp_path, overwrite=True)
+
+    (spectrum,) = found.spectra
+    replace(found, spectra=(replace(spectrum, complete=False),)).save(tmp_path)
+    with pytest.raises(SpectraError, match=r"\(unfinished ones\).*--resume"):
+        analyze(mine, plan, train=data, folder=tmp_path)
+    failed = ClassSpectrum(label="class 0", name="0", count=9, share=0.5, error="no memory")
+    replace(found, spectra=(failed,)).save(tmp_path)
+    analyze(mine, replace(plan, basis="host"), train=data, folder=tmp_path)  # nothing was there
+
+
+def test_draws_follow_the_batches_and_so_does_the_question(tmp_path: Path) -> None:
+    data = Samples(
+        torch.randint(256, (6, 1, 4, 4), dtype=torch.uint8),
+        torch.tensor([0, 0, 1, 1, 2, 2]),
+        CLASSES,
+        ("a", "b", "c"),
+        augmentation="crop:1",
+    )
+    flat = nn.Sequential(nn.Flatten(), network(inputs=16))
+    plan = Plan(classes=(0,), steps=2, protocol="released", device="cpu", batch_size=32)
+    analyze(checkpoint(flat), plan, train=data, folder=tmp_path)
+    with pytest.raises(SpectraError, match=r"batch_size \(32, now 128\)"):
+        analyze(checkpoint(flat), replace(plan, batch_size="auto"), train=data, folder=tmp_path)
+
+
+def test_a_fitted_class_has_the_float64_check_of_its_largest_eigenvalue() -> None:
+    """The products' residual knows nothing of probabilities that are off by float32's unit."""
+    model = network()
+    with torch.no_grad():
+        model[-1].bias.copy_(torch.tensor([16.0, 0.0, 0.0]))
+    for loose in (False, True):
+        data = samples(counts=(9, 5, 2))
+        label = 1 if loose else 0  # class 1 is always wrong: its loss is large
+        plan = Plan(classes=(label,), steps=8, device="cpu")
+        (single,) = analyze(checkpoint(model), plan, train=data).spectra
+        (double,) = analyze(checkpoint(model), replace(plan, dtype="float64"), train=data).spectra
+        assert (single.loss < 1e-4) != loose
+        apart = abs(single.lambda_max - double.lambda_max)
+        assert apart <= single.doctor["noise_floor"] + single.residual_max + double.residual_max
+
+
 def test_a_network_near_chance_on_its_own_training_set_is_told() -> None:
     """Only where all of it was classified: a tail class alone may well be missed."""
     data = samples()
@@ -86,6 +149,9 @@ def test_a_network_near_chance_on_its_own_training_set_is_told() -> None:
     assert "0.0%, near chance" in line
     assert near_chance(right, data.targets, data) == []
     assert near_chance(wrong[:5], data.targets[:5], data) == []
+    two = samples(counts=(8, 8))
+    fair = torch.arange(16) % 4 > 0  # 75 % of two classes are no chance
+    assert near_chance(fair, two.targets, two) == []
 
 
 def test_the_loss_of_a_fitted_class_is_float64s() -> None:
@@ -770,7 +836,9 @@ def test_any_loss_of_the_caller_is_analysed_as_the_trained_one(tmp_path: Path) -
     ours = Checkpoint.of(model, loss=LossSpec("focal", gamma=2.0))
     theirs = Checkpoint.of(model, loss=focal)
     plan = replace(plan, loss="trained", dtype="float64")
-    found = [analyze(held, plan, train=data, folder=tmp_path) for held in (ours, theirs)]
+    found = [
+        analyze(held, plan, train=data, folder=tmp_path, overwrite=True) for held in (ours, theirs)
+    ]
     for mine, other in zip(*(analysis.spectra for analysis in found), strict=True):
         assert other.loss == pytest.approx(mine.loss, rel=1e-12)
         assert other.lambda_max == pytest.approx(mine.lambda_max, rel=1e-8)

@@ -224,13 +224,16 @@ def test_checkpoints_of_other_projects_are_followed_by_the_numbers_of_their_name
     run: Path, tmp_path: Path
 ) -> None:
     """Whatever epoch the file says: some count from 0."""
-    for name, epoch in {"checkpoint_9.pth.tar": 8, "model-10.pt": 10, "notes-3.txt": 3}.items():
+    names = {"checkpoint_9.pth.tar": 8, "model-10.pt": 10, "notes-3.txt": 3, "optimizer_9.pt": 9}
+    names |= {"epoch=7-step=3910.ckpt": 7, "last.pt": None}
+    for name, epoch in names.items():
         state = torch.load(run / "last.pt", weights_only=True)["state_dict"]
         torch.save({"state_dict": state, "epoch": epoch}, tmp_path / name)
     kept = kept_checkpoints(tmp_path)
-    assert [checkpoint.epoch for checkpoint in kept] == [9, 10]
-    shutil.copy(run / "last.pt", tmp_path / "last.pt")  # of a run of ours: only its own files count
-    assert [checkpoint.file for checkpoint in kept_checkpoints(tmp_path)] == ["last.pt"]
+    assert [checkpoint.epoch for checkpoint in kept] == [7, 9, 10]
+    for name in ("last.pt", "epoch-2.pt"):  # beside a run of ours only its own files count
+        shutil.copy(run / name, tmp_path / name)
+    assert [checkpoint.epoch for checkpoint in kept_checkpoints(tmp_path)] == [2, 3]
 
 
 def test_results_of_other_weights_are_not_taken_over(

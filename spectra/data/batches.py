@@ -42,9 +42,9 @@ def read_batches(
     Args:
         source: A DataLoader, an iterable of (inputs, targets) batches, a TensorDataset, or a pair
             of tensors or arrays. A pair may be a mapping, with one of `INPUTS` and one of `LABELS`.
-        num_classes: Number of classes C; None: as many as the loader's dataset names in
-            ``classes``, as torchvision's do, and at least the largest label plus one.
-        class_names: C names; None: those of the dataset, else "0", "1", ...
+        num_classes: Number of classes C; None: the largest label plus one.
+        class_names: C names; None: those in ``classes`` of the loader's dataset, as torchvision's
+            have it, where they are C, else "0", "1", ...
         mean: (c,) to subtract, if the inputs are images that are not normalised yet; bytes are
             scaled to 0..1 before it. None: the network takes the inputs as they are, bytes, too.
         std: (c,) to divide by.
@@ -86,9 +86,8 @@ def read_batches(
         raise SpectraError("the inputs hold NaN or Inf; every product with them would be NaN")
     if inputs.dtype == torch.uint8 and mean is None:
         inputs = inputs.float()  # as the network takes them; samples scale bytes to 0..1
-    told = _told_classes(loader)
-    count = num_classes or max(int(targets.max()) + 1, len(told))
-    if class_names is None and len(told) == count:
+    count = num_classes or int(targets.max()) + 1
+    if class_names is None and len(told := _told_classes(loader)) == count:
         class_names = told
     names = tuple(class_names or map(str, range(count)))
     mean, std = (None if v is None else tuple(map(float, v)) for v in (mean, std))

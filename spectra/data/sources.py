@@ -5,6 +5,7 @@ the source decode what was kept.
 """
 
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
@@ -210,8 +211,9 @@ def image_folder(root: Path, split: str, spec: DataSpec) -> Source:
 
 
 def _below(folder: Path) -> list[Path]:
-    """List files as torchvision's ImageFolder does: folder by folder, each in order."""
-    return sorted(folder.rglob("*"), key=lambda path: (path.parent, path.name))
+    """List files in the order of torchvision's ImageFolder: folder by folder, links followed."""
+    walked = sorted(os.walk(folder, followlinks=True))
+    return [Path(root) / name for root, _, names in walked for name in sorted(names)]
 
 
 def list_file(train: Path, folder: Path, split: str, spec: DataSpec) -> Source:

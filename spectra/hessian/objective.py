@@ -418,6 +418,6 @@ def _unless_one(weights: Tensor) -> Tensor | None:
 
 
 def _place_of(model: nn.Module) -> torch.device:
-    """Tell where a network is, by the first of its parameters."""
+    """Tell where a network is, by the first of its parameters; the CPU where float64 is lacking."""
     first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+    return first.device if first is not None and first.is_cuda else torch.device("cpu")

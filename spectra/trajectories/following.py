@@ -24,7 +24,10 @@ from .published import curve_for
 from .results import RunTrajectory, Trajectory
 
 _OURS = re.compile(r"epoch-(\d+)\.pt")
-_THEIRS = re.compile(r"(?:.*\D)?(\d+)\.(?:pt|pth|ckpt|pth\.tar|safetensors)")
+_THEIRS = re.compile(  # Lightning's "epoch=9-step=3910.ckpt", else the last number
+    r"(?!.*(?:optim|sched|scaler))(?:.*epoch[-_=]?(\d+).*|(?:.*\D)?(\d+))"
+    r"\.(?:pt|pth|ckpt|pth\.tar|safetensors)"
+)
 Splits = tuple[Samples | None, Samples | None]  # training, test
 
 
@@ -136,10 +139,10 @@ def kept_checkpoints(
             "-m spectra.train RECIPE --save-at E,E --out DIR` leaves it (for one file: spectra.esd)"
         )
     files: list[tuple[int | None, Path]] = [*_numbered(folder, _OURS)]
-    if (last := folder / "last.pt").exists():
+    theirs = [] if files else _numbered(folder, _THEIRS)
+    if (last := folder / "last.pt").exists() and not theirs:
         files.append((None, last))
-    foreign = not files
-    files = files or [*_numbered(folder, _THEIRS)]
+    files += theirs
     kept: dict[int, Checkpoint] = {}
     for number, path in files:
         try:
@@ -147,7 +150,7 @@ def kept_checkpoints(
         except SpectraError as error:
             raise SpectraError(f"{folder.name}: {error}") from error
         # Other projects count from 0 or from 1 in the file; its name is what they go by.
-        epoch = number if checkpoint.epoch is None or foreign else checkpoint.epoch
+        epoch = number if checkpoint.epoch is None or theirs else checkpoint.epoch
         if epoch is None or number not in (None, epoch):
             says = "does not say its epoch" if epoch is None else f"says that its epoch is {epoch}"
             raise SpectraError(
@@ -169,7 +172,8 @@ def kept_checkpoints(
 def _numbered(folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
     """List the files of a folder whose names give an epoch, ascending; the first of each epoch."""
     found = ((name.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    named = ((match.groups(), path) for match, path in found if match)
+    return sorted((int(next(filter(None, groups))), path) for groups, path in named)
 
 
 def _gather(

@@ -233,16 +233,19 @@ def test_unbatched_loaders_and_tensor_data_sets_are_read():
 
 
 def test_classes_are_those_that_the_dataset_names():
-    """As torchvision's name them, in a subset or not; the largest label may be absent."""
+    """As torchvision's name them, in a subset or not, where there are as many."""
     pictures = Pictures()
-    pictures.classes = [f"kind {c}" for c in range(int(Y.max()) + 2)]
+    pictures.classes = [f"kind {c}" for c in range(int(Y.max()) + 1)]
     for dataset in (pictures, Subset(pictures, range(len(X)))):
         samples = Samples.from_batches(DataLoader(dataset, batch_size=7))
         assert samples.class_names == tuple(pictures.classes)
-    fewer = Samples.from_batches(DataLoader(pictures, batch_size=7), int(Y.max()) + 1)
-    assert fewer.class_names[0] == "0"  # another number was asked for
-    pictures.classes = 7
-    assert Samples.from_batches(DataLoader(pictures, batch_size=7)).class_names[0] == "0"
+    more = Samples.from_batches(DataLoader(pictures, batch_size=7), int(Y.max()) + 2)
+    assert more.class_names[0] == "0"  # another number was asked for
+    for others in (7, [*pictures.classes, "of the labels as they were"]):
+        pictures.classes = others
+        samples = Samples.from_batches(DataLoader(pictures, batch_size=7))
+        assert samples.num_classes == len(samples.class_names) == int(Y.max()) + 1
+        assert samples.class_names[0] == "0"
 
 
 @pytest.mark.parametrize("names", [("pixel_values", "labels"), ("x", "y"), ("label", "image")])
