@@ -12,8 +12,10 @@ import platform
 import re
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -127,6 +129,24 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
+def processor() -> str:
+    """Name the CPU; by its family, too, where its name has no number."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    names = re.findall(r"model name\s*: (.*)", text)
+    name = names[0].strip() if names else platform.processor() or platform.machine()
+    family = re.findall(r"cpu family\s*: (\d+)", text)
+    return name if re.search(r"\d", name) or not family else f"{name} family {family[0]}"
+
+
+def commit() -> str | None:
+    """Name the commit that the code lies at, and whether it has changed since; None without git."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    return None
+
+
 def save(
     name: str,
     folder: Path,
@@ -136,10 +156,8 @@ def save(
     clock_name: str = CLOCK,
 ) -> Path:
     """Write a result file that says where and with what it was made, without any path."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    cpu = names[0].strip() if names else platform.processor() or platform.machine()
-    instructions = torch.backends.cpu.get_cpu_capability()
+    cpu, instructions = processor(), torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
     record = {
         "benchmark": name,
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
@@ -151,9 +169,10 @@ def save(
             "system": f"{platform.system()} {platform.machine()}",
             "load_average_1min": round(os.getloadavg()[0], 2),
         },
+        "commit": commit(),
         "versions": {"python": platform.python_version()}
         | {d.name.lower(): d.version for d in distributions() if d.name.lower() in PACKAGES},
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "clock": clock_name,
         "settings": settings,
         "results": results,
@@ -161,7 +180,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     where = settings.get("device", "cpu")
     if where.startswith("cpu"):  # one name covers processors of very different speed
-        where = f"{cpu} {instructions}"
+        where = f"{cpu} {instructions}" + (f" {threads} threads" if threads > 1 else "")
     path = folder / f"{name}-{re.sub('[^a-z0-9]+', '-', where.lower()).strip('-')}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path

@@ -30,7 +30,8 @@ def bench(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         record: dict[str, Any] = json.loads(written.read_text())
         assert record["benchmark"] == name
         assert record["machine"]["cpu"]
-        assert written.stem.endswith(f"-{record['machine']['instructions'].lower()}")
+        assert f"-{record['machine']['instructions'].lower()}" in written.stem
+        assert (record["threads"] > 1) == written.stem.endswith("-threads")
         assert record["versions"]["torch"]
         return record["results"]
 
