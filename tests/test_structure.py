@@ -167,6 +167,20 @@ def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
     assert all("training" not in MAY_IMPORT[room] for room in analysis | SHARED)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "reports").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_scripts_of_the_reports_find_what_they_import(path: Path) -> None:
+    """They run for minutes on data that users lack; a name that is gone would wait until then."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spectra"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.value.id != "spectra" or hasattr(spectra, node.attr), node.attr
+
+
 def test_the_list_of_commands_names_every_one(capsys: pytest.CaptureFixture[str]) -> None:
     runnable = {p.stem for p in PACKAGE.glob("*.py") if '__name__ == "__main__"' in p.read_text()}
     runnable |= {path.parent.name for path in PACKAGE.glob("*/__main__.py")}

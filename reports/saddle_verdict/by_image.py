@@ -14,13 +14,12 @@ import sys
 import torch
 
 import spectra
-from spectra.gathering import loss_of
 
 file, data, label = sys.argv[1], sys.argv[2], int(sys.argv[3])
 checkpoint = spectra.load_checkpoint(file)
 samples = spectra.open_data(checkpoint.data, path=data)
 part = samples.of_class(label)
-loss = loss_of(checkpoint, spectra.Plan())
+loss = checkpoint.criterion("ce")
 
 
 def ends(rows):

@@ -12,7 +12,6 @@ import sys
 import torch
 
 import spectra
-from spectra.gathering import loss_of
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.krylov import nonconvexity
 from spectra.released import released_lanczos
@@ -21,7 +20,7 @@ checkpoint = spectra.load_checkpoint(sys.argv[1])
 samples = spectra.open_data(checkpoint.data, path=sys.argv[2])
 label, copies, steps = map(int, sys.argv[3:6])
 rows = torch.nonzero(samples.targets == label)[:, 0]
-loss = loss_of(checkpoint, spectra.Plan())
+loss = checkpoint.criterion("ce")
 many = samples.select(rows.repeat(copies))
 objective = Objective.of(checkpoint.model, many, loss, batch_size=32).unweighted()
 choice = choose_product(objective)

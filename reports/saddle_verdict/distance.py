@@ -14,14 +14,13 @@ import sys
 import torch
 
 import spectra
-from spectra.gathering import loss_of
 from spectra.hessian import Objective
 from spectra.krylov import SymmetricOperator, lanczos, nonconvexity, random_start
 
 checkpoint = spectra.load_checkpoint(sys.argv[1])
 samples = spectra.open_data(checkpoint.data, path=sys.argv[2])
 label, steps = map(int, sys.argv[3:5])
-loss = loss_of(checkpoint, spectra.Plan())
+loss = checkpoint.criterion("ce")
 of_class = samples.of_class(label)
 objective = Objective.of(checkpoint.model, of_class, loss, batch_size=32).unweighted()
 

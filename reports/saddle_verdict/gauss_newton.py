@@ -13,14 +13,13 @@ import sys
 import torch
 
 import spectra
-from spectra.gathering import loss_of
 
 file, data, label = sys.argv[1], sys.argv[2], int(sys.argv[3])
 checkpoint = spectra.load_checkpoint(file)
 samples = spectra.open_data(checkpoint.data, path=data)
 part = samples.of_class(label)
 network = checkpoint.model.double().eval()
-loss = loss_of(checkpoint, spectra.Plan())
+loss = checkpoint.criterion("ce")
 parameters = list(network.parameters())
 trace = 0.0
 losses = []

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 import spectra
-from spectra.gathering import loss_of
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.krylov import SymmetricOperator
 from spectra.released import released_lanczos
@@ -23,7 +22,7 @@ from spectra.released import released_lanczos
 checkpoint = spectra.load_checkpoint(sys.argv[1])
 samples = spectra.open_data(checkpoint.data, path=sys.argv[2])
 rows = torch.nonzero(samples.targets == int(sys.argv[3]))[:, 0]
-loss = loss_of(checkpoint, spectra.Plan())
+loss = checkpoint.criterion("ce")
 objective = Objective.of(checkpoint.model, samples, loss, batch_size=32).select(rows).unweighted()
 choice = choose_product(objective)
 if "fixed" not in sys.argv:
