@@ -33,6 +33,7 @@ def analyze(
     folder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    accuracies: bool = True,
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> Analysis:
@@ -51,6 +52,8 @@ def analyze(
         resume: go on from the results in `folder` when they belong to the same settings.
         overwrite: replace whatever results lie in `folder`; without it only those of the same
             question, all of which are made again.
+        accuracies: pass all images that the parts name through the network, for the shares that it
+            classifies right; of large sets on a CPU that takes long.
         progress: is told of every product.
         processes: share the samples out among them; each calls this with the same checkpoint and
             samples. The first one's plan holds, and only that one reads and writes `folder`.
@@ -85,7 +88,9 @@ def analyze(
     finished = () if held is None else held.finished
     if processes is not None:
         processes.tell((plan, finished, _fingerprints(checkpoint, train, test)))
-    study = Study.prepare(checkpoint, plan, train, test, processes, finished)
+    study = Study.prepare(
+        *(checkpoint, plan, train, test, processes, finished), accuracies=accuracies
+    )
     analysis = study.blank()
     if held is not None:
         analysis = take_over(analysis, held)

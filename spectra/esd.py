@@ -62,6 +62,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             folder=folder,
             resume=options.resume,
             overwrite=options.overwrite,
+            accuracies=options.accuracies,
             progress=bar,
             processes=processes,
         )

@@ -180,6 +180,12 @@ def add_result_flags(
         action="store_true",
         help="replace what lies there; without it only finished results of the same question are",
     )
+    group.add_argument(
+        "--no-accuracies",
+        dest="accuracies",
+        action="store_false",
+        help="leave out the passes over all images that tell them, and the test set",
+    )
     group.add_argument("--quiet", action="store_true", help="no progress bar and no table")
     return group.add_argument
 
@@ -235,6 +241,8 @@ def open_samples(
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
     train = opened("train")
+    if options.split == "train" and not getattr(options, "accuracies", True):
+        return train, None
     try:
         test = opened("test")
         require_one_size(train, test)

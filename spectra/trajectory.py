@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             folder=folder,
             resume=options.resume,
             overwrite=options.overwrite,
+            accuracies=options.accuracies,
             published=options.published,
             load=partial(open_checkpoint, options=options),
             samples=partial(open_samples, options=options),

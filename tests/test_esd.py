@@ -430,6 +430,17 @@ def test_what_took_hours_is_not_replaced_by_another_question(
         command("--classes", "9", "--resume", "--overwrite")
 
 
+def test_accuracies_can_be_left_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def classify(*_: object) -> None:
+        raise AssertionError("nothing is to be classified")
+
+    whole = command("--classes", "9", "--quiet").json["spectra"][0]
+    monkeypatch.setattr(study, "classify", classify)
+    (entry,) = command("--classes", "9", "--quiet", "--no-accuracies").json["spectra"]
+    assert entry["train_accuracy"] is entry["test_accuracy"] is None
+    assert entry == whole | {"train_accuracy": None, "test_accuracy": None}
+
+
 def test_the_default_folder_names_the_run_where_the_file_does_not(tmp_path: Path) -> None:
     for path, folder in {
         "mine/resnet.pth": "resnet",

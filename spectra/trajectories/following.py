@@ -54,6 +54,7 @@ def follow(
     folder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    accuracies: bool = True,
     published: Sequence[str] = ("auto",),
     load: Callable[[Path], Checkpoint] = load_checkpoint,
     samples: Callable[[Checkpoint], Splits] = named_samples,
@@ -68,6 +69,7 @@ def follow(
         folder: where the results go, saved as they come; nothing is written when None.
         resume: take over what `folder` holds of the same checkpoints and settings.
         overwrite: replace whatever it holds, as in `analyze`.
+        accuracies: as in `analyze`.
         published: which published values stand beside each run, as in `published.curve_for`; one
             for all, or one a run.
         load: opens a checkpoint file.
@@ -107,6 +109,7 @@ def follow(
                         folder=place and place / run.name / epoch,
                         resume=resume,
                         overwrite=overwrite,
+                        accuracies=accuracies,
                         progress=_Placed(progress, where, stale),
                         processes=processes,
                     )
