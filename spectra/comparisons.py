@@ -29,7 +29,7 @@ from spectra.krylov import nonconvexity
 from spectra.results import Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks
 from spectra.trajectories.published import ENDS, Ends
-from spectra.writing import markdown, number
+from spectra.writing import markdown, number, with_error
 
 Row: TypeAlias = tuple[str, Analysis, ClassSpectrum]  # the name of a run, and what is of it
 HEADER = (
@@ -49,6 +49,7 @@ _APART = {  # settings, as they are said where two analyses differ by them alone
     "seed": "seed {}",
     "batch_size": "batches of {}",
 }
+_BOTH = "Residuals: ‖Hy − λy‖ of λmin and of λmax, by one more product; none are published."
 _LATE = 10  # off-diagonals at the end of T that are averaged
 _NOTES = (
     "λmin, λmax: the outermost Ritz values of all probes. Ratio: |λmin|/λmax of each probe by "
@@ -169,17 +170,23 @@ def beside_published(analyses: Mapping[str, Analysis]) -> str:
     Args:
         analyses: by the step of the paper's run that each is of, ``sgd`` or ``sam``.
     """
-    header = ("run", "spectrum", "samples", "", "λmin", "λmax", "ratio", "test acc. %", "loss")
-    rows = []
+    header = (
+        *("", "run", "spectrum", "samples", "", "λmin", "λmax", "residuals of both", "ratio"),
+        *("test acc. %", "loss"),
+    )
+    lines, rows = [], []
     for step, analysis in analyses.items():
         for s in analysis.spectra:
             if (panel := ENDS[step].get(s.label)) is None:
                 continue
             accuracy = None if s.test_accuracy is None else 100 * s.test_accuracy
-            ours = [s.lambda_min, s.lambda_max, s.nonconvexity, accuracy, s.loss]
-            about = step.upper(), s.label, str(s.count)
-            rows += [(*about, "ours", *map(number, ours)), ("", "", "", "published", *_told(panel))]
-    return markdown(header, rows, (0, 1, 3))
+            about = marks(s), step.upper(), s.label, str(s.count), "ours"
+            residuals = f"{number(s.residual_min, 1)} {number(s.residual_max, 1)}"
+            ends, rest = (s.lambda_min, s.lambda_max), (s.nonconvexity, accuracy, s.loss)
+            lines.append((*about, *map(number, ends), residuals, *map(number, rest)))
+            lines.append(("", "", "", "", "published", *_told(panel)))
+            rows.append((step.upper(), analysis, s))
+    return _with_notes(markdown(header, lines, (0, 1, 2, 4)), [_BOTH], rows)
 
 
 def _told(panel: Ends) -> list[str]:
@@ -188,7 +195,7 @@ def _told(panel: Ends) -> list[str]:
         f"{value:g}".replace("-", "−")
         for value in (panel.lambda_min, panel.lambda_max, panel.test_accuracy)
     )
-    return [low, high, number(ratio), accuracy, number(panel.loss, 2)]
+    return [low, high, "–", number(ratio), accuracy, number(panel.loss, 2)]
 
 
 def _with_notes(table: str, notes: Sequence[str], rows: Sequence[Row]) -> str:
@@ -212,7 +219,7 @@ def _cells(row: Row, name: str) -> list[str]:
     run, _, s = row
     theta = s.certificate.get("rayleigh_quotient")
     known = s.trace if s.known_forms else None
-    trace = number(known) + ("" if known is None else f" ± {number(s.trace_stderr, 2)}")
+    trace = "–" if known is None else with_error(known, s.trace_stderr)
     return [
         *(marks(s), run, s.label, str(s.count), number(s.loss), name),
         *(number(s.lambda_min), number(s.lambda_max)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from spectra.files import replacing
 from spectra.results import CAVEAT, OPEN_MASS, Analysis, ClassSpectrum
 from spectra.trajectories import RunTrajectory, Trajectory
-from spectra.writing import markdown, number
+from spectra.writing import markdown, number, with_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 MARKS = {  # what stands before a row, and what the footer says about it
     "▼": "negative curvature is proven: yᵀHy + noise floor < 0, recomputed in float64 by another "
     "path on the fixed operator; yᵀHy is an upper bound of λmin",
-    "!": f"{CAVEAT}: augmentation re-drawn in every product, the released recurrence, or products "
-    "of rounding alone",
-    "~": "not converged: some eigenvalue lies within the residual of the value, which is large",
+    "!": f"{CAVEAT}: augmentation re-drawn in every product, the released recurrence, products of "
+    "rounding alone, or an operator that the doctor found to move",
+    "~": "not converged: the residual is large (of a fixed matrix, some eigenvalue lies within it)",
     "…": "interrupted; --resume goes on from here",
-    "✗": "failed, see below",
+    "✗": "no numbers, see below",
 }
 _HEADER = (
     *(("", ""), ("", "class"), ("", "name"), ("", "samples"), ("share", "%"), ("", "loss")),
     *(("acc. %", "train"), ("acc. %", "test"), ("", "λmin"), ("", "λmax")),
-    *(("residuals", "of both"), ("|λmin|", "/ λmax"), ("density", "< 0, %"), ("", "trace ± s.e.")),
+    *(("residuals", "of both"), ("|λmin|", "/ λmax"), ("density", "< −τ, %"), ("", "trace ± s.e.")),
 )
+_TAU = "τ = max(noise floor, 1e−6 λmax); a range of the density is what the Krylov steps leave open"
 _TEXT = (0, 1, 2)  # columns aligned to the left
 _CELL = 12  # columns of an epoch: a number and three marks
 _DROPPED_FIRST = (2, 4, 10, 6, 3)  # what a narrow screen goes without, in this order
@@ -158,27 +159,29 @@ def _cells(s: ClassSpectrum) -> list[str]:
     return [
         *(marks(s), s.label, _cut(s.name), str(s.count), number(100 * s.share), number(s.loss)),
         *(*accuracies, number(s.lambda_min), number(s.lambda_max), residuals),
-        *(number(s.nonconvexity), _mass(s), _with_error(s.trace, s.trace_stderr)),
+        *(number(s.nonconvexity), _mass(s), with_error(s.trace, s.trace_stderr)),
     ]
 
 
 def _mass(s: ClassSpectrum) -> str:
-    """Write the share as a range where the quadrature leaves more than a point of % open."""
-    low, high = s.negative_mass_bounds or (0.0, 0.0)
-    if high - low > OPEN_MASS:
-        return f"{100 * low:.0f}–{100 * high:.0f}"
-    percent = (None if x is None else 100 * x for x in (s.negative_mass, s.negative_mass_stderr))
-    return _with_error(*percent)
-
-
-def _with_error(value: float | None, stderr: float | None) -> str:
-    return number(value) if stderr is None else f"{number(value)} ± {number(stderr, 2)}"
+    """Write the share as a range where the quadrature leaves more open than the probes do."""
+    known = s.negative_mass, s.negative_mass_stderr
+    mass, stderr = (None if x is None else 100 * x for x in known)
+    if mass is None or s.negative_mass_bounds is None:
+        return with_error(mass, stderr)
+    low, high = (100 * end for end in s.negative_mass_bounds)
+    if stderr is not None and high - low <= stderr:
+        return with_error(mass, stderr)
+    if high - low > 100 * OPEN_MASS:
+        return f"{low:.0f}–{high:.0f}"
+    return "–".join(dict.fromkeys(map(number, (low, high))))  # once where three digits agree
 
 
 def _footer(analysis: Analysis) -> Sequence[str]:
     used = set("".join(map(marks, analysis.spectra)))
     lines = [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
     lines += [f"✗ {s.label}: {s.error}" for s in analysis.spectra if s.error is not None]
+    lines += [_TAU] * any(s.negative_mass is not None for s in analysis.spectra)
     lines += [f"{s.label}: {note}" for s in analysis.spectra for note in s.notes]
     facts = {"data": analysis.data.get("name"), "split": analysis.data.get("split")}
     keys = ("loss", "protocol", "augment", "steps", "probes", "seed", "dtype")

@@ -48,6 +48,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def with_error(value: float | None, error: float | None) -> str:
+    """Write a number to the second digit of its error, with three digits or more, and the error."""
+    if value is None or not error or not math.isfinite(error):
+        return number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
+    first, of_error = (int(f"{x:.1e}".split("e")[1]) if x else 0 for x in (value, error))
+    digits = min(max(3, first - of_error + 2), 15)  # float64 has no more
+    return f"{number(value, digits)} ± {number(error, 2)}"
+
+
 def markdown(
     header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,)
 ) -> str:

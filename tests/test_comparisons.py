@@ -14,7 +14,7 @@ from spectra.compare import main
 from spectra.comparisons import HEADER, beside_published, compare, named, settling, signatures
 from spectra.figures import recurrence_panels
 from spectra.krylov import SpectralMeasure, SymmetricOperator, lanczos, random_start
-from spectra.results import Analysis, ClassSpectrum
+from spectra.results import CAVEAT, Analysis, ClassSpectrum
 
 VALUES = torch.linspace(-1.0, 1.0, 200, dtype=torch.float64) ** 3
 VALUES[-1] = 50.0  # an outlier over a bulk
@@ -135,18 +135,24 @@ def test_after_fewer_steps_stands_what_a_shorter_run_tells(
 
 def test_published_ends_stand_below_ours_where_there_are_any() -> None:
     made = {"lambda_min": -2.0, "lambda_max": 8.0, "nonconvexity": 0.25, "loss": 0.01}
+    made |= {"residual_min": 1.9, "residual_max": 0.02, "protocol": "released"}
     ours = analysis_of(spectrum_of(8, test_accuracy=0.5, **made), spectrum_of(9, **made))
-    lines = beside_published({"sgd": ours, "sam": ours}).splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert [row[:4] for row in cells] == [
-        ["SGD", "class 8", "9", "ours"],
-        ["", "", "", "published"],
-        ["SAM", "class 8", "9", "ours"],
-        ["", "", "", "published"],
+    told = beside_published({"sgd": ours, "sam": ours})
+    lines = told.partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert [row[:5] for row in cells] == [
+        ["!~", "SGD", "class 8", "9", "ours"],
+        ["", "", "", "", "published"],
+        ["!~", "SAM", "class 8", "9", "ours"],
+        ["", "", "", "", "published"],
     ]
-    assert cells[0][4:] == ["−2.00", "8.00", "0.250", "50.0", "0.0100"]
-    assert cells[1][4:] == ["−22.95", "23.11", "0.993", "52.1", "0.0023"]
-    assert cells[3][4:] == ["−2.28", "14.58", "0.156", "72.8", "0.070"]
+    assert cells[0][5:] == ["−2.00", "8.00", "2 0.02", "0.250", "50.0", "0.0100"]
+    assert cells[1][5:] == ["−22.95", "23.11", "–", "0.993", "52.1", "0.0023"]
+    assert cells[3][5:] == ["−2.28", "14.58", "–", "0.156", "72.8", "0.070"]
+    assert CAVEAT in told
+    assert "- ~ not converged" in told
+    blank = analysis_of(spectrum_of(8, error="not computed yet"))
+    assert "SGD, class 8: not computed yet" in beside_published({"sgd": blank})
 
 
 @pytest.mark.parametrize(

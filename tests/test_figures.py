@@ -25,6 +25,7 @@ from spectra.figures import (
     PLAIN,
     Scale,
     amplification_panels,
+    class_panels,
     density_grid,
     draw_density,
     landscape_pages,
@@ -33,11 +34,15 @@ from spectra.figures import (
     save,
     slice_panels,
     surface_panels,
+    trajectory_pages,
 )
+from spectra.figures.learning import learning_curves
+from spectra.figures.pages import plain_text
 from spectra.krylov import SpectralMeasure, Tridiagonal
 from spectra.krylov.measure import Kernel
 from spectra.landscape import Amplification, Differences, Landscape, Slice, Surface, View
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
+from spectra.trajectories import RunTrajectory, Trajectory
 
 GROUPS = {"head": [0, 1, 2], "mid": [3, 4, 5, 6], "tail": [7, 8, 9]}
 
@@ -168,12 +173,58 @@ def test_numbers_of_the_panel_stand_in_its_box() -> None:
 
 
 def test_unknown_and_unconverged_numbers_are_called_so() -> None:
-    spectrum = spectrum_of(0, lambda_min=None, test_accuracy=None, converged=False)
-    (page,) = density_grid(analysis_of(spectrum))
+    """Of an interrupted spectrum no residual is known yet, and so not that it is large."""
+    interrupted = spectrum_of(
+        0, lambda_min=None, test_accuracy=None, converged=False, complete=False
+    )
+    (page,) = density_grid(analysis_of(interrupted, spectrum_of(1, converged=False)))
     lines = [line.split() for line in box_of(page.axes[0]).get_text().splitlines()]
     assert lines[1:3] == [["λmin", "–"], ["test", "acc", "–"]]
-    assert lines[-1] == ["not", "converged"]
+    assert lines[-1] == ["loss", "0.00230"]
     assert labelled(page.axes[0], "λmin") == []
+    assert box_of(page.axes[1]).get_text().splitlines()[-1] == "not converged"
+
+
+def flat(loss: float) -> Surface:
+    places = np.linspace(-1, 1, 5)
+    return Surface(places, places, np.full((5, 5), loss), (1.0, 1.0), 0.0)
+
+
+def test_a_dollar_sign_in_a_name_begins_no_formula(tmp_path: Path) -> None:
+    """This pair of them would be one, which matplotlib refuses to draw."""
+    odd = r"$\nothing$"
+    run = Tridiagonal(np.array([1.0, 0, 0]), np.array([0.5, 0.25]), 0.1, None, False, 9)
+    spectrum = spectrum_of(8, label=odd, name=odd, runs=(run,))
+    analysis = dataclasses.replace(
+        analysis_of(spectrum, dataclasses.replace(failed("x"), error=odd)),
+        checkpoint={"file": odd, "epoch": 1},
+        data={"name": odd},
+    )
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(
+        "epoch,lr,weighted,train_loss,test_accuracy,head,mid,tail\n1,0.1,0,1,0.5,0.5,0.5,0.5\n"
+    )
+    values = {odd: [(50.0, None), (40.0, None)]}
+    pages = {
+        "densities": density_grid(analysis),
+        "trajectories": trajectory_pages(Trajectory((RunTrajectory(odd, (analysis,)),))),
+        "recurrence": [recurrence_panels([(odd, analysis)])],
+        "classes": [class_panels({odd: values}, [odd, "b"], {})],
+        "radii": [radius_panels({odd: {0.1: {"all": (50.0, None)}}}, {}, {odd: "all"})],
+        "learning": [learning_curves({odd: metrics})],
+        "amplification": [amplification_panels(amplification_of(), (odd, "b", "c"), title=odd)],
+        "slices": [slice_panels({odd: slice_of()}, title=odd)],
+        "surfaces": [surface_panels({odd: flat(1.0)}, title=odd)],
+    }
+    for room, drawn in pages.items():
+        for page in drawn:
+            page.canvas.draw()
+            told = " ".join(text.get_text() for text in page.findobj(Text))
+            assert odd.replace("$", r"\$") in told, room
+    for name in ("$x$", r"a \$5 or $6", "$"):
+        text = Figure().text(0, 0, plain_text(name))
+        plain = Figure().text(0, 0, name, parse_math=False)
+        assert text.get_window_extent().bounds == plain.get_window_extent().bounds
 
 
 def test_extremes_are_marked_where_they_lie() -> None:
@@ -454,6 +505,22 @@ def test_the_loss_itself_is_drawn_over_the_same_axes_for_all_lines() -> None:
     assert np.allclose(losses, 1 - t**2 / 2)
 
 
+def test_losses_below_the_panel_are_marked_at_its_edge() -> None:
+    """Two decades below L(w) it ends, unless another panel's loss falls as far."""
+    calm = slice_of()
+    falling = dataclasses.replace(calm, ahead=np.exp(-30 * calm.distances))
+    low = dataclasses.replace(calm, loss=1e-5)
+
+    def marked(*slices: Slice) -> list[float]:
+        figure = slice_panels({str(k): cut for k, cut in enumerate(slices)})
+        (marks,) = labelled(figure.axes[2 * len(slices)], "outside")
+        return marks.get_xdata().round(3).tolist()
+
+    assert marked(calm) == []
+    assert marked(falling) == [0.215, 0.464]
+    assert marked(falling, low) == [0.464]
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_what_is_no_number_is_left_out_and_the_page_is_drawn(bad: float, tmp_path: Path) -> None:
     cut = slice_of(ahead=bad)
@@ -482,8 +549,8 @@ def test_what_is_no_number_is_left_out_and_the_page_is_drawn(bad: float, tmp_pat
 def test_a_loss_below_the_scale_of_colours_is_told_from_the_lowest_on_it() -> None:
     losses = np.full((5, 5), 1.0)
     losses[0] = 1e-9  # the scale ends at a hundredth of the middle
-    places = np.linspace(-1, 1, 5)
-    figure = surface_panels({"one": Surface(places, places, losses, (1.0, 1.0), 0.0)})
+    seen = dataclasses.replace(flat(1.0), losses=losses)
+    figure = surface_panels({"one": seen})
     (filled,) = [c for c in figure.axes[0].collections if c.get_array() is not None and c.filled]
     assert filled.extend == "min"
     assert filled.cmap.get_under().tolist() == [0, 0, 0, 1]
@@ -552,6 +619,47 @@ def test_a_radius_without_a_part_is_left_out_of_its_panel() -> None:
     assert paper.get_markersize() > ours.get_markersize()  # where they meet, both are seen
 
 
+def test_whiskers_are_named_and_no_accuracy_axis_leaves_the_percents() -> None:
+    lone = {0.1: {"overall": (2.0, None)}, 0.5: {"overall": (96.0, None)}}
+    seeds = lone | {0.5: {"overall": (96.0, 3.0)}}
+    for sweep, told in ((lone, False), (seeds, True)):
+        figures = [radius_panels({"ours": sweep}, {}, {"All": "overall"})]
+        values = [value["overall"] for value in sweep.values()]
+        figures.append(class_panels({"title": {"ours": values}}, ["a", "b"], {}))
+        for figure in figures:
+            words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+            assert words == ["ours", *["± s.d. over seeds"] * told]
+        low, high = figures[0].axes[0].get_ylim()
+        assert 0 <= low < high <= 100
+
+
+def test_analyses_that_differ_in_samples_alone_are_told_apart() -> None:
+    run = Tridiagonal(np.array([1.0, 0, 0]), np.array([0.5, 0.25]), 0.1, None, False, 9)
+    few, many, nine = (
+        ("run", analysis_of(spectrum_of(c, count=n, runs=(run,), lambda_max=1.0)))
+        for c, n in ((8, 83), (8, 500), (9, 50))
+    )
+    figure = recurrence_panels([few, many, nine])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["run, class 8"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["exact, 83 samples", "exact, 500 samples", "constant T: 1/2"]
+    alone = recurrence_panels([few, nine]).legends[0].get_texts()
+    assert [text.get_text() for text in alone] == ["exact", "constant T: 1/2"]
+
+
+def test_a_long_name_of_a_run_is_broken_into_lines_above_its_panel() -> None:
+    run = Tridiagonal(np.array([1.0, 0, 0]), np.array([0.5, 0.25]), 0.1, None, False, 9)
+    analysis = analysis_of(spectrum_of(8, runs=(run,), lambda_max=1.0))
+    names = [f"seed {k} of a run with a long name, 200 epochs, and no word shorter" for k in "ab"]
+    figure = recurrence_panels([(name, analysis) for name in names])
+    figure.canvas.draw()
+    titles = [ax._left_title for ax in figure.axes]
+    shown = [title.get_text().replace("\n", " ") for title in titles]
+    assert shown == [f"{name}, class 8" for name in names]
+    boxes = [text.get_window_extent() for text in (*figure.legends[0].get_texts(), *titles)]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
 def test_many_analyses_of_one_class_have_looks_of_their_own() -> None:
     run = Tridiagonal(np.array([1.0, 0, 0]), np.array([0.5, 0.25]), 0.1, None, False, 9)
     spectrum = spectrum_of(8, runs=(run,), lambda_max=1.0)
@@ -577,7 +685,14 @@ def test_a_png_is_small_and_looks_the_same(tmp_path: Path) -> None:
     png, _ = save([figure], tmp_path)
     figure.savefig(tmp_path / "full.png")
     with Image.open(png) as few, Image.open(tmp_path / "full.png") as full:
-        assert few.size == full.size
-        apart = np.asarray(few.convert("RGB"), float) - np.asarray(full.convert("RGB"), float)
+        assert (few.size, few.info["dpi"]) == (full.size, full.info["dpi"])
+        small, whole = (np.asarray(image.convert("RGB"), int) for image in (few, full))
+    apart = (small - whole).reshape(-1, 3)
     assert png.stat().st_size < 0.6 * (tmp_path / "full.png").stat().st_size
     assert np.sqrt((apart**2).mean()) < 2  # of 255
+    assert np.abs(apart).max() < 32
+    _, colour, counts = np.unique(
+        whole.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    frequent = np.isin(colour.ravel(), np.argsort(-counts)[:40])
+    assert not apart[frequent].any()  # backgrounds, areas and lines

@@ -45,6 +45,11 @@ def test_the_schedule_is_marked_where_it_changes(metrics: Path) -> None:
     for ax in learning_curves({"a run": metrics}).axes:
         marks = {line.get_xdata()[0]: line.get_linestyle() for line in ax.lines[-2:]}
         assert marks == {2.0: "-.", 3.0: ":"}  # re-weighting, and a drop of the rate alone
+    (legend,) = learning_curves({"a run": metrics, "again": metrics}).legends
+    handles = {text.get_text(): line.get_linestyle() for text, line in zip(
+        legend.get_texts(), legend.legend_handles, strict=True
+    )}  # fmt: skip
+    assert handles == {"re-weighting starts": "-.", "learning rate drops": ":"}
 
 
 def test_a_cosine_has_no_drop(tmp_path: Path) -> None:
@@ -54,7 +59,9 @@ def test_a_cosine_has_no_drop(tmp_path: Path) -> None:
     rows = [f"{epoch},{rate},0{cells}" for epoch, rate in enumerate(rates, start=1)]
     path.write_text("\n".join([HEADER, *rows]) + "\n")
     assert rates[-1] < 0.5 * rates[-2]
-    for ax in learning_curves({"a run": path}).axes:
+    figure = learning_curves({"a run": path})
+    assert not figure.legends
+    for ax in figure.axes:
         assert not [line for line in ax.lines if line.get_linestyle() in (":", "-.")]
 
 

@@ -210,6 +210,33 @@ def test_the_committed_results_are_the_ones_of_the_committed_checkpoint(
             assert found.get(label).lambda_min == expected
 
 
+def test_one_damaged_folder_is_left_out_with_a_line(
+    clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
+    train = open_data(checkpoint.data)
+    for name in ("bad", "good"):
+        analyze(checkpoint, TINY, train=train, folder=clone / "reports" / name)
+    (clone / "reports/bad/esd.npz").write_bytes(b"PK")
+    bad = clone / "reports/run"
+    bad.mkdir()
+    (bad / "trajectory.json").write_text("{}")
+    assert Budget("quick").analysis("sgd").labels == ("class 8", "class 9")
+    told = capsys.readouterr().out
+    assert told.count("left out: ") == 1
+    assert "stored in reports/good" in told
+    assert Budget("full").analysis("sam", classes=(8,)).labels == ("overall", "class 8")
+    assert not Budget("full").trajectory("sgd").runs[0].analyses
+    assert "trajectory.json is truncated or no trajectory" in capsys.readouterr().out
+
+
+def test_of_all_samples_and_some_the_figure_says_so() -> None:
+    empty = {"checkpoint": {}, "data": {}, "device": "cpu", "versions": {}}
+    whole, some = (Analysis(**empty, settings={"max_samples": n}) for n in (None, 500))
+    assert beside(a=whole, b=some).settings["max_samples"] == "all and 500"
+    assert beside(a=whole).settings["max_samples"] is None
+
+
 def test_analyses_side_by_side_keep_their_numbers_and_name_both_settings(
     clone: Path, tiny: None
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from spectra import Analysis, ClassSpectrum, Trajectory, esd, pages, report, trajectory
 from spectra.results import CAVEAT
-from spectra.writing import number
+from spectra.writing import number, with_error
 from tests.made_up import train_digits
 
 SGD = "checkpoints/digits-lt-ce-drw-sgd.pt"
@@ -317,6 +317,9 @@ def test_a_trajectory_gets_a_page_with_every_epoch(followed: Path, tmp_path: Pat
         rows = [line for line in text.splitlines() if f"| {label} |" in line]
         assert [row.split(" | ")[0].strip("| ") for row in rows] == ["1", "2", "3"]
         assert f"**short, {label}**: The operator was one fixed symmetric matrix" in text
+    held = Trajectory.load(followed).runs[0].of("class 8")[-1][1]
+    assert f"| {number(held.residual_min, 1)} {number(held.residual_max, 1)} |" in rows[-1]
+    assert f"| {with_error(held.trace, held.trace_stderr)} |" in rows[-1]
     assert "at epochs 1, 2 and 3 (3 checkpoints)" in text
     assert "trained by the recipe digits-lt-ce-drw-sgd" in text
     assert "published" not in text.lower()  # nothing was published of three epochs on digits

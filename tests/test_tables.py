@@ -13,6 +13,7 @@ from spectra import tables
 from spectra.errors import SpectraError
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.tables import frame, number, render, to_csv, to_markdown
+from spectra.writing import with_error
 
 KNOWN = ClassSpectrum(
     label="class 8",
@@ -105,6 +106,49 @@ def test_narrow_screens_lose_columns_but_no_curvature(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     for cell in ("class 8", "−0.499", "45.5", "0.0110", "1.23 ± 0.10", "1234 ± 45"):
         assert cell in text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.119, 2.7e-4, "0.11900 ± 2.7e−4"),
+        (1.0903, 0.0036, "1.0903 ± 0.0036"),
+        (53.8, 2.7, "53.8 ± 2.7"),
+        (1234.5, 451.0, "1234 ± 451"),
+        (99999.0, 45.0, "9.99990e4 ± 45"),
+        (-0.5, 12.0, "−0.500 ± 12"),
+        (2.0, 1e-30, "2.00000000000000 ± 1.0e−30"),
+        (0.0, 0.1, "0 ± 0.10"),
+        (1.5, None, "1.50"),
+        (None, None, "–"),
+    ],
+)
+def test_a_number_has_the_digits_that_its_error_has(
+    value: float | None, error: float | None, text: str
+) -> None:
+    assert with_error(value, error) == text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "stderr", "text"),
+    [
+        ((0.0122, 0.0124), 0.001, "1.23 ± 0.10"),
+        ((0.012, 0.016), 0.001, "1.20–1.60"),
+        ((0.0122, 0.0124), None, "1.22–1.24"),
+        ((0.0123, 0.0123 + 1e-12), None, "1.23"),
+        ((0.01, 0.99), 0.001, "1–99"),
+        ((0.01, 0.11), 0.2, "1.23 ± 20"),
+        (None, None, "1.23"),
+    ],
+)
+def test_a_share_is_a_range_where_the_quadrature_leaves_more_open_than_the_probes(
+    bounds: tuple[float, float] | None, stderr: float | None, text: str
+) -> None:
+    s = dataclasses.replace(KNOWN, negative_mass_bounds=bounds, negative_mass_stderr=stderr)
+    table, _, foot = to_markdown(analysis_of(s)).partition("\n\n")
+    assert table.splitlines()[-1].split(" | ")[-2] == text
+    assert "τ = max(noise floor, 1e−6 λmax)" in foot
+    assert "τ" not in to_markdown(analysis_of(FAILED)).partition("\n\n")[2]
 
 
 def test_unknown_is_a_dash_and_never_zero() -> None:

@@ -236,11 +236,12 @@ def test_the_axis_of_both_signs_has_few_marks_and_holds_every_value(
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
+@pytest.mark.parametrize("name", ["run", "a run of 200 epochs in a folder with a long name:"])
 @pytest.mark.parametrize(("count", "width"), [(1, None), (2, None), (3, None), (4, None), (2, 3.4)])
-def test_no_two_texts_overlap(count: int, width: float | None) -> None:
+def test_no_two_texts_overlap(count: int, width: float | None, name: str) -> None:
     changes = {"operator": "resampled", "name": "a long class name"}
     changes |= {"probes": 3, "published": "sgd"}
-    runs = [run_of(f"run {k}", 0, 2, 5, 7, 8, **changes) for k in range(count)]
+    runs = [run_of(f"{name} {k}", 0, 2, 5, 7, 8, **changes) for k in range(count)]
     figure = trajectory_panels(Trajectory(tuple(runs)), width=width)
     figure.canvas.draw()
     assert figure.get_figwidth() <= 7

@@ -49,6 +49,7 @@ from .stored import (
     no_landscape,
     same_samples,
     stored_run,
+    whole,
 )
 
 _EMPTY = "not computed yet"
@@ -127,11 +128,9 @@ class Budget:
             return blank(plan, {"file": self._file(step).name}, wanted, why, self._counts)
         checkpoint = self.checkpoint(step)
         but_samples = {k: v for k, v in deciding(plan).items() if k != "max_samples"}
-        held = [
-            (path.parent, Analysis.load(path))
-            for path in sorted((self.root / "reports").rglob("esd.json"))
-            if fits(path, checkpoint, but_samples)
-        ]
+        paths = sorted((self.root / "reports").rglob("esd.json"))
+        fitting = (path for path in paths if fits(path, checkpoint, but_samples))
+        held = list(whole(Analysis.load, fitting))
         held.sort(key=lambda pair: -pair[1].settings.get("probes", 1))  # the best first
         found: dict[str, ClassSpectrum] = {}
         used: list[Analysis] = []
@@ -184,10 +183,10 @@ class Budget:
             return len(named.intersection(wanted))
 
         best = no_landscape(checkpoint.described(), settings)
-        for path in sorted((self.root / "reports").rglob("landscape.json")):
-            if not fits(path, checkpoint, settings):
-                continue
-            found, place = Landscape.load(path), path.parent.relative_to(self.root).as_posix()
+        paths = sorted((self.root / "reports").rglob("landscape.json"))
+        fitting = (path for path in paths if fits(path, checkpoint, settings))
+        for folder, found in whole(Landscape.load, fitting):
+            place = folder.relative_to(self.root).as_posix()
             fresh = {v.label: v for v in found.views if v.label in wanted and v.label not in views}
             print(f"{what}: {', '.join(fresh) or 'no further class'} stored in {place}")
             views |= fresh
@@ -262,8 +261,8 @@ class Budget:
         """Look up how many samples each class has, for places that stay empty."""
         others = [c for c in (self._file("sgd"), self._file("sam")) if c.exists()]
         weights = [load_checkpoint(path).sha256 for path in others]
-        for path in sorted((self.root / "reports").rglob("esd.json")):
-            held = Analysis.load(path)
+        paths = sorted((self.root / "reports").rglob("esd.json"))
+        for _, held in whole(Analysis.load, paths):
             if held.checkpoint.get("sha256") in weights and held.data.get("counts"):
                 return list(held.data["counts"])
         return None

@@ -51,12 +51,14 @@ def merged(parts: Sequence[Analysis]) -> Analysis:
     def joined(section: str) -> dict[str, Any]:
         held = [getattr(part, section) for part in parts]
         keys = dict.fromkeys(key for values in held for key in values)
-        return {key: one([values[key] for values in held if key in values]) for key in keys}
+        return {key: one([values[key] for values in held if key in values], key) for key in keys}
 
-    def one(values: Sequence[Any]) -> Any:
+    def one(values: Sequence[Any], key: str = "") -> Any:
         different = [v for i, v in enumerate(values) if v not in values[:i]]
         if len(different) == 1:
             return different[0]
+        if key == "max_samples":
+            different = ["all" if value is None else value for value in different]
         told = (part for value in different for part in str(value).split(" and "))
         return " and ".join(dict.fromkeys(told))  # parts may have been joined themselves
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spectra import Analysis, Checkpoint, ClassSpectrum, Plan, Samples, Trajectory, open_data
 from spectra.data import usually_normalised
@@ -15,6 +15,7 @@ from spectra.errors import SpectraError
 from spectra.landscape import Landscape, Survey
 from spectra.trajectories import RunTrajectory
 
+Held = TypeVar("Held")
 _DECIDING = (  # settings that numbers depend on; speed and memory do not count
     *("split", "loss", "protocol", "augment", "steps", "until_converged", "probes", "seed"),
     *("max_samples", "dtype", "tf32"),
@@ -42,6 +43,25 @@ def fits(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> boo
     return _agree(about["checkpoint"], about["data"], about["settings"], checkpoint, settings)
 
 
+def whole(load: Callable[[Path], Held], paths: Iterable[Path]) -> Iterator[tuple[Path, Held]]:
+    """Load the folders of some files; one that is damaged gets a line instead.
+
+    Args:
+        load: reads a folder.
+        paths: a file in each.
+
+    Yields:
+        A folder, and what it holds.
+    """
+    for path in paths:
+        try:
+            held = load(path.parent)
+        except SpectraError as error:
+            print(f"left out: {error}")
+            continue
+        yield path.parent, held
+
+
 def stored_run(
     reports: Path, checkpoint: Checkpoint, plan: Plan, loose: Collection[str]
 ) -> tuple[Path, RunTrajectory] | None:
@@ -59,9 +79,9 @@ def stored_run(
     settings = {key: value for key, value in deciding(plan).items() if key not in loose}
     wanted = {f"class {c}" for c in plan.classes}
     found = [
-        (path.parent, run)
-        for path in sorted(reports.rglob("trajectory.json"))
-        for run in Trajectory.load(path.parent).runs
+        (folder, run)
+        for folder, held in whole(Trajectory.load, sorted(reports.rglob("trajectory.json")))
+        for run in held.runs
         if run.analyses and wanted <= set(run.labels)
         for last in run.analyses[-1:]
         if _agree(last.checkpoint, last.data, last.settings, checkpoint, settings)

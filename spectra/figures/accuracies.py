@@ -8,14 +8,15 @@ tail.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from .pages import COLOURS, INK, PLAIN, STYLE, open_grid
+from .pages import COLOURS, INK, PLAIN, STYLE, open_grid, plain_text
 
 Value = tuple[float, float | None]  # mean and standard deviation, in %
 _COLOURS = (INK, PLAIN, "#B22222", "#8C8C8C")  # differ in grey, too, and so do the markers
@@ -41,7 +42,7 @@ def class_panels(
         figure, places = _open(len(panels), 2.9)
         for ax, (title, curves) in zip(places, panels.items(), strict=True):
             draw_classes(ax, curves, names, groups)
-            ax.set_title(textwrap.fill(title, 38))
+            ax.set_title(plain_text(textwrap.fill(title, 38)))
         return figure
 
 
@@ -74,13 +75,14 @@ def draw_classes(
         _say_empty(ax)
     every = max(1, len(names) // 12)
     slanted = max(map(len, names), default=0) > 2
-    ax.set_xticks(range(0, len(names), every), names[::every], rotation=45 if slanted else 0)
+    ticks = [plain_text(name) for name in names[::every]]
+    ax.set_xticks(range(0, len(names), every), ticks, rotation=45 if slanted else 0)
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_ylim(0, 103)
     ax.set_xlabel("Class, by falling number of training samples")
     ax.set_ylabel("Test accuracy, %")
     if curves:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 0.06), frameon=True, framealpha=0.9)
+        _name_curves(ax, curves.values(), loc="lower left", bbox_to_anchor=(0, 0.06))
     return ax
 
 
@@ -108,7 +110,7 @@ def radius_panels(
                 for name, curve in ours.items()
             }
             draw_radius(ax, {name: curve for name, curve in curves.items() if curve})
-            ax.set_title(title)
+            ax.set_title(plain_text(title))
         return figure
 
 
@@ -132,10 +134,12 @@ def draw_radius(ax: Axes, curves: Mapping[str, Mapping[float, Value]]) -> Axes:
     ax.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
     ax.set_xticks([], minor=True)
     ax.margins(0.08, 0.2)
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(0, low), min(100, high))
     ax.set_xlabel("Radius ρ")
     ax.set_ylabel("Test accuracy, %")
     if curves:
-        ax.legend(loc="best", frameon=True, framealpha=0.9)
+        _name_curves(ax, [curve.values() for curve in curves.values()], loc="best")
     return ax
 
 
@@ -160,10 +164,18 @@ def _draw_curve(
     }
     style |= {"marker": _MARKERS[k % len(_MARKERS)], "linestyle": (0, (3, 2)) if paper else "-"}
     style["markerfacecolor"] = "white" if paper else style["color"]
-    ax.plot(places, [mean for mean, _ in values], label=label, **style)
+    ax.plot(places, [mean for mean, _ in values], label=plain_text(label), **style)
     for place, (mean, std) in zip(places, values, strict=True):
         if std is not None:
             ax.vlines(place, mean - std, mean + std, color=style["color"], linewidth=1.2)
+
+
+def _name_curves(ax: Axes, curves: Iterable[Iterable[Value]], **place: Any) -> None:
+    """Write the legend, whiskers included where there are any."""
+    handles = list(ax.lines)
+    if any(std is not None for values in curves for _, std in values):
+        handles.append(Line2D([], [], label="± s.d. over seeds", color=INK, marker="|", ls="none"))
+    ax.legend(handles=handles, frameon=True, framealpha=0.9, **place)
 
 
 def _say_empty(ax: Axes) -> None:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from spectra.landscape import Amplification, rows_of
 
-from .pages import INK, OUTSIDE, PLAIN, STYLE, add_legend, leave_empty, open_grid
+from .pages import INK, OUTSIDE, PLAIN, STYLE, add_legend, leave_empty, open_grid, plain_text
 
 _MEASURED: dict[str, Any] = {"color": PLAIN, "marker": "o", "markersize": 2.6}
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markersize": 3.6}
@@ -57,7 +57,8 @@ def amplification_panels(
             return figure
         for column, k in enumerate(named):
             above, below = panels[:, column]
-            draw_amplification(above, measured, k, controls).set_title(directions[k])
+            title = plain_text(directions[k])
+            draw_amplification(above, measured, k, controls).set_title(title)
             number, of = measured.effective_batches[k], measured.components.shape[1]
             above.set_xlabel(f"effective: {number:.3g} of {of} batches", fontsize=7)
             draw_amplification(below, measured, k, controls, kind="slope").set_xlabel(_RADIUS)

@@ -40,8 +40,10 @@ from .pages import (
     facts_of,
     lay_out,
     panel_width,
+    plain_text,
     size_of,
     width_of,
+    wrapped,
 )
 
 PANELS_PER_PAGE = 15  # five rows: a page of print
@@ -177,7 +179,7 @@ def draw_density(
     _title(ax, spectrum)
     measure = spectrum.measure
     if measure is None:
-        reason = textwrap.fill(spectrum.error or "no spectrum", 34)
+        reason = plain_text(textwrap.fill(spectrum.error or "no spectrum", 34))
         ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color=ALARM)
         return ax
     density = _curve(measure, scale, kernel) if grid is None else measure.density(grid, kernel)
@@ -250,19 +252,19 @@ def _set_axes(ax: Axes, scale: Scale) -> None:
 def _title(ax: Axes, spectrum: ClassSpectrum) -> None:
     drawn = spectrum.measure is not None  # between probes, too
     top = add_ribbon(ax, shown=drawn and spectrum.caveat is not None)
-    ax.set_title("\n".join(_heading(spectrum, size_of(ax)[0])), y=top)
+    ax.set_title(plain_text("\n".join(_heading(spectrum, size_of(ax)[0]))), y=top)
     ax.set_title(f"n = {spectrum.count}", loc="right", y=top, fontweight="normal", fontsize=7)
 
 
 def _heading(spectrum: ClassSpectrum, width: float) -> list[str]:
     """Give the lines of a panel's title: the label whole, the name behind or below it."""
     counted = 0.1 + 0.055 * len(f"n = {spectrum.count}")  # inches
-    room, beside = int(width / 0.075), int((width - counted) / 0.075)  # letters
+    beside = int((width - counted) / 0.075)  # letters
     name = spectrum.name if spectrum.name != spectrum.label else ""
     together = f"{spectrum.label} · {name}" if name else spectrum.label
     if len(together) <= beside:
         return [together]
-    label = textwrap.wrap(spectrum.label, room)
+    label = wrapped(spectrum.label, width)
     if not name and len(label[-1]) <= beside:
         return label
     return [*label, textwrap.shorten(name, beside, placeholder="…")]
@@ -274,7 +276,8 @@ def _numbers(s: ClassSpectrum) -> str:
     values |= {"test acc": accuracy, "loss": number(s.loss)}
     widest = max(7, *map(len, values.values()))
     lines = [f"{name:<9}{value:>{widest}}" for name, value in values.items()]
-    return "\n".join(lines + ["not converged"] * (not s.converged))
+    known = s.lambda_min is not None  # else no residual has been measured
+    return "\n".join(lines + ["not converged"] * (known and not s.converged))
 
 
 def _name(analysis: Analysis) -> str:

@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 
 from spectra.errors import SpectraError
 
-from .pages import COLOURS, INK, PLAIN, STYLE, width_of
+from .pages import COLOURS, INK, PLAIN, STYLE, add_legend, plain_text, width_of
 
 _GROUPS = ("head", "mid", "tail")
 _MARKERS = dict(zip(_GROUPS, "o^s", strict=True))
+_SCHEDULE = {"re-weighting starts": "-.", "learning rate drops": ":"}
 
 
 def learning_curves(runs: Mapping[str, Path], *, width: float | None = None) -> Figure:
@@ -45,10 +46,14 @@ def learning_curves(runs: Mapping[str, Path], *, width: float | None = None) -> 
             rows = _read(path)
             draw_accuracies(above, rows)
             draw_loss(below, rows)
-            above.set_title(title)
+            above.set_title(plain_text(title))
             below.set_xlabel("Epoch")
             above.label_outer()
             below.label_outer()
+        lines = (line for ax in panels[1] for line in ax.lines)
+        marks = {line.get_label(): line for line in lines if line.get_label() in _SCHEDULE}
+        if marks:
+            add_legend(figure, [marks[label] for label in _SCHEDULE if label in marks])
         return figure
 
 
@@ -66,13 +71,13 @@ def draw_accuracies(ax: Axes, rows: Sequence[Mapping[str, float]]) -> Axes:
         )  # fmt: skip
     values = [100 * row["test_accuracy"] for row in found]
     ax.plot(epochs, values, color=INK, linewidth=1.6, label=f"all ({values[-1]:.1f})")
-    _mark_schedule(ax, rows)
     ax.set_ylim(0, 100)
     ax.set_ylabel("Test accuracy, %")
     # Below the panel: in it there is no place that no curve comes through.
     ax.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.03), ncols=2, title="in the last epoch, %"
     )
+    _mark_schedule(ax, rows)
     return ax
 
 
@@ -85,11 +90,16 @@ def draw_loss(ax: Axes, rows: Sequence[Mapping[str, float]]) -> Axes:
 
 
 def _mark_schedule(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    weighted, dropped = _SCHEDULE
     for before, after in pairwise(rows):
         if after["weighted"] > before["weighted"]:
-            ax.axvline(before["epoch"], color=INK, linewidth=0.9, linestyle="-.")
+            label = weighted
         elif after["lr"] < 0.1 * before["lr"]:
-            ax.axvline(before["epoch"], color=INK, linewidth=0.9, linestyle=":")
+            label = dropped
+        else:
+            continue
+        style = _SCHEDULE[label]
+        ax.axvline(before["epoch"], color=INK, linewidth=0.9, linestyle=style, label=label)
 
 
 def _read(path: Path) -> list[dict[str, float]]:

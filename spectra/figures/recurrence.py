@@ -19,7 +19,19 @@ from matplotlib.lines import Line2D
 from spectra.comparisons import names_of
 from spectra.results import Analysis, ClassSpectrum
 
-from .pages import INK, OUTSIDE, STYLE, Head, columns_on, facts_of, lay_out, width_of
+from .pages import (
+    INK,
+    OUTSIDE,
+    STYLE,
+    Head,
+    columns_on,
+    facts_of,
+    lay_out,
+    panel_width,
+    plain_text,
+    width_of,
+    wrapped,
+)
 
 # Dark to light and dash by dash: told apart in grey as well. Seven dashes go round beside five
 # colours, and 35 looks are distinct, for neither number divides the other.
@@ -46,6 +58,7 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
     rows = [(run, a, s) for run, a in analyses for s in a.spectra if s.runs and s.lambda_max]
     for (run, _, s), name in zip(rows, names_of(rows), strict=True):
         panels.setdefault(f"{run}, {s.label}", []).append((name, s))
+    panels = {title: _told_apart(held) for title, held in panels.items()}
     compared = {title: held for title, held in panels.items() if len({n for n, _ in held}) > 1}
     panels = compared or panels  # one line alone says little beside those
     names = list(dict.fromkeys(name for held in panels.values() for name, _ in held))
@@ -54,23 +67,35 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
         for i, name in enumerate(names)
     }
     width = width_of(len(panels))
+    columns = columns_on(len(panels), width)
+    titles = [wrapped(title, panel_width(columns, width)) for title in panels]
     facts = facts_of(*(analysis for _, analysis in analyses))
-    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+    handles = [Line2D([], [], label=plain_text(name), **look) for name, look in looks.items()]
     handles.append(Line2D([], [], label="constant T: 1/2", **_HALF))
     head = Head("What the recurrence sees", facts, handles, width)
     with mpl.rc_context(fname=STYLE):
         figure, axes = lay_out(
-            *(len(panels), columns_on(len(panels), width), head),
-            ribbon=False, x="Lanczos step", y="β / λmax",
+            *(len(panels), columns, head), ribbon=False,
+            x="Lanczos step", y="β / λmax", names=max(map(len, titles), default=1),
         )  # fmt: skip
-        for ax, (title, held) in zip(axes, panels.items(), strict=True):
+        for ax, title, held in zip(axes, titles, panels.values(), strict=True):
             for name, s in held:
                 draw_recurrence(ax, s, **looks[name])
-            ax.set_title(title)
+            ax.set_title(plain_text("\n".join(title)))
         ends = np.array([ax.get_ylim() for ax in axes])
         for ax in axes:
             ax.set_ylim(ends[:, 0].min(), max(1.0, ends[:, 1].max()))
     return figure
+
+
+def _told_apart(held: Sequence[tuple[str, ClassSpectrum]]) -> list[tuple[str, ClassSpectrum]]:
+    """Add the samples to a name that analyses over several numbers of them have in common."""
+    counts: dict[str, set[int]] = {}
+    for name, s in held:
+        counts.setdefault(name, set()).add(s.count)
+    return [
+        (f"{name}, {s.count} samples" if len(counts[name]) > 1 else name, s) for name, s in held
+    ]
 
 
 def draw_recurrence(ax: Axes, spectrum: ClassSpectrum, **look: Any) -> Axes:

@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, SymmetricalLogLocator
 from spectra.landscape import Differences, Slice
 from spectra.writing import number
 
-from .pages import ALARM, INK, PLAIN, STYLE, add_legend, leave_empty, open_grid
+from .pages import ALARM, INK, PLAIN, STYLE, add_legend, leave_empty, open_grid, plain_text
 
 _HESSIAN: dict[str, Any] = {"color": INK, "linewidth": 1.0, "linestyle": (0, (4, 2))}
 _SECOND: dict[str, Any] = {"color": PLAIN, "marker": "o", "markersize": 2.6}
@@ -43,24 +43,23 @@ def slice_panels(slices: Mapping[str, Slice | None], *, title: str = "") -> Figu
     """
     seen = [cut for cut in slices.values() if cut is not None]
     reach = min([_COMMON, *(float(cut.distances[-1]) for cut in seen)])
+    ends = np.array([_loss_ends(cut, reach) for cut in seen])
+    common = (ends[:, 0].min(), ends[:, 1].max()) if seen else None
     with mpl.rc_context(fname=STYLE):
         figure, panels = open_grid(max(1, len(slices)), 3, 6.0, title)
         if not slices:
             leave_empty(*panels[:, 0])
             return figure
         for column, (name, cut) in enumerate(slices.items()):
-            panels[0, column].set_title(name, y=1.0, pad=12)  # above a power of ten, or none
+            above = {"y": 1.0, "pad": 12}  # above a power of ten, or none
+            panels[0, column].set_title(plain_text(name), **above)
             if cut is None:
                 leave_empty(*panels[:, column])
                 continue
             draw_slice(panels[0, column], cut)
             draw_differences(panels[1, column], cut)
-            draw_loss(panels[2, column], cut, reach=reach)
+            draw_loss(panels[2, column], cut, reach=reach, ends=common)
             panels[2, column].set_xlabel("t")
-        drawn = [ax for ax, cut in zip(panels[2], slices.values(), strict=True) if cut is not None]
-        ends = [ax.get_ylim() for ax in drawn]
-        for ax in drawn:
-            ax.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
         panels[0, 0].set_ylabel("L(w+tv) − L(w) − t·a,\nwhile bent to H's side")
         panels[1, 0].set_ylabel("Curvature along v,\nat the distance t")
         panels[2, 0].set_ylabel("L(w+tv),\nin all panels alike")
@@ -110,13 +109,7 @@ def draw_slice(ax: Axes, cut: Slice, *, reach: float | None = None) -> Axes:
     room = 0.15 * (high - low) or 1.0
     ax.set_ylim(low - room, high + room)
     for above in (False, True):
-        edge = {**_OUTSIDE, "marker": 6 if above else 7}
-        there = t[~shown & (bends > 0 if above else bends < 0)]
-        height = 0.94 if above else 0.06
-        ax.plot(
-            there, np.full(len(there), height),
-            transform=ax.get_xaxis_transform(), label="outside", **edge,
-        )  # fmt: skip
+        _mark_outside(ax, t[~shown & (bends > 0 if above else bends < 0)], above=above)
     ax.set_xlim(-1.05 * reach, 1.05 * reach)
     ax.ticklabel_format(scilimits=(-2, 3))
     ax.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))
@@ -126,25 +119,27 @@ def draw_slice(ax: Axes, cut: Slice, *, reach: float | None = None) -> Axes:
     return ax
 
 
-def draw_loss(ax: Axes, cut: Slice, *, reach: float = _COMMON) -> Axes:
+def draw_loss(
+    ax: Axes, cut: Slice, *, reach: float = _COMMON, ends: tuple[float, float] | None = None
+) -> Axes:
     """Draw the loss along a line as it is, logarithmic.
 
     Args:
         ax: empty axes.
-        cut: what to draw; of losses that are not positive or no number nothing is seen.
+        cut: what to draw; of losses that are no number nothing is seen.
         reach: how far to both sides.
+        ends: of the axis, to share with other panels; the slice's own if None.
 
     Returns:
-        The same axes; they end two decades below L(w).
+        The same axes; by themselves they end two decades below L(w), and what lies below their end
+        is marked there.
     """
-    near = (np.abs(cut.positions) <= reach * (1 + 1e-9)) & np.isfinite(cut.losses)
-    t, losses = cut.positions[near], cut.losses[near]
+    t, losses = _near(cut, reach)
     ax.set_yscale("log", nonpositive="mask")
     ax.plot(t, losses, linewidth=0.8, label="loss", **_SECOND)
-    middle = cut.loss if math.isfinite(cut.loss) and cut.loss > 0 else 1.0
-    positive = losses[losses > 0]
-    low = max(float(positive.min(initial=middle)), middle / 100)
-    ax.set_ylim(low / 2, 2 * float(positive.max(initial=middle)))
+    low, high = ends or _loss_ends(cut, reach)
+    ax.set_ylim(low, high)
+    _mark_outside(ax, t[losses < low], above=False)
     ax.set_xlim(-1.05 * reach, 1.05 * reach)
     ax.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))
     ax.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -191,6 +186,27 @@ def draw_differences(ax: Axes, cut: Slice) -> Axes:
     ax.set_xlim(cut.distances[0] / 1.5, cut.distances[-1] * 1.5)
     ax.xaxis.set_major_locator(LogLocator(numticks=4))
     return ax
+
+
+def _near(cut: Slice, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Give the losses up to a distance that are numbers, and where they were taken."""
+    near = (np.abs(cut.positions) <= reach * (1 + 1e-9)) & np.isfinite(cut.losses)
+    return cut.positions[near], cut.losses[near]
+
+
+def _loss_ends(cut: Slice, reach: float) -> tuple[float, float]:
+    """Choose the ends of an axis for the losses up to a distance."""
+    _, losses = _near(cut, reach)
+    positive = losses[losses > 0]
+    middle = cut.loss if math.isfinite(cut.loss) and cut.loss > 0 else 1.0
+    low = max(float(positive.min(initial=middle)), middle / 100)
+    return low / 2, 2 * float(positive.max(initial=middle))
+
+
+def _mark_outside(ax: Axes, places: np.ndarray, *, above: bool) -> None:
+    """Mark where values leave a panel."""
+    look = {**_OUTSIDE, "marker": 6 if above else 7, "transform": ax.get_xaxis_transform()}
+    ax.plot(places, np.full(len(places), 0.94 if above else 0.06), label="outside", **look)
 
 
 def _finite(value: float) -> float:

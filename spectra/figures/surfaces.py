@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from spectra.landscape import Surface
 
-from .pages import ALARM, INK, OUTSIDE, STYLE, leave_empty, open_grid
+from .pages import ALARM, INK, OUTSIDE, STYLE, leave_empty, open_grid, plain_text
 
 # Without its darkest fifth, so that black, which is below the scale, is darker in grey as well.
 _CIVIDIS = mpl.colormaps["cividis"](np.linspace(0.2, 1, 256))
@@ -44,7 +44,7 @@ def surface_panels(surfaces: Mapping[str, Surface | None], *, title: str = "") -
         for k in range(pairs * columns):
             above, below = panels[k // columns * 2 : k // columns * 2 + 2, k % columns]
             name, seen = (*surfaces.items(), *[("", None)] * columns)[k]
-            above.set_title(name)
+            above.set_title(plain_text(name))
             if seen is None:
                 leave_empty(above, below, said=k < len(surfaces))
                 continue

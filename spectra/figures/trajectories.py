@@ -35,8 +35,11 @@ from .pages import (
     columns_on,
     facts_of,
     lay_out,
+    panel_width,
+    plain_text,
     size_of,
     width_of,
+    wrapped,
 )
 
 _Value = tuple[float | None, float | None]  # and what it is uncertain by
@@ -163,10 +166,10 @@ def _open(
     analyses = [analysis for run in runs for analysis in run.analyses]
     head = Head(title, facts_of(*analyses), handles, width)
     ribbon = any(spectrum.caveat for a in analyses for spectrum in a.spectra)
+    columns = columns_on(len(runs), width)
+    names = max((len(wrapped(run.name, panel_width(columns, width))) for run in runs), default=1)
     with mpl.rc_context(fname=STYLE):
-        return lay_out(
-            *(len(runs), columns_on(len(runs), width), head), ribbon=ribbon, x="Epoch", y=y
-        )
+        return lay_out(len(runs), columns, head, ribbon=ribbon, x="Epoch", y=y, names=names)
 
 
 def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
@@ -204,9 +207,11 @@ def _finish(ax: Axes, run: RunTrajectory, last: float) -> None:
     """Write the run's name, where its re-weighting starts, and whether its operator moves."""
     if run.reweighted_after is not None and run.reweighted_after <= last:
         ax.axvline(run.reweighted_after, label="re-weighting", zorder=1, **_LINE)
-    ax.xaxis.set_major_locator(MaxNLocator(max(2, int(size_of(ax)[0] / 0.5)), integer=True))
+    width = size_of(ax)[0]
+    ax.xaxis.set_major_locator(MaxNLocator(max(2, int(width / 0.5)), integer=True))
     moving = any(s.caveat for analysis in run.analyses for s in analysis.spectra)
-    ax.set_title(run.name, y=add_ribbon(ax, shown=moving))
+    title = plain_text("\n".join(wrapped(run.name, width)))
+    ax.set_title(title, y=add_ribbon(ax, shown=moving))
 
 
 def _set_limits(ax: Axes, right: float, high: float) -> None:
@@ -251,7 +256,9 @@ def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
         groups: dict[str, Any] = {f"{name} classes": _line_colour(name) for name in COLOURS}
         groups |= {"other classes": _line_colour(""), "all samples": INK}
         styles = {name: {"color": c} for name, c in groups.items() if c in colours}
-    handles = [Line2D([], [], label=label, markersize=4, **s) for label, s in styles.items()]
+    handles = [
+        Line2D([], [], label=plain_text(label), markersize=4, **s) for label, s in styles.items()
+    ]
     if any(run.reweighted_after is not None for run in runs):
         handles.append(Line2D([], [], label="re-weighting starts", **_LINE))
     return handles

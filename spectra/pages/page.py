@@ -17,7 +17,7 @@ from spectra.files import drawn_pages, replacing
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks, to_markdown
 from spectra.trajectories import RunTrajectory, Trajectory
-from spectra.writing import number
+from spectra.writing import number, with_error
 
 from .methods import distinct, methods, references
 from .words import escaped, findings, over_epochs, some, unescaped
@@ -184,18 +184,23 @@ def _warning(spectra: Iterable[ClassSpectrum]) -> str:
 
 
 def _epochs(run: RunTrajectory) -> str:
-    header = ["epoch", "class", "samples", "loss", "test, %", "λmin", "λmax"]
+    header = ["epoch", "class", "samples", "loss", "test, %", "λmin", "λmax", "residuals of both"]
     header.append(escaped("|λmin| / λmax"))
-    header += ["published"] * (run.published is not None) + ["yᵀHy on the fixed H", "marks"]
+    header += ["published"] * (run.published is not None) + ["yᵀHy on the fixed H"]
+    traces = any(s.trace is not None for analysis in run.analyses for s in analysis.spectra)
+    header += ["trace ± s.e."] * traces + ["marks"]
     rows = []
     for label in run.labels:
         paper = run.published_of(label)
         for epoch, s in run.of(label):
             test = None if s.test_accuracy is None else 100 * s.test_accuracy
-            values = [s.loss, test, s.lambda_min, s.lambda_max, s.nonconvexity]
-            values += [paper.get(epoch)] * (run.published is not None)
-            values += [s.certificate.get("rayleigh_quotient")]
-            cells = [epoch, label, s.count, *map(number, values), marks(s)]
+            known = s.loss, test, s.lambda_min, s.lambda_max
+            cells = [str(epoch), label, str(s.count), *map(number, known)]
+            cells += [f"{number(s.residual_min, 1)} {number(s.residual_max, 1)}"]
+            cells += [number(s.nonconvexity)]
+            cells += [number(paper.get(epoch))] * (run.published is not None)
+            cells += [number(s.certificate.get("rayleigh_quotient"))]
+            cells += [with_error(s.trace, s.trace_stderr)] * traces + [marks(s)]
             rows.append(list(map(escaped, cells)))
     table = _table(header, rows)
     if run.published is not None:
