@@ -4,7 +4,7 @@
 
 The augmentation is finite: 81 crops of the padded image, each mirrored or not, all equally likely.
 The mean over a class's images and their 162 views is the augmented loss itself. A view's Hessian
-goes to zero with 1 − p of its label, so Lanczos runs on the MOST views (2000) in which that is
+goes to zero with 1 − p of its label, so Lanczos runs on the MOST views (1000) in which that is
 largest, divided by the number of all views (until both ends' residuals are 1e-4 of the larger
 modulus, 60 steps at most). Then the Hessian over all views is multiplied with both Ritz vectors:
 its quotients and residuals are printed, and how much of the loss and of 1 − p the views hold that
@@ -25,7 +25,7 @@ PADDING = 4
 checkpoint = spectra.load_checkpoint(sys.argv[1])
 samples = spectra.open_data(checkpoint.data, path=sys.argv[2])
 assert samples.augmentation == f"crop-flip:{PADDING}"
-label, most = int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 2000
+label, most = int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 1000
 part = samples.of_class(label)
 side = part.inputs.shape[-1]
 padded = F.pad(part.inputs, (PADDING,) * 4)
