@@ -184,7 +184,7 @@ def add_result_flags(
         "--no-accuracies",
         dest="accuracies",
         action="store_false",
-        help="leave out the passes over all images that tell them, and the test set",
+        help="do not classify the images; the test set is not opened then",
     )
     group.add_argument("--quiet", action="store_true", help="no progress bar and no table")
     return group.add_argument

@@ -148,6 +148,8 @@ class Study:
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
         notes += doubts(checkpoint, samples, train)
+        if decides and not accuracies:
+            notes.append("no image was classified: accuracies were left out")
         if train is not None and "train" in correct:
             notes += near_chance(*correct["train"], train)
         held_in = {p.dtype for p in checkpoint.model.parameters()}

@@ -50,9 +50,11 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def with_error(value: float | None, error: float | None) -> str:
     """Write a number to the second digit of its error, with three digits or more, and the error."""
-    if value is None or not error or not math.isfinite(error):
+    if value is None or not error or not (math.isfinite(error) and math.isfinite(value)):
         return number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
-    first, of_error = (int(f"{x:.1e}".split("e")[1]) if x else 0 for x in (value, error))
+    # The error is written with two digits and may round up; the value keeps more of them.
+    first = int(f"{value:.14e}".split("e")[1]) if value else 0
+    of_error = int(f"{error:.1e}".split("e")[1])
     digits = min(max(3, first - of_error + 2), 15)  # float64 has no more
     return f"{number(value, digits)} ± {number(error, 2)}"
 

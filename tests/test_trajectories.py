@@ -231,9 +231,12 @@ def test_checkpoints_of_other_projects_are_followed_by_the_numbers_of_their_name
         torch.save({"state_dict": state, "epoch": epoch}, tmp_path / name)
     kept = kept_checkpoints(tmp_path)
     assert [checkpoint.epoch for checkpoint in kept] == [7, 9, 10]
-    for name in ("last.pt", "epoch-2.pt"):  # beside a run of ours only its own files count
-        shutil.copy(run / name, tmp_path / name)
-    assert [checkpoint.epoch for checkpoint in kept_checkpoints(tmp_path)] == [2, 3]
+    shutil.copy(tmp_path / "model-10.pt", tmp_path / "model-7.pt")
+    with pytest.raises(SpectraError, match=r"two checkpoints of epoch 7, epoch=7-step.*model-7"):
+        kept_checkpoints(tmp_path)
+    for name, epochs in (("last.pt", [3]), ("epoch-2.pt", [2, 3])):
+        shutil.copy(run / name, tmp_path / name)  # beside a run of ours only its own files count
+        assert [checkpoint.epoch for checkpoint in kept_checkpoints(tmp_path)] == epochs
 
 
 def test_results_of_other_weights_are_not_taken_over(

@@ -6,6 +6,7 @@ last epoch, ``last.pt``; one of another project files that end in the epoch, ``c
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from .results import RunTrajectory, Trajectory
 
 _OURS = re.compile(r"epoch-(\d+)\.pt")
 _THEIRS = re.compile(  # Lightning's "epoch=9-step=3910.ckpt", else the last number
-    r"(?!.*(?:optim|sched|scaler))(?:.*epoch[-_=]?(\d+).*|(?:.*\D)?(\d+))"
+    r"(?!(?:.*[-_.])?(?:optim(?:izer)?|sched(?:uler)?|scaler)[-_.\d])"
+    r"(?:.*epoch[-_=]?(\d+).*|(?:.*\D)?(\d+))"
     r"\.(?:pt|pth|ckpt|pth\.tar|safetensors)"
 )
 Splits = tuple[Samples | None, Samples | None]  # training, test
@@ -142,8 +144,9 @@ def kept_checkpoints(
             "-m spectra.train RECIPE --save-at E,E --out DIR` leaves it (for one file: spectra.esd)"
         )
     files: list[tuple[int | None, Path]] = [*_numbered(folder, _OURS)]
-    theirs = [] if files else _numbered(folder, _THEIRS)
-    if (last := folder / "last.pt").exists() and not theirs:
+    last = folder / "last.pt"
+    theirs = [] if files or _is_ours(last, load) else _numbered(folder, _THEIRS)
+    if last.exists() and not theirs:
         files.append((None, last))
     files += theirs
     kept: dict[int, Checkpoint] = {}
@@ -173,10 +176,29 @@ def kept_checkpoints(
 
 
 def _numbered(folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
-    """List the files of a folder whose names give an epoch, ascending; the first of each epoch."""
+    """List the files of a folder whose names give an epoch, ascending.
+
+    Raises:
+        SpectraError: if two of them give the same.
+    """
     found = ((name.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
     named = ((match.groups(), path) for match, path in found if match)
-    return sorted((int(next(filter(None, groups))), path) for groups, path in named)
+    files = sorted((int(next(filter(None, groups))), path) for groups, path in named)
+    for (epoch, one), (other, two) in itertools.pairwise(files):
+        if epoch == other:
+            raise SpectraError(
+                f"{folder} holds two checkpoints of epoch {epoch}, {one.name} and {two.name}, "
+                "expected one of each: which is meant would be a guess; keep one of them there"
+            )
+    return files
+
+
+def _is_ours(path: Path, load: Callable[[Path], Checkpoint]) -> bool:
+    """Tell whether a file is a checkpoint of this trainer's, which knows its recipe."""
+    try:
+        return path.exists() and load(path).recipe is not None
+    except SpectraError:
+        return False
 
 
 def _gather(
