@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from spectra import Analysis
-from spectra.figures.pages import INK, STYLE
+from spectra.figures.pages import INK, STYLE, shrunk
 from spectra.trajectories.published import NONCONVEXITY
 
 HERE = Path(__file__).parent
@@ -53,3 +53,4 @@ with mpl.rc_context(fname=STYLE):
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=7, loc="outside upper center", ncols=3)
     figure.savefig(HERE / "sizes.png", dpi=200)
+shrunk(HERE / "sizes.png")

@@ -263,7 +263,7 @@ def save(figures: Sequence[Figure], folder: str | Path, stem: str = "esd") -> li
                     with replacing(path) as partial:
                         figure.savefig(partial, format=kind, metadata=metadata)
                         if kind == "png":
-                            _shrink(partial)
+                            shrunk(partial)
                     paths.append(path)
     return paths
 
@@ -283,7 +283,7 @@ def _laid_out(figure: Figure) -> Iterator[None]:
         figure.set_layout_engine(engine)
 
 
-def _shrink(path: Path) -> None:
+def shrunk(path: Path) -> None:
     """Keep 96 colours, which take a third of the bytes.
 
     The most frequent ones, of backgrounds and lines, stay what they are. Of the others each next
