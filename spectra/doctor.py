@@ -40,13 +40,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectra.hessian import HessianOperator
+from spectra.hessian import HessianOperator, Objective
 from spectra.hessian.choice import central_difference, of_logits, random_layer
 from spectra.hessian.network import forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
 
 PRODUCTS_PER_EXAMINATION = 5
 PRODUCTS_PER_CERTIFICATE = 4  # two of them in float64
+CERTIFICATE_COST = 14  # in products of the fast path: two passes in float64, two plain
 _SMALLEST = torch.finfo(torch.float64).tiny  # a zero operator has a noise floor, too
 _ORDINARY = 1e-4  # relative: what float32 allows by itself
 _DOCTORS_PROBE = 2**64 - 1  # the examination's start vector is none of the Lanczos probes'
@@ -166,10 +167,7 @@ def certify(
     """
     choice = operator.choice
     objective = replace(operator.objective, redraw=None)
-    y = vector.detach().to(device=objective.device, dtype=torch.float64)
-    y = y / y.norm()
-    first = objective.recut(dtype=torch.float64, backwards=True)
-    hy = first.product(y, choice.reference)
+    first, y, hy = _exact_product(operator, vector)
     theta = _dot(y, hy)
     # One sample more at once than the first pass: the cuts differ wherever they can.
     second = first.recut(batch_size=first.batch_size + 1, backwards=False)
@@ -203,11 +201,19 @@ def rayleigh_quotient(operator: HessianOperator, vector: Float[Tensor, " n"]) ->
         operator: as in `certify`.
         vector: (n,) any nonzero vector y; taken with its norm divided out.
     """
+    _, y, hy = _exact_product(operator, vector)
+    return _dot(y, hy)
+
+
+def _exact_product(
+    operator: HessianOperator, vector: Float[Tensor, " n"]
+) -> tuple[Objective, Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Give the float64 objective that made it, the unit vector y, and Hy by the reference path."""
     objective = replace(operator.objective, redraw=None)
     y = vector.detach().to(device=objective.device, dtype=torch.float64)
     y = y / y.norm()
     exact = objective.recut(dtype=torch.float64, backwards=True)
-    return _dot(y, exact.product(y, operator.choice.reference))
+    return exact, y, exact.product(y, operator.choice.reference)
 
 
 def _find_culprit(operator: SymmetricOperator) -> str | None:

@@ -15,6 +15,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.choices import ProductName
 from spectra.data import Samples
 from spectra.data.memory import free_memory
+from spectra.data.spec import ONE_SIZE
 from spectra.devices import find_device
 from spectra.hessian import (
     HessianOperator,
@@ -33,8 +34,6 @@ from spectra.losses import Loss
 from spectra.networks import LAYOUTS
 from spectra.plan import Part, Plan
 from spectra.processes import Processes
-
-_ONE_SIZE = ("digits", "cifar10", "cifar100")  # data sets whose images nobody resizes
 
 
 def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: Loss) -> Objective:
@@ -58,7 +57,7 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
             f"the checkpoint names no draw of its data: {spec.name} is taken as it is (draws "
             "of CIFAR and of the digits need --imbalance-ratio)"
         )
-    if checkpoint.data is None and spec is not None and spec.name not in _ONE_SIZE:
+    if checkpoint.data is None and spec is not None and spec.name not in ONE_SIZE:
         height, width = samples.inputs.shape[-2:]
         if spec.image_size is None:
             found.append(

@@ -19,6 +19,7 @@ from torch import Tensor
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
 from spectra.doctor import (
+    CERTIFICATE_COST,
     PRODUCTS_PER_CERTIFICATE,
     PRODUCTS_PER_EXAMINATION,
     certify,
@@ -63,7 +64,6 @@ from spectra.resuming import describe
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
 _FITTED = 1e-4  # a class's loss; below it float32's probabilities may be too coarse for its λmax
-_CERTIFICATE_COST = 14  # in products of the fast path: two passes in float64, two plain
 
 
 @runtime_checkable
@@ -195,7 +195,7 @@ class Study:
         extra = 0 if self.plan.moves else TRACE_PROBES
         each = self._products_per_probe * self.plan.probes
         each += PRODUCTS_PER_EXAMINATION + _ENDS + extra
-        work = (each + _CERTIFICATE_COST) * sum(self._work(part) for part in parts)
+        work = (each + CERTIFICATE_COST) * sum(self._work(part) for part in parts)
         return (each + PRODUCTS_PER_CERTIFICATE) * len(parts), work
 
     @property
@@ -319,7 +319,7 @@ class Study:
             self.way.kept.drop()  # the certificate's passes have their own memory
         name = f"frozen:{copies}" if (copies := plan.frozen_copies) else "none"
         certificate = certify(fixed, vectors.low, name=name)
-        tick(PRODUCTS_PER_CERTIFICATE, _CERTIFICATE_COST)
+        tick(PRODUCTS_PER_CERTIFICATE, CERTIFICATE_COST)
         apart = None
         fitted = outline.loss is not None and outline.loss < _FITTED
         if fitted and not plan.moves and plan.dtype == "float32":

@@ -294,12 +294,18 @@ def test_a_recording_that_fails_costs_the_recording_and_nothing_else(
         devices.recorded(lambda given: given["v"], {"v": v})
 
 
+def linearized(gpu: torch.device, **options: Any) -> tuple[Objective, KeptProducts, Tensor]:
+    """A small objective, its products with what is kept, and a vector for them."""
+    objective = Objective.of(network(), samples(), device=gpu, batch_size=5, **options)
+    way = KeptProducts("linearized", objective, "double-backward", sizes=(8,))
+    v = random_start(objective.dim, seed=0, probe=0, dtype=objective.dtype, device=gpu)
+    return objective, way, v
+
+
 def test_a_first_product_makes_one_run_that_is_not_used(
     gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = Objective.of(network(), samples(), device=gpu, batch_size=5)
-    way = KeptProducts("linearized", objective, "double-backward", sizes=(8,))
-    v = random_start(objective.dim, seed=0, probe=0, dtype=objective.dtype, device=gpu)
+    objective, way, v = linearized(gpu)
     sums, real = 0, KeptProducts._sum
 
     def counted(self: KeptProducts, *given: Any) -> Tensor:
@@ -317,9 +323,7 @@ def test_a_first_product_makes_one_run_that_is_not_used(
 def test_a_recording_without_room_leaves_what_is_kept_and_the_next_recording(
     gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = Objective.of(network(), samples(), device=gpu, batch_size=5)
-    way = KeptProducts("linearized", objective, "double-backward", sizes=(8,))
-    v = random_start(objective.dim, seed=0, probe=0, dtype=objective.dtype, device=gpu)
+    objective, way, v = linearized(gpu)
 
     def scarce(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -382,9 +386,7 @@ def test_maps_are_not_compared_in_tf32(gpu: torch.device, monkeypatch: pytest.Mo
         return real(output) * (1 + 1e-3 * next(rough) * tf32)
 
     monkeypatch.setattr(kept, "logits_of", rounded)
-    objective = Objective.of(network(), samples(), device=gpu, batch_size=5, tf32=True)
-    way = KeptProducts("linearized", objective, "double-backward", sizes=(8,))
-    v = random_start(objective.dim, seed=0, probe=0, dtype=objective.dtype, device=gpu)
+    objective, way, v = linearized(gpu, tf32=True)
     way.product(objective, v)
     assert len(way._network(objective)[1].names) == 2
     assert next(rough) == 2

@@ -42,20 +42,20 @@ views = replace(
     augmentation=None,
     positions=None,
 )
-network, scale = checkpoint.model.float().eval(), checkpoint.head_scale
+network, loss = checkpoint.model.float().eval(), checkpoint.criterion("ce")
 with torch.no_grad():
     logits = torch.cat(
         [
-            network(views.select(slice(k, k + 256)).prepared()).double() * scale
+            network(views.select(slice(k, k + 256)).prepared()).double()
             for k in range(0, len(views), 256)
         ]
     )
-losses = F.cross_entropy(logits, views.targets, reduction="none")
+losses = loss.per_sample(logits, views.targets)
 doubt = -torch.expm1(-losses)  # 1 - p
 order = doubt.argsort(descending=True)
 seen = order[:most].sort().values
 
-whole = Objective.of(network, views, checkpoint.criterion("ce"), batch_size=128)
+whole = Objective.of(network, views, loss, batch_size=128)
 chosen = whole.select(seen, normalizer=float(len(views)))
 choice = choose_product(chosen)
 way = choose_way(chosen, choice, Work([len(seen)], 40), product="linearized")

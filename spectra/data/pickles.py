@@ -4,7 +4,7 @@ Images and labels lie in the order of the official files, as in the binary layou
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,7 @@ def read_pickles(
         SpectraError: If a file is damaged, names what could run code, or lacks a key.
     """
     inner, members, (names_file, names_key), label_key = LAYOUTS[name]
-    files = [*members["train"], *members["test"], names_file]
-    homes = [folder / inner, folder, folder / name / inner, folder / name]
-    home = next((h for h in homes if all((h / file).is_file() for file in files)), None)
+    home = find_home(folder, name, inner, [*members["train"], *members["test"], names_file])
     if home is None:
         return None
     parts = [_read(home / file, "data", label_key) for file in members[split]]
@@ -80,6 +78,19 @@ def read_pickles(
             "3072 for each: the files are damaged, unpack them again"
         )
     return pixels, labels, tuple(names)
+
+
+def find_home(folder: Path, name: str, inner: str, files: Sequence[str]) -> Path | None:
+    """Find the files of one of CIFAR's layouts.
+
+    Args:
+        folder: that holds the layout's own folder, or is it, or holds one for the data set.
+        name: of the data set.
+        inner: the layout's own folder.
+        files: all of which have to be there.
+    """
+    homes = [folder / inner, folder, folder / name / inner, folder / name]
+    return next((h for h in homes if all((h / file).is_file() for file in files)), None)
 
 
 def _read(path: Path, *keys: str) -> Mapping[str, Any]:

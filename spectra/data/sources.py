@@ -27,8 +27,8 @@ from .lists import (
     read_list,
 )
 from .official import official_order
-from .pickles import read_pickles
-from .spec import KNOWN, DataSpec
+from .pickles import find_home, read_pickles
+from .spec import KNOWN, ONE_SIZE, DataSpec
 
 Integers = NDArray[np.int64]
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
@@ -68,7 +68,7 @@ def open_source(
     spec: DataSpec, folder: Path | None, split: str, *, download: bool = True
 ) -> Source:
     """Find the files of a data set below a folder; raise SpectraError if no layout fits."""
-    if spec.image_size is not None and spec.name in ("digits", *CIFAR_ARCHIVES):
+    if spec.image_size is not None and spec.name in ONE_SIZE:
         raise SpectraError(
             f"the image size is {spec.image_size} for {spec.name}, whose images have one size and "
             "stay as they are; leave it out: results would be named for what was not done"
@@ -121,13 +121,12 @@ def cifar_binary(name: str, folder: Path, split: str, *, download: bool = True) 
     """Open the official binary files, else those for Python, else download the former once."""
     (archive, md5, inner), members, (names_file, label_byte) = CIFAR_ARCHIVES[name]
     files = [*members["train"], *members["test"], names_file]
-    homes = [folder / inner, folder, folder / name / inner, folder / name]
-    home = next((h for h in homes if all((h / file).is_file() for file in files)), None)
+    home = find_home(folder, name, inner, files)
     if home is None:
         if (pickled := read_pickles(name, folder, split)) is not None:
             pixels, labels, names = pickled
             return Source(labels, names, lambda index: pixels[index].reshape(-1, 3, 32, 32))
-        home = homes[0]
+        home = folder / inner
         if not (download or (folder / archive).is_file()):
             raise SpectraError(
                 f"{folder} holds neither the binary nor the Python nor the parquet layout of "

@@ -39,6 +39,9 @@ KNOWN: dict[str, Traits] = {
 }
 
 
+ONE_SIZE = ("digits", "cifar10", "cifar100")  # whose images stay as they are
+
+
 def usually_normalised(name: str, said: Mapping[str, Any]) -> bool:
     """Tell whether a result's ``mean`` and ``std`` are those of a data set's name.
 

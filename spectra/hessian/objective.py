@@ -263,6 +263,30 @@ class Objective:
         return self.mean("gradient", self.rows.here(shift))
 
     @by_itself
+    def value_and_gradient(
+        self, *, shift: Float[Tensor, " n"] | None = None
+    ) -> tuple[float, Float[Tensor, " n"]]:
+        """Evaluate L and ∇L in one pass over the samples.
+
+        Args:
+            shift: as in `value`.
+        """
+        at = self.rows.here(shift)
+
+        def both(f: Function) -> Tensor:
+            values: list[Tensor] = []
+
+            def noted(parameters: Parameters) -> Tensor:
+                values.append(f(parameters))
+                return values[-1]
+
+            slopes = self.rows.flatten(gradient(noted, at))
+            return torch.cat([slopes, values[-1].detach().reshape(1).to(slopes)])
+
+        found = self.mean("gradient", at, own=partial(self._total, both))
+        return float(found[-1]), found[:-1]
+
+    @by_itself
     def product(self, vector: Float[Tensor, " n"], path: PathName) -> Float[Tensor, " n"]:
         """Multiply H with a vector, accumulated in float64 over the batches.
 

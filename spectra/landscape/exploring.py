@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
-from spectra.doctor import Certificate, certify
+from spectra.doctor import CERTIFICATE_COST, Certificate, certify
 from spectra.errors import SpectraError
 from spectra.files import Keeping, drawn_pages, require_writable
 from spectra.gathering import gather, start_of
@@ -37,7 +37,6 @@ from spectra.study import Progress, Study
 FIGURES = ("slices", "surfaces", "amplification")  # whose pages the command draws
 _FAR = 1e-3, 16  # from this share of the farthest on, so many more distances: they are drawn
 _VALUE, _GRADIENT, _DOUBLE = 0.125, 0.375, 2.0  # cost in products; of float64 in float32
-_CERTIFICATE = 14.0  # in products: two passes in float64 by other ways, two plain ones
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _look(
     slices: list[Slice] = []
     for y in (low, high):
         certificates.append(known := certify(operator, y))
-        meter.tick(part.label, count, 0, _CERTIFICATE)
+        meter.tick(part.label, count, 0, CERTIFICATE_COST)
         slices.append(loss_slice(operator, y, survey.distances, slopes=True, certificate=known))
         meter.tick(part.label, count, 0, meter.slice_cost)
     plane: Surface | None = None
@@ -273,7 +272,7 @@ class _Meter:
         evaluations = 2 * len(survey.distances) + 23  # with those that measure the noise
         self.slice_cost = _DOUBLE * evaluations * _GRADIENT  # the loss comes with the gradient
         self.batch_cost = 1 + _GRADIENT * len(survey.radii)
-        each = steps + 2 * (_CERTIFICATE + self.slice_cost) + 2 * survey.surface**2 * _VALUE
+        each = steps + 2 * (CERTIFICATE_COST + self.slice_cost) + 2 * survey.surface**2 * _VALUE
         work = each * sum(len(part.index) for part in study.parts)
         work += survey.amplification * survey.minibatch * self.batch_cost
         if progress is not None:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,8 +43,6 @@ from torch import Tensor
 from spectra.doctor import Certificate, certify
 from spectra.errors import SpectraError
 from spectra.hessian import HessianOperator, Objective
-from spectra.hessian.network import by_itself
-from spectra.hessian.products import Function, Parameters, gradient
 from spectra.landscape.subject import choice_of, direction_in, objective_of
 from spectra.losses import LossSpec
 
@@ -212,7 +210,7 @@ class _Line:
         """Give ⟨v, ∇L⟩ and ‖∇L‖, and keep the losses that come with them."""
         for s in at.tolist():
             if s not in self.known:
-                loss, g = _with_gradient(self.objective, s * self.v)
+                loss, g = self.objective.value_and_gradient(shift=s * self.v)
                 self.known[s] = loss, float(torch.dot(self.v, g)), float(g.norm())
         found = np.array([self.known[s][1:] for s in at.tolist()])
         return found[:, 0], found[:, 1]
@@ -273,22 +271,3 @@ class _Line:
     @property
     def _roundoff(self) -> float:
         return torch.finfo(self.objective.dtype).eps / 2
-
-
-@by_itself
-def _with_gradient(objective: Objective, shift: Float[Tensor, " n"]) -> tuple[float, Tensor]:
-    """Evaluate L and ∇L beside the parameters, in one pass over the samples."""
-    at = objective.rows.here(shift)
-
-    def both(f: Function) -> Tensor:
-        values: list[Tensor] = []
-
-        def noted(parameters: Parameters) -> Tensor:
-            values.append(f(parameters))
-            return values[-1]
-
-        slopes = objective.rows.flatten(gradient(noted, at))
-        return torch.cat([slopes, values[-1].detach().reshape(1).to(slopes)])
-
-    found = objective.mean("gradient", at, own=partial(objective._total, both))
-    return float(found[-1]), found[:-1]

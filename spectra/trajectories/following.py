@@ -110,7 +110,7 @@ def follow(
                         test=test,
                         folder=place and place / run.name / epoch,
                         resume=resume,
-                        overwrite=overwrite,
+                        overwrite=True,  # looked at above
                         accuracies=accuracies,
                         progress=_Placed(progress, where, stale),
                         processes=processes,
