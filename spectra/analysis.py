@@ -6,7 +6,7 @@ on after the last one that was finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from torch import nn
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples, as_samples
 from spectra.devices import find_device
-from spectra.errors import SpectraError, StorageError
+from spectra.errors import SpectraError
 from spectra.files import Keeping, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
-from spectra.processes import LostProcess, Processes
-from spectra.results import Analysis, ClassSpectrum
+from spectra.processes import Processes
+from spectra.results import Analysis
 from spectra.resuming import describe, require_replaceable, settled, take_over
 from spectra.study import Progress, Study
+from spectra.together import assist, spectra_of
 
 
 def analyze(
@@ -55,8 +56,9 @@ def analyze(
         accuracies: pass all images that the parts name through the network, for the shares that it
             classifies right; of large sets on a CPU that takes long.
         progress: is told of every product.
-        processes: share the samples out among them; each calls this with the same checkpoint and
-            samples. The first one's plan holds, and only that one reads and writes `folder`.
+        processes: share classes and samples out among them; each calls this with the same
+            checkpoint and samples. The first one's plan holds, and only that one reads and writes
+            `folder`.
 
     Returns:
         The analysis, one spectrum for each part in the order overall, groups, classes; without
@@ -86,10 +88,11 @@ def analyze(
     elif folder is not None and not overwrite:
         spare_others(folder, checkpoint, plan, train, test)
     finished = () if held is None else held.finished
+    begun = () if held is None else tuple(s.label for s in held.spectra if not s.complete)
     if processes is not None:
-        processes.tell((plan, finished, _fingerprints(checkpoint, train, test)))
+        processes.tell((plan, finished, begun, _fingerprints(checkpoint, train, test)))
     study = Study.prepare(
-        *(checkpoint, plan, train, test, processes, finished), accuracies=accuracies
+        *(checkpoint, plan, train, test, processes, finished, begun), accuracies=accuracies
     )
     analysis = study.blank()
     if held is not None:
@@ -104,14 +107,11 @@ def analyze(
     if folder is not None and held is None:
         stale = [folder / "esd.csv", *drawn_pages(folder, "esd")]
     with Keeping[Analysis](lambda found: folder and found.save(folder), stale) as keep:
-        for part in todo:
-            with study.assisted(part):
-                for spectrum in _attempt(study, part, analysis.get(part.label), folder, meter):
-                    analysis = study.noted(analysis.with_spectrum(spectrum))
-                    # The vectors of an unfinished part lie in a file of their own, already.
-                    keep(analysis, at_once=not spectrum.complete)
-    if processes is not None:
-        processes.tell(None)
+        before = {spectrum.label: spectrum for spectrum in analysis.spectra}
+        for spectrum, notes in spectra_of(study, todo, before, folder, meter):
+            analysis = analysis.with_spectrum(spectrum).with_notes(notes)
+            # The vectors of an unfinished part lie in a file of their own, already.
+            keep(analysis, at_once=not spectrum.complete)
     return _in_order(analysis, study.parts)
 
 
@@ -152,7 +152,7 @@ def _nothing_left(
     mine = _described(checkpoint, plan, samples, train, processes, held.notes)
     done = _in_order(take_over(mine, held), parts)
     if processes is not None:
-        processes.tell((plan, None, _fingerprints(checkpoint, train, test)))
+        processes.tell((plan, None, (), _fingerprints(checkpoint, train, test)))
     return done
 
 
@@ -179,7 +179,7 @@ def _in_order(analysis: Analysis, parts: Sequence[Part]) -> Analysis:
 def _assist(
     checkpoint: Checkpoint, train: Samples | None, test: Samples | None, processes: Processes
 ) -> Analysis:
-    plan, finished, expected = processes.hear()
+    plan, finished, begun, expected = processes.hear()
     mine = _fingerprints(checkpoint, train, test)
     different = [name for name in {**expected, **mine} if expected.get(name) != mine.get(name)]
     if different:
@@ -192,8 +192,8 @@ def _assist(
         samples = train if plan.split == "train" else test
         assert samples is not None
         return _described(checkpoint, plan, samples, train, processes)
-    study = Study.prepare(checkpoint, plan, train, test, processes, finished)
-    study.assist()
+    study = Study.prepare(checkpoint, plan, train, test, processes, finished, begun)
+    assist(study, _Silent())
     return study.blank()
 
 
@@ -206,18 +206,6 @@ def _fingerprints(
             found[f"{split} draw"] = samples.draw_sha256
             found[f"{split} images"] = samples.pixels_sha256
     return found
-
-
-def _attempt(
-    study: Study, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress
-) -> Iterator[ClassSpectrum]:
-    try:
-        yield from study.spectra(part, held, folder, meter)
-    except (StorageError, LostProcess):
-        raise  # the numbers cannot be kept, or not be summed: nothing to go on for
-    except SpectraError as error:
-        # One class that fails must not throw away the others' results.
-        yield replace(study.outline(part), error=str(error))
 
 
 class _Silent:

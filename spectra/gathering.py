@@ -6,7 +6,7 @@ basis lies; and which samples the network classifies right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -113,59 +113,65 @@ def choose_products(
     objective: Objective,
     plan: Plan,
     todo: Sequence[Part],
-    basis: Place,
+    owners: Mapping[str, int],
     processes: Processes | None,
-) -> tuple[ProductChoice, Way]:
-    """Choose how the products of the parts are computed; the leader's choice is everyone's."""
+) -> tuple[ProductChoice, Way, Place]:
+    """Choose how products are computed and where bases lie; the leader's choice is everyone's.
+
+    Args:
+        objective: over all samples.
+        plan: what is asked for.
+        todo: the parts to come.
+        owners: by label, the processes of those that one of them computes alone.
+        processes: that share the work.
+    """
+    size, rank, here = 1, 0, 1
+    if processes is not None:
+        size, rank, here = processes.size, processes.rank, processes.local_size
+    samples = []  # of this process, in each part
+    for part in todo:
+        count = len(part.index) * plan.copies
+        if part.label not in owners:
+            samples.append(-(-count // size))
+        elif owners[part.label] == rank:
+            samples.append(count)
+    bases = here if owners else 1  # at the same time, in one main memory
+
+    def way(choice: ProductChoice, asked: ProductName | None, basis: Place) -> Way:
+        if not samples:
+            return Way(asked or choice.path, None, {}, ())
+        if asked is None and plan.moves:  # nothing may be kept from one product to the next
+            asked = choice.path
+        budget, reserve = plan.kept_bytes, 0
+        if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
+            held = 0 if plan.basis == "none" else bases * _basis_bytes(plan, objective)
+            budget = max(0, free_bytes(objective.device) - held) // (2 * here)
+        if basis == "device" and (rank == 0 or rank in owners.values()):
+            reserve = _basis_bytes(plan, objective)
+        work = Work(samples, plan.steps * plan.probes)
+        return choose_way(objective, choice, work, product=asked, budget=budget, reserve=reserve)
+
     if processes is not None and not processes.leads:
-        choice, name = processes.hear()
-        return choice, _way(objective, choice, plan, todo, basis, name, processes)
+        choice, name, basis = processes.hear()
+        return choice, way(choice, name, basis), basis
     asked = None if plan.product == "auto" else plan.product
     choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
-    way = _way(objective, choice, plan, todo, basis, asked, processes)
+    basis = _place_of_basis(plan, objective, bases)
+    chosen = way(choice, asked, basis)
     if processes is not None:
-        processes.tell((choice, way.name))
-    return choice, way
+        processes.tell((choice, chosen.name, basis))
+    return choice, chosen, basis
 
 
-def _way(
-    objective: Objective,
-    choice: ProductChoice,
-    plan: Plan,
-    todo: Sequence[Part],
-    basis: Place,
-    asked: ProductName | None,
-    processes: Processes | None,
-) -> Way:
-    if not todo:
-        return Way(asked or choice.path, None, {}, ())
-    if asked is None and plan.moves:  # nothing may be kept from one product to the next
-        asked = choice.path
-    size, here = (1, 1) if processes is None else (processes.size, processes.local_size)
-    samples = [-(-len(part.index) * plan.copies // size) for part in todo]
-    budget = plan.kept_bytes
-    if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
-        held = 0 if plan.basis == "none" else _basis_bytes(plan, objective)  # by the first process
-        budget = max(0, free_bytes(objective.device) - held) // (2 * here)
-    return choose_way(
-        objective,
-        choice,
-        Work(samples, plan.steps * plan.probes),
-        product=asked,
-        budget=budget,
-        reserve=_basis_bytes(plan, objective) if basis == "device" else 0,
-    )
-
-
-def place_of_basis(plan: Plan, objective: Objective) -> Place:
-    """Choose where a Krylov basis is kept, by what is free; refuse one that fits nowhere."""
+def _place_of_basis(plan: Plan, objective: Objective, bases: int) -> Place:
+    """Choose where Krylov bases are kept, by what is free; refuse them if they fit nowhere."""
     if plan.basis != "auto":
         return plan.basis
     if plan.protocol == "released":
         return "device"
-    needed, on = _basis_bytes(plan, objective), objective.device
+    needed, on, free = _basis_bytes(plan, objective), objective.device, free_memory()
     beside = free_bytes(on) if on.type == "cuda" else None
-    return choose_place(needed, on_device=beside, on_host=free_memory())
+    return choose_place(needed, on_device=beside, on_host=free and free // bases)
 
 
 def _basis_bytes(plan: Plan, objective: Objective) -> int:

@@ -1,8 +1,8 @@
 """Several processes, one analysis: the only room that knows torch.distributed.
 
 The first process leads: it alone makes decisions, draws the bar, prints and writes. The others hold
-their share of the samples and add what they are asked for. So no two processes ever have to agree
-on a rounding, and their machines may differ.
+their share of the samples and add what they are asked for, or compute whole parts (`together`). So
+no two processes ever have to agree on a rounding, and their machines may differ.
 
 Every process starts with the variables that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR,
 MASTER_PORT; LOCAL_RANK and LOCAL_WORLD_SIZE on each machine).
@@ -142,6 +142,18 @@ class Processes:
         heard: list[Any] = [None]
         with _watched():
             dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
+        return heard[0]
+
+    def send(self, message: object, other: int) -> None:
+        """Send a small object to one other process, which `receive`s it; from any thread."""
+        with _watched():
+            dist.send_object_list([message], dst=other, device=torch.device("cpu"))
+
+    def receive(self, other: int) -> Any:
+        """Receive what one other process sends; from any thread."""
+        heard: list[Any] = [None]
+        with _watched():
+            dist.recv_object_list(heard, src=other, device=torch.device("cpu"))
         return heard[0]
 
     def share(self, tensor: Tensor) -> Tensor:

@@ -235,6 +235,10 @@ class Analysis:
             spectra += (spectrum,)
         return dataclasses.replace(self, spectra=spectra)
 
+    def with_notes(self, notes: Sequence[str]) -> Analysis:
+        """Add lines for the reader that are not there yet."""
+        return dataclasses.replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
+
     def to_dict(self) -> dict[str, Any]:
         """Give the whole of ``esd.json``."""
         names = ("checkpoint", "data", "settings", "device", "versions", "notes")

@@ -5,8 +5,7 @@ Examine the operator, run Lanczos once per probe, read every answer off T, certi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,6 @@ from spectra.gathering import (
     doubts,
     gather,
     near_chance,
-    place_of_basis,
     start_of,
 )
 from spectra.hessian import (
@@ -60,6 +58,7 @@ from spectra.readings import Form, RitzVectors, assemble
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe
+from spectra.sharing import share_out
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
@@ -92,7 +91,8 @@ class Study:
     correct: dict[str, tuple[Tensor, Tensor]]  # split -> (k,) classified right or not, (k,) labels
     notes: tuple[str, ...]
     basis: Place  # where each Krylov basis is kept
-    processes: Processes | None  # that share the samples out; None: this one alone
+    processes: Processes | None  # that share the work; None: this one alone
+    owners: Mapping[str, int]  # label -> process, of the parts that one of them computes alone
 
     @staticmethod
     def prepare(
@@ -102,6 +102,7 @@ class Study:
         test: Samples | None,
         processes: Processes | None = None,
         finished: Sequence[str] = (),
+        begun: Sequence[str] = (),
         *,
         accuracies: bool = True,
     ) -> Study:
@@ -133,8 +134,13 @@ class Study:
             for name, held in splits.items()
             if held is not None
         }
-        basis = place_of_basis(plan, objective) if decides else "none"
-        choice, way = choose_products(objective, plan, todo, basis, processes)
+        owners: dict[str, int] = {}
+        if processes is not None:
+            sizes = {part.label: len(part.index) * plan.copies for part in todo}
+            owners = share_out(sizes, objective.device.type, processes.size)
+            # What was begun needs the vectors that lie in the leader's folder.
+            owners |= {label: 0 for label in begun if label in owners}
+        choice, way, basis = choose_products(objective, plan, todo, owners, processes)
         notes = [
             f"product: {choice}",
         ]
@@ -152,6 +158,10 @@ class Study:
             notes.append("no image was classified: accuracies were left out")
         if train is not None and "train" in correct:
             notes += near_chance(*correct["train"], train)
+        if owners:
+            notes.append(
+                f"computed by one process each: {', '.join(owners)}; the others by all together"
+            )
         held_in = {p.dtype for p in checkpoint.model.parameters()}
         if torch.float64 in held_in and plan.dtype == "float32":
             notes.append(
@@ -171,6 +181,7 @@ class Study:
             tuple(notes),
             basis,
             processes,
+            owners,
         )
 
     def blank(self) -> Analysis:
@@ -206,29 +217,32 @@ class Study:
     def _work(self, part: Part) -> int:
         return len(part.index) * self.plan.copies
 
-    def noted(self, analysis: Analysis) -> Analysis:
-        """Add what products did otherwise than planned: memory ran out, a recording failed."""
+    def notes_of_products(self) -> tuple[str, ...]:
+        """Say what products did otherwise than planned: memory ran out, a recording failed."""
         kept = self.way.kept
-        told = [] if kept is None else [note for note in (kept.note, kept.launched) if note]
-        return replace(analysis, notes=tuple(dict.fromkeys((*analysis.notes, *told))))
+        return () if kept is None else tuple(n for n in (kept.note, kept.launched) if n)
 
-    def outline(self, part: Part) -> ClassSpectrum:
-        """Say what is known of a part before its first product."""
+    def with_accuracies(self, spectrum: ClassSpectrum, part: Part) -> ClassSpectrum:
+        """Add the shares of a part's images that are classified right, as far as known."""
         shares = {
             split: accuracy(correct, targets, part.classes)
             for split, (correct, targets) in self.correct.items()
         }
-        return ClassSpectrum(
+        train, test = shares.get("train"), shares.get("test")
+        return replace(spectrum, train_accuracy=train, test_accuracy=test)
+
+    def outline(self, part: Part) -> ClassSpectrum:
+        """Say what is known of a part before its first product."""
+        outline = ClassSpectrum(
             label=part.label,
             name=part.name,
             classes=part.classes,
             count=len(part.index),
             share=part.share,
-            train_accuracy=shares.get("train"),
-            test_accuracy=shares.get("test"),
             protocol=self.plan.protocol,
             operator="resampled" if self._resampled else "fixed",
         )
+        return self.with_accuracies(outline, part)
 
     @property
     def _resampled(self) -> bool:
@@ -250,7 +264,7 @@ class Study:
             _vectors(part, folder).drop()
             raise
         except RuntimeError as error:
-            if self.processes is not None or not out_of_memory(error):
+            if self._shared(part) or not out_of_memory(error):
                 raise  # the other processes wait in the middle of a sum
             _vectors(part, folder).drop()
             raise SpectraError(
@@ -332,7 +346,7 @@ class Study:
 
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
         objective = self._objective(part)
-        if self.processes is not None:
+        if self.processes is not None and self._shared(part):
             objective = led(objective, self.processes)
         return HessianOperator.of(objective, self.choice, kept=self.way.kept, callback=tick)
 
@@ -343,24 +357,15 @@ class Study:
         whole = self.objective if part.label == "overall" else self.objective.unweighted()
         return whole.select(index, what=part.label)
 
-    @contextlib.contextmanager
-    def assisted(self, part: Part) -> Iterator[None]:
-        """Have the other processes assist while this one, which leads, computes a part."""
-        if self.processes is None:
-            yield
-            return
-        self.processes.tell(part.label)
-        yield
-        self.processes.tell(None)
+    def _shared(self, part: Part) -> bool:
+        return self.processes is not None and part.label not in self.owners
 
-    def assist(self) -> None:
-        """Sum over this process's samples until the leader has finished its last part."""
+    def sum_own_share(self, part: Part) -> None:
+        """Sum over this process's samples of a part until the leader has finished it."""
         assert self.processes is not None
-        parts = {part.label: part for part in self.parts}
-        while (label := self.processes.hear()) is not None:
-            assist(self._objective(parts[label]), self.way.kept, self.processes)
-            if self.way.kept is not None:
-                self.way.kept.drop()
+        assist(self._objective(part), self.way.kept, self.processes)
+        if self.way.kept is not None:
+            self.way.kept.drop()
 
     def _run(self, operator: HessianOperator, probe: int) -> Tridiagonal:
         plan = self.plan

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import re
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from spectra.data import Samples, open_data
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.hessian.choice import central_difference, of_logits
 from spectra.hessian.kept import KeptProducts
-from spectra.hessian.shares import assist, led, share_of
-from spectra.processes import Processes
+from spectra.hessian.shares import _seed_of, assist, led, share_of
+from spectra.lines import Line
+from spectra.processes import LostProcess, Processes
 from spectra.resuming import describe, take_over
+from spectra.sharing import share_out
 from tests.apart import Apart
 from tests.made_up import train_digits
 
@@ -312,6 +316,10 @@ def images(count: int = 6) -> Objective:
     return Objective.of(network, samples, dtype=torch.float64, batch_size=3)
 
 
+def test_no_two_processes_draw_alike() -> None:
+    assert len({7, *(_seed_of(7, rank) for rank in (1, 2, 3))}) == 4
+
+
 def test_augmentation_that_is_drawn_anew_starts_again_from_its_seed() -> None:
     """An interrupted probe is made again with the same draws in every process."""
     v = direction(images())
@@ -329,6 +337,79 @@ def test_augmentation_that_is_drawn_anew_starts_again_from_its_seed() -> None:
     assert torch.equal(second, again_second)
     assert not torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_parts_that_fill_no_batch_are_given_out_evenly_and_larger_ones_are_shared() -> None:
+    sizes = {f"class {c}": max(5, int(1280 * (1 - c / 1000) ** 4)) for c in range(1000)}
+    owners = share_out({"overall": 5000, **sizes}, "cuda", 8)
+    assert owners.keys() == sizes.keys()
+    loads = [sum(n for label, n in sizes.items() if owners[label] == rank) for rank in range(8)]
+    assert max(loads) - min(loads) < 5
+    assert share_out({"a": 512 * 8, "b": 7}, "cuda", 8) == {"b": 0}
+
+
+def test_a_small_part_is_shared_where_the_others_would_wait_for_its_process() -> None:
+    assert share_out({"a": 60, "b": 1}, "cpu", 2) == {"b": 0}
+    assert share_out({"a": 60, "b": 59}, "cpu", 2) == {"a": 0, "b": 1}
+    assert share_out({}, "cpu", 2) == {}
+
+
+class Posts:
+    """Two queues in the place of a connection; a lost process is one whose messages say so."""
+
+    def __init__(self, out: queue.Queue[Any], back: queue.Queue[Any]) -> None:
+        self.out, self.back = out, back
+
+    def send(self, message: object, other: int) -> None:
+        self.out.put(message)
+
+    def receive(self, other: int) -> Any:
+        message = self.back.get(timeout=30)
+        if isinstance(message, LostProcess):
+            raise message
+        return message
+
+
+def connected() -> tuple[Posts, Posts]:
+    there, back = queue.Queue[Any](), queue.Queue[Any]()
+    return Posts(there, back), Posts(back, there)
+
+
+def test_a_line_brings_all_messages_in_order_until_both_ends_have_closed_it() -> None:
+    ours, theirs = connected()
+    one, two = Line(ours, 1, beat=0.01), Line(theirs, 0, beat=0.01)
+    for word in ("a", ["b"], None):
+        two.say(word)
+    waiting = threading.Thread(target=two.close)
+    waiting.start()
+    time.sleep(0.1)
+    assert waiting.is_alive()  # until the other end is closed
+    one.close()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert one.heard() == ["a", ["b"], None]
+    assert two.heard() == []
+
+
+def test_a_silent_line_carries_signs_of_life_and_nothing_that_is_heard() -> None:
+    ours, theirs = connected()
+    line = Line(ours, 1, beat=0.01)
+    assert [theirs.receive(0) for _ in range(3)] == [[], [], []]
+    assert line.heard() == []
+    theirs.send(None, 0)
+    line.close()
+
+
+def test_a_lost_process_is_told_after_what_it_had_sent() -> None:
+    ours, theirs = connected()
+    line = Line(ours, 1)
+    for message in (["a"], [], ["b"], LostProcess("made up")):
+        theirs.send(message, 0)
+    line._threads[1].join(30)
+    assert line.heard() == ["a", "b"]
+    for further in (line.heard, line.close, partial(line.say, "c")):
+        with pytest.raises(LostProcess, match="made up"):
+            further()
 
 
 def test_a_plain_run_joins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,8 +505,8 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_under_torchrun_find_what_one_finds(repository: Path, tmp_path: Path) -> None:
-    """Shares of 17 and 16 samples, and of 5 and 4; one process prints, draws and writes."""
-    flags = ["--overall", "--classes", "8", "--steps", "8", "--max-samples", "33"]
+    """Shares of 33 and 32 samples; small classes by one process each; one voice for both."""
+    flags = ["--overall", "--classes", "7,8,9", "--steps", "8", "--max-samples", "65"]
     flags += ["--dtype", "float64", "--device", "cpu", "--product", "linearized"]
     done = subprocess.run(
         [
@@ -441,20 +522,28 @@ def test_two_processes_under_torchrun_find_what_one_finds(repository: Path, tmp_
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("esd.csv") == 1
-    assert done.stdout.count("class 8") == 1
+    assert len(re.findall(r"^\S* *class 8 ", done.stdout, flags=re.MULTILINE)) == 1
     assert len(re.findall(r"^ +0% \|", done.stderr, flags=re.MULTILINE)) == 1  # one bar begins
     assert (tmp_path / "two" / "esd.png").exists()
     ours = json.loads((tmp_path / "two" / "esd.json").read_text(encoding="utf-8"))
     assert ours["settings"]["processes"] == 2
+    given_out = "class 7, class 8, class 9; the others by all together"
+    assert f"computed by one process each: {given_out}" in ours["notes"]
     require_equal(ours, alone([*flags, "--quiet"], tmp_path / "one", repository))
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--classes", "6,7,8,9", "--max-samples", "1"], id="in parts of its own"),
+        pytest.param(["--classes", "0,1", "--max-samples", "64"], id="in a sum"),
+    ],
+)
 def test_a_lost_process_ends_the_run_with_one_line_and_resumable_results(
-    repository: Path, tmp_path: Path
+    flags: list[str], repository: Path, tmp_path: Path
 ) -> None:
-    """One sample a class for two processes; one process goes on where two have stopped."""
-    flags = ["--classes", "6,7,8,9", "--steps", "25", "--max-samples", "1"]
-    flags += ["--dtype", "float64", "--device", "cpu", "--quiet"]
+    """One process goes on where two have stopped."""
+    flags = [*flags, "--steps", "12", "--dtype", "float64", "--device", "cpu", "--quiet"]
     folder, port = tmp_path / "two", free_port()
     both = [start(r, 2, port, [*flags, "--out", str(folder)], repository) for r in (0, 1)]
     deadline = time.monotonic() + 240
@@ -470,8 +559,7 @@ def test_a_lost_process_ends_the_run_with_one_line_and_resumable_results(
     assert err.startswith("python -m spectra.esd: got no answer from another process")
     assert "--resume" in err
     before = Analysis.load(folder)
-    assert before.finished[0] == "class 6"
-    assert len(before.finished) < 4
+    assert 0 < len(before.finished) < len(flags[1].split(","))
     assert all(spectrum.error is None for spectrum in before.spectra)
     resumed = alone([*flags, "--resume"], folder, repository)
     assert any("computed by 2 process" in note for note in resumed["notes"])

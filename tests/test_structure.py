@@ -36,6 +36,8 @@ MAY_IMPORT = {
     "choices": set(),
     "fingerprints": set(),
     "processes": {"errors"},
+    "lines": {"processes"},
+    "sharing": set(),
     "writing": set(),
     "krylov": {"errors"},
     "networks": {"errors"},
@@ -70,9 +72,10 @@ MAY_IMPORT = {
     }
     | {"plan", "processes"},
     "study": (HALLWAY - {"files", "devices", "models", "losses"})
-    | {"processes", "resuming", "gathering"},
+    | {"processes", "resuming", "gathering", "sharing"},
+    "together": {"errors", "lines", "plan", "processes", "results", "study"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
-    | {"results", "resuming", "study"},
+    | {"results", "resuming", "study", "together"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
     | {"study", "analysis", "processes"},
     "tables": {"files", "results", "trajectories", "writing"},

@@ -130,7 +130,8 @@ def explore(
         for part in study.parts:
             view, ends = _look(study, part, survey, meter)
             vectors += ends
-            found = replace(found, views=(*found.views, view), notes=study.noted(about).notes)
+            about = about.with_notes(study.notes_of_products())
+            found = replace(found, views=(*found.views, view), notes=about.notes)
             keep(found)
         if trained is not None:
             thetas = [c.rayleigh_quotient for view in found.views for c in (view.low, view.high)]

@@ -1,0 +1,99 @@
+"""Messages between the process that leads and the others, while each computes parts of its own.
+
+Nobody waits there for an answer that may take hours: a thread at each end sends a sign of life
+every few seconds, and another listens. So a process that has ended is noticed at once, as its
+connection closes, and one that computes is not taken for it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any, Protocol
+
+from spectra.processes import LostProcess
+
+BEAT = 5.0  # seconds between signs of life
+
+
+class Post(Protocol):
+    """What two processes have to understand to write to one another; see `processes.Processes`."""
+
+    def send(self, message: object, other: int) -> None:
+        """Send a small object to another process."""
+
+    def receive(self, other: int) -> Any:
+        """Wait for what another process sends."""
+
+
+class Line:
+    """One end of a connection to another process, which opens the other end and closes it, too."""
+
+    def __init__(self, processes: Post, other: int, beat: float = BEAT) -> None:
+        self._processes, self._other, self._beat = processes, other, beat
+        self._said: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lost: LostProcess | None = None
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._send, self._listen)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def say(self, message: object) -> None:
+        """Send an object, sooner or later.
+
+        Raises:
+            LostProcess: the other process has ended.
+        """
+        self._require()
+        self._said.put([message])
+
+    def heard(self) -> list[Any]:
+        """Take what has come since the last time.
+
+        Raises:
+            LostProcess: the other process has ended, and all that it had sent is taken.
+        """
+        lost = self._lost  # asked first: nothing comes after it
+        found = []
+        while not self._heard.empty():
+            found.append(self._heard.get())
+        if lost is not None and not found:
+            raise lost
+        return found
+
+    def close(self) -> None:
+        """Say that nothing more will come, and wait until the other process says so, too.
+
+        Raises:
+            LostProcess: the other process has ended.
+        """
+        self._said.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._require()
+
+    def _require(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
+    def _send(self) -> None:
+        try:
+            message: list[Any] | None = []
+            while message is not None:
+                try:
+                    message = self._said.get(timeout=self._beat)
+                except queue.Empty:
+                    message = []  # alive
+                self._processes.send(message, self._other)
+        except LostProcess as error:
+            self._lost = error
+
+    def _listen(self) -> None:
+        try:
+            while (message := self._processes.receive(self._other)) is not None:
+                for content in message:
+                    self._heard.put(content)
+        except LostProcess as error:
+            self._lost = error
