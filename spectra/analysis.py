@@ -16,7 +16,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.data import Samples, as_samples
 from spectra.devices import find_device
 from spectra.errors import SpectraError
-from spectra.files import Keeping, drawn_pages, require_writable
+from spectra.files import Keeping, OneWriter, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
 from spectra.results import Analysis
@@ -78,6 +78,7 @@ def analyze(
     folder = Path(folder) if folder is not None else None
     meter = progress or _Silent()
     held: Analysis | None = None
+    writer = None if folder is None else OneWriter(folder / "esd.json")
     if resume and folder is not None and (folder / "esd.json").exists():
         held = Analysis.load(folder)
         plan = settled(plan, held.settings)
@@ -106,7 +107,14 @@ def analyze(
     stale = []  # what a command has made of the results that these replace
     if folder is not None and held is None:
         stale = [folder / "esd.csv", *drawn_pages(folder, "esd")]
-    with Keeping[Analysis](lambda found: folder and found.save(folder), stale) as keep:
+
+    def save(found: Analysis) -> None:
+        if folder is not None and writer is not None:
+            writer.require()
+            found.save(folder)
+            writer.note()
+
+    with Keeping[Analysis](save, stale) as keep:
         before = {spectrum.label: spectrum for spectrum in analysis.spectra}
         for spectrum, notes in spectra_of(study, todo, before, folder, meter):
             analysis = analysis.with_spectrum(spectrum).with_notes(notes)
@@ -128,10 +136,21 @@ def spare_others(
         return
     try:
         held = Analysis.load(folder)
-    except SpectraError:  # damaged: nothing that --resume could save
-        return
+    except SpectraError as error:
+        raise SpectraError(
+            f"got results in {folder} that cannot be read ({error}), expected an empty folder, or "
+            "results of the same question: nothing was replaced; choose another --out, or replace "
+            "them with --overwrite"
+        ) from error
     mine = _described(checkpoint, replace(plan, batch_size=plan.batches), samples, train, None)
-    require_replaceable(mine, held, [part.label for part in choose_parts(plan, samples, train)])
+    require_replaceable(
+        mine,
+        held,
+        [part.label for part in choose_parts(plan, samples, train)],
+        kept=[spectrum.label for spectrum in held.spectra if spectrum.runs],
+        finished=held.finished,
+        rest=", go on with --resume where only parts are missing",
+    )
 
 
 def _nothing_left(
@@ -147,10 +166,10 @@ def _nothing_left(
     if samples is None:
         return None  # the study says what is missing
     parts = tuple(choose_parts(plan, samples, train))
+    mine = _described(checkpoint, plan, samples, train, processes, held.notes)
+    done = _in_order(take_over(mine, held), parts)  # refused here, if at all, and not after hours
     if not {part.label for part in parts} <= set(held.finished):
         return None
-    mine = _described(checkpoint, plan, samples, train, processes, held.notes)
-    done = _in_order(take_over(mine, held), parts)
     if processes is not None:
         processes.tell((plan, None, (), _fingerprints(checkpoint, train, test)))
     return done

@@ -183,7 +183,8 @@ def shared_exit_code(
 
 def leads() -> bool:
     """Tell whether a line on the screen is this process's to print."""
-    return os.environ.get("RANK", "0") == "0"  # torchrun sets it
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # torchrun sets it
+    return not several or os.environ.get("RANK", "0") == "0"
 
 
 def integers(text: str) -> tuple[int, ...]:

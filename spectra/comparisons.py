@@ -221,7 +221,8 @@ def _cells(row: Row, name: str) -> list[str]:
     known = s.trace if s.known_forms else None
     trace = "–" if known is None else with_error(known, s.trace_stderr)
     return [
-        *(marks(s), run, s.label, str(s.count), number(s.loss), name),
+        *(marks(s), run, s.label, str(s.count)),
+        *(with_error(s.loss, s.loss_stderr), name),
         *(number(s.lambda_min), number(s.lambda_max)),
         " · ".join(map(number, s.ratios)) or number(s.nonconvexity),
         *(number(s.residual_min, 2), number(theta)),

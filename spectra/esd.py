@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
     from spectra import analyze
 
     checkpoint = open_checkpoint(options.checkpoint, options)
-    train, test = open_samples(checkpoint, options)
+    train, test = open_samples(checkpoint, options, accuracies=options.accuracies)
     replaced = not options.resume and (folder / "esd.json").exists()
     with shown_bar(options, processes) as bar:
         analysis = analyze(
@@ -100,8 +100,11 @@ def _show(
         files = ["esd.json", "esd.npz", "esd.csv", *(path.name for path in drawn)]
         print(f"\n{folder}{os.sep}: {', '.join(files)}")
     errors = [spectrum.error for spectrum in analysis.spectra if spectrum.error is not None]
-    if errors and len(errors) == len(analysis.spectra):
-        raise SpectraError(f"every spectrum failed, the first because: {errors[0]}")
+    if errors:
+        raise SpectraError(
+            f"{len(errors)} of {len(analysis.spectra)} spectra failed, the first because: "
+            f"{errors[0]}"
+        )
 
 
 def _kernel(options: argparse.Namespace) -> Any:

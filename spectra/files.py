@@ -1,10 +1,12 @@
 """Files that are whole or not there: written under a temporary name, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from time import monotonic
@@ -29,12 +31,11 @@ def replacing(path: Path, *, size: int | None = None) -> Iterator[Path]:
     Raises:
         StorageError: If the disk is full or the folder cannot be written; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        with partial.open("r+b") as file:
-            os.fsync(file.fileno())  # else a power cut could leave the name without the content
+        _to_disk(partial)
         partial.replace(path)
     except OSError as error:
         amount = "" if size is None else f" ({size / 1e6:.1f} MB)"
@@ -47,9 +48,15 @@ def replacing(path: Path, *, size: int | None = None) -> Iterator[Path]:
             partial.unlink()
 
 
+def _to_disk(path: Path) -> None:
+    """Have the content written: else a power cut could leave the name without it."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
 def require_writable(folder: Path) -> None:
     """Make a folder and try it out; raise StorageError if nothing can be written there."""
-    probe = folder / f".writable.{os.getpid()}"  # no file of the user's
+    probe = folder / f".writable.{secrets.token_hex(4)}"  # no file of the user's
     with replacing(probe) as partial:
         partial.touch()
     probe.unlink()
@@ -78,6 +85,38 @@ def write_pair(path: Path, document: Mapping[str, Any], arrays: Mapping[str, np.
         readable.write_text(text, encoding="utf-8")
         with binary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
+        for partial in (readable, binary):
+            _to_disk(partial)
+
+
+class OneWriter:
+    """Notice when somebody else writes a file that a run writes again and again.
+
+    What lies there is told by its content: times differ from machine to machine on a shared disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._content = self._seen()
+
+    def require(self) -> None:
+        """Raise StorageError if the file is not as this run has found or left it."""
+        if self._seen() != self._content:
+            raise StorageError(
+                f"another run has written {self._path} meanwhile, expected no other writer: the "
+                "results of one of them would be lost; this one stops, and the other goes on; give "
+                "each its own --out, or run one after the other with --resume"
+            )
+
+    def note(self) -> None:
+        """Take the file as it is for this run's."""
+        self._content = self._seen()
+
+    def _seen(self) -> str | None:
+        try:
+            return hashlib.sha256(self._path.read_bytes()).hexdigest()
+        except OSError:
+            return None
 
 
 class Keeping(Generic[Held]):
@@ -113,9 +152,9 @@ class Keeping(Generic[Held]):
         start = monotonic()
         try:
             for whole in self._waiting:
+                self._write(whole)
                 while self._stale:
                     self._stale.pop().unlink(missing_ok=True)
-                self._write(whole)
         except Exception:
             self._waiting = []  # what cannot be written is not tried again on the way out
             raise

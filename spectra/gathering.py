@@ -7,6 +7,7 @@ basis lies; and which samples the network classifies right.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from spectra.checkpoint import Checkpoint
 from spectra.choices import ProductName
 from spectra.data import Samples
 from spectra.data.memory import free_memory
-from spectra.data.spec import ONE_SIZE
+from spectra.data.spec import KNOWN, ONE_SIZE
 from spectra.devices import find_device
+from spectra.errors import out_of_memory
 from spectra.hessian import (
     HessianOperator,
     Objective,
@@ -30,10 +32,14 @@ from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import by_itself, forked_random_state, require_outputs
 from spectra.hessian.products import PRODUCTS
 from spectra.krylov import Place, choose_place, random_start
+from spectra.lines import attend
 from spectra.losses import Loss
 from spectra.networks import LAYOUTS
 from spectra.plan import Part, Plan
 from spectra.processes import Processes
+
+_AT_ONCE = 256  # images to classify, or what fits of them
+_SPREAD = 64  # samples from all over a split
 
 
 def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: Loss) -> Objective:
@@ -63,6 +69,13 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
             found.append(
                 f"images are taken at {height} × {width} pixels, and a network that pools takes "
                 "any: --image-size sets what it was trained on"
+            )
+    if checkpoint.data is None and spec is not None:
+        usual = KNOWN[spec.name]
+        if (samples.mean, samples.std) == (usual.mean, usual.std):
+            found.append(
+                f"pixels are normalised as is usual for {spec.name}, for the checkpoint does not "
+                "say how its own were: --mean and --std set it"
             )
     if checkpoint.guessed:
         spec_of = checkpoint.model_spec
@@ -102,6 +115,25 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
     return found
 
 
+def needed(parts: Sequence[Part], count: int) -> tuple[tuple[Part, ...], Tensor | None]:
+    """Find the samples that parts are of; a class of fifty needs no million others on a GPU.
+
+    Args:
+        parts: with rows of a split.
+        count: samples of that split.
+
+    Returns:
+        The parts with rows among the samples that are needed, and those; None where all are. Some
+        from all over the split are among them, over which ways to compute products are compared.
+    """
+    spread = torch.linspace(0, count - 1, min(_SPREAD, count)).round().long()
+    rows = torch.unique(torch.cat([spread, *(part.index for part in parts)]))
+    if len(rows) == count:
+        return tuple(parts), None
+    moved = (replace(part, index=torch.searchsorted(rows, part.index)) for part in parts)
+    return tuple(moved), rows
+
+
 def start_of(subject: HessianOperator | Objective, seed: int, probe: int) -> Tensor:
     """Draw the random start of a probe, beside the operator and in its precision."""
     return random_start(
@@ -117,6 +149,8 @@ def choose_products(
     processes: Processes | None,
 ) -> tuple[ProductChoice, Way, Place]:
     """Choose how products are computed and where bases lie; the leader's choice is everyone's.
+
+    It is for the leader to tell the others, which wait for it here (`lines.attended`).
 
     Args:
         objective: over all samples.
@@ -152,15 +186,12 @@ def choose_products(
         return choose_way(objective, choice, work, product=asked, budget=budget, reserve=reserve)
 
     if processes is not None and not processes.leads:
-        choice, name, basis = processes.hear()
+        choice, name, basis = attend(processes)
         return choice, way(choice, name, basis), basis
     asked = None if plan.product == "auto" else plan.product
     choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
     basis = _place_of_basis(plan, objective, bases)
-    chosen = way(choice, asked, basis)
-    if processes is not None:
-        processes.tell((choice, chosen.name, basis))
-    return choice, chosen, basis
+    return choice, way(choice, asked, basis), basis
 
 
 def _place_of_basis(plan: Plan, objective: Objective, bases: int) -> Place:
@@ -199,11 +230,19 @@ def classify(
     device, hits = objective.device, [torch.zeros(0, dtype=torch.bool)]
     # As in the products: plain kernels, and a random layer must not move the caller's state.
     with objective.arithmetic(), torch.no_grad(), forked_random_state(device):
-        for start in range(0, len(rows), 256):
-            part = samples.select(rows[start : start + 256])
-            logits = objective.logits(part.prepared(objective.dtype, device))
+        start, size = 0, _AT_ONCE
+        while start < len(rows):
+            part = samples.select(rows[start : start + size])
+            try:
+                logits = objective.logits(part.prepared(objective.dtype, device))
+            except RuntimeError as error:
+                if not out_of_memory(error) or size == 1:
+                    raise
+                size //= 2
+                continue
             require_outputs(logits, samples.num_classes)
             hits.append(logits.argmax(1).cpu() == part.targets.cpu())
+            start += size
     return torch.cat(hits), samples.targets.cpu()[rows]
 
 
@@ -224,6 +263,19 @@ def near_chance(correct: Tensor, targets: Tensor, samples: Samples) -> list[str]
         "normalisation (--mean, --std), another order of the classes, or another network (--model) "
         "than in the training would do that"
     ]
+
+
+def unused(objective: Objective) -> list[str]:
+    """Name the parameters that the loss does not depend on: no sample has a slope along them.
+
+    A few samples tell; where none has any slope at all (fitted to the last bits), nothing is known.
+    """
+    few = objective.select(torch.linspace(0, objective.count - 1, min(8, objective.count)).long())
+    slopes = objective.rows.split(few.gradient())
+    flat = [name for name, slope in slopes.items() if not bool(slope.any())]
+    return (
+        [name for name in flat if name not in objective.frozen] if len(flat) < len(slopes) else []
+    )
 
 
 def accuracy(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:

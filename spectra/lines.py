@@ -7,13 +7,17 @@ connection closes, and one that computes is not taken for it.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from spectra.processes import LostProcess
+from spectra.processes import LostProcess, Processes
 
 BEAT = 5.0  # seconds between signs of life
+PATIENCE = 0.05  # seconds between two looks at what has come
 
 
 class Post(Protocol):
@@ -24,6 +28,34 @@ class Post(Protocol):
 
     def receive(self, other: int) -> Any:
         """Wait for what another process sends."""
+
+
+@contextlib.contextmanager
+def attended(processes: Processes | None) -> Iterator[Callable[[object], None]]:
+    """Let the other processes, which `attend`, know that this one, if it leads, is at work.
+
+    Gives what tells them the one thing that they wait for.
+    """
+    lines = []
+    if processes is not None and processes.leads:
+        lines = [Line(processes, other) for other in range(1, processes.size)]
+
+    def say(message: object) -> None:
+        for line in lines:
+            line.say(message)
+
+    yield say
+    for line in lines:
+        line.close()
+
+
+def attend(processes: Processes) -> Any:
+    """Wait, for hours if need be, for what the leading process has to say."""
+    line = Line(processes, 0)
+    while not (heard := line.heard()):
+        time.sleep(PATIENCE)
+    line.close()
+    return heard[0]
 
 
 class Line:

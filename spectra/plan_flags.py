@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from spectra import Checkpoint, DataSpec, Plan, Samples
 
 _EVERY_RUNS = re.compile(
-    r"(last|latest|best|final|model|weights|checkpoint|ckpt|model[-_]?best|epoch)([-_=]?\d+)?(\.pth)?"
+    r"(last|latest|best|final|model|weights|checkpoint|ckpt|model[-_]?best|epoch)([-_=]?v?\d+)?"
+    r"(-step=\d+)?(-v\d+)?(\.pth)?"
 )
 
 
@@ -64,7 +65,12 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         help="none, K stored draws, or a new draw in every product, which is no fixed matrix "
         "(default: none; resample under --protocol released)",
     )
-    add("--max-samples", type=int, metavar="N", help="a fixed random subset of each, at most N")
+    add(
+        "--max-samples",
+        type=int,
+        metavar="N",
+        help="a random subset of each, at most N, fixed by --seed",
+    )
 
     group = parser.add_argument_group("how")
     add = group.add_argument
@@ -77,7 +83,7 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         "--steps is then the most it may take",
     )
     add("--probes", type=int, default=1, help="random starts; bands need 3 (default 1)")
-    add("--seed", type=int, default=0, help="of the probes and draws (default 0)")
+    add("--seed", type=int, default=0, help="of probes, draws and subsets (default 0)")
     add(
         "--batch-size",
         type=_batch,
@@ -200,11 +206,13 @@ def plan_of(options: argparse.Namespace) -> Plan:
 def results_folder(options: argparse.Namespace) -> Path:
     """Name the default folder after the checkpoint and the weights that were chosen in it.
 
-    Where the file is named as every run's are, ``last.pt`` or ``epoch-7.pt``, the folder it lies in
-    comes first.
+    Where the file is named as every run's are, ``last.pt`` or ``epoch-7.pt``, the folder of the run
+    comes first: the one it lies in, or above those that are called ``checkpoints``.
     """
     path = Path(options.checkpoint)
-    run = f"{path.resolve().parent.name}-" if _EVERY_RUNS.fullmatch(path.stem) else ""
+    above = (parent.name for parent in path.resolve().parents)
+    said = next((name for name in above if name not in ("checkpoints", "ckpts", "weights")), "")
+    run = f"{said}-" if said and _EVERY_RUNS.fullmatch(path.stem) else ""
     chosen = "" if options.weights is None else f"-{options.weights}"
     return Path("reports") / f"{run}{path.stem}{chosen}"
 
@@ -218,9 +226,15 @@ def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint
 
 
 def open_samples(
-    checkpoint: Checkpoint, options: argparse.Namespace
+    checkpoint: Checkpoint, options: argparse.Namespace, *, accuracies: bool = True
 ) -> tuple[Samples | None, Samples | None]:
-    """Open training and test samples of the data that the flags, or else the checkpoint, name."""
+    """Open training and test samples of the data that the flags, or else the checkpoint, name.
+
+    Args:
+        checkpoint: whose data they are.
+        options: the flags.
+        accuracies: open test samples for the sake of accuracies, too.
+    """
     from spectra import open_data
     from spectra.data import require_one_size
 
@@ -241,7 +255,7 @@ def open_samples(
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
     train = opened("train")
-    if options.split == "train" and not getattr(options, "accuracies", True):
+    if options.split == "train" and not accuracies:
         return train, None
     try:
         test = opened("test")

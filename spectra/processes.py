@@ -40,6 +40,10 @@ from spectra.errors import SpectraError, first_line, out_of_memory
 # Ctrl-C: --resume goes on after the last finished class and probe.
 TIMEOUT = timedelta(minutes=30)
 
+# Of the wait for others to start, before a line says what is waited for: a command within another
+# project's job finds that job's variables, and nobody else comes.
+HINT = 10.0  # seconds
+
 # Of the leader's wait for the others at the end: they are there within moments, or are lost.
 FAREWELL = 10.0  # seconds
 
@@ -74,6 +78,11 @@ class Processes:
             return None
         from torch.distributed.rendezvous import rendezvous
 
+        told = f"waiting for {given['WORLD_SIZE']} processes; for a run of one unset WORLD_SIZE"
+        hint = threading.Timer(HINT, print, [told], {"file": sys.stderr, "flush": True})
+        hint.daemon = True
+        if given.get("RANK") == "0":
+            hint.start()
         try:
             store, rank, size = next(rendezvous("env://", timeout=timeout))
             on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
@@ -92,6 +101,8 @@ class Processes:
                 f"({_line(error)}), expected all of them; start them with torchrun, or unset "
                 "WORLD_SIZE for a plain run"
             ) from error
+        finally:
+            hint.cancel()
         local = int(given.get("LOCAL_RANK", rank)), int(given.get("LOCAL_WORLD_SIZE", size))
         joined = Processes(rank, size, *local, store, alike=len(found) == 1)
         joined._listen()

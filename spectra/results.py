@@ -76,6 +76,7 @@ class ClassSpectrum:
     count: int  # samples
     share: float  # of the data set's samples, 0..1
     loss: float | None = None
+    loss_stderr: float | None = None  # over draws of the augmentation, where those are drawn anew
     train_accuracy: float | None = None  # 0..1
     test_accuracy: float | None = None  # 0..1
     lambda_min: float | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import scipy
 import torch
 
 import spectra
@@ -29,7 +30,10 @@ _SAMPLES = {  # what makes the inputs of the network
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
-_NEW = ("loss_function",)  # what older files do not name, though their checkpoint fixed it
+_NEW = (
+    "loss_function",
+    "network_mode",
+)  # what older files do not name, though their checkpoint fixed it
 _BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 _LEFT_OPEN = ("product", "batch_size", "basis")  # "auto" takes what an earlier run has chosen
 
@@ -56,32 +60,57 @@ def settled(plan: Plan, settings: Mapping[str, Any]) -> Plan:
     return replace(plan, **{name: held[name] for name in open_ if name in held})
 
 
-def require_replaceable(mine: Analysis, held: Analysis, labels: Collection[str]) -> None:
+class Described(Protocol):
+    """What tells one experiment from another, of results of any kind."""
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any]:
+        """Whose results they are."""
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Of which samples."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How they were computed."""
+
+
+def require_replaceable(
+    mine: Described,
+    held: Described,
+    labels: Collection[str],
+    *,
+    kept: Collection[str],
+    finished: Collection[str],
+    rest: str = "",
+) -> None:
     """Refuse to replace what cost hours and is not made again: other results, or half of these.
 
     Args:
         mine: this run's description, open settings as "auto".
-        held: what lies in the folder.
+        held: that of what lies in the folder.
         labels: of all parts that this run asks for.
+        kept: of those that the folder holds.
+        finished: of those of them that are whole.
+        rest: what else to do, for the message.
 
     Raises:
         SpectraError: if those are results of another question, of more parts, or unfinished ones.
     """
-    kept = [spectrum for spectrum in held.spectra if spectrum.runs]
     if not kept:  # failures alone
         return
     free = ["device", *(name for name in _LEFT_OPEN if mine.settings[name] == "auto")]
     what = _changed(_pairs(mine, held, free))
-    if not what and (more := [s.label for s in kept if s.label not in labels]):
+    if not what and (more := [label for label in kept if label not in labels]):
         what = [f"{len(more)} more, as {more[0]}"]
-    if not what and set(held.finished) != set(labels):
+    if not what and set(finished) != set(labels):
         what = ["unfinished ones"]
     if what:
         raise SpectraError(
             f"got a folder that holds other results than this run makes ({', '.join(what)}), "
             "expected an empty one, or results of the same question: nothing was replaced; choose "
-            "another --out, go on with --resume where only parts are missing, or replace them with "
-            "--overwrite"
+            f"another --out{rest}, or replace them with --overwrite"
         )
 
 
@@ -114,6 +143,7 @@ def describe(
         "processes": processes,
         # The same weights are another function in another network.
         "network": checkpoint.model_spec.to_dict(),
+        "network_mode": "evaluation",  # batch norm by its running statistics, no dropout
         "loss_function": plain(checkpoint.criterion(plan.loss).to_dict()),
     }
     spec = samples.spec
@@ -135,8 +165,9 @@ def describe(
         device=device_name(device),
         versions={
             "spectra": spectra.__version__,
-            "torch": str(torch.__version__),
+            "torch": str(torch.__version__),  # with its CUDA, as 2.11.0+cu130
             "numpy": np.__version__,
+            "scipy": scipy.__version__,
             "python": platform.python_version(),
         },
         notes=notes,
@@ -172,7 +203,7 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
 
 
 def _pairs(
-    mine: Analysis, held: Analysis, free: Collection[str] = ()
+    mine: Described, held: Described, free: Collection[str] = ()
 ) -> Iterator[tuple[str, object, object]]:
     """List what makes an experiment, here and there, but for settings that are free."""
     one, other = mine.checkpoint, held.checkpoint

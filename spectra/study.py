@@ -33,7 +33,9 @@ from spectra.gathering import (
     doubts,
     gather,
     near_chance,
+    needed,
     start_of,
+    unused,
 )
 from spectra.hessian import (
     HessianOperator,
@@ -52,6 +54,7 @@ from spectra.krylov import (
     quadratic_form_probes,
     ritz_vectors,
 )
+from spectra.lines import attended
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import LostProcess, Processes
 from spectra.readings import Form, RitzVectors, assemble
@@ -61,6 +64,7 @@ from spectra.resuming import describe
 from spectra.sharing import share_out
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
+LOSS_DRAWS = 5  # of the augmentation, where it is drawn anew
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
 _FITTED = 1e-4  # a class's loss; below it float32's probabilities may be too coarse for its λmax
 
@@ -84,10 +88,10 @@ class Study:
     plan: Plan
     samples: Samples  # of the split, as it is (no augmentation)
     train: Samples | None
-    objective: Objective  # over the split, or over its frozen augmentation draws
+    objective: Objective  # over the samples that parts need, or their frozen augmentation draws
     choice: ProductChoice  # the plain paths, compared
     way: Way  # how products are computed
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...]  # of rows of the objective
     correct: dict[str, tuple[Tensor, Tensor]]  # split -> (k,) classified right or not, (k,) labels
     notes: tuple[str, ...]
     basis: Place  # where each Krylov basis is kept
@@ -118,29 +122,34 @@ class Study:
                 "got --augment resample for data that name no augmentation, expected images with "
                 "one: nothing would move, and be called moving; use --augment none"
             )
-        copies = plan.frozen_copies
+        parts, rows = needed(tuple(choose_parts(plan, samples, train)), len(samples))
+        if copies := plan.frozen_copies:
+            held = samples.frozen(copies, plan.seed, rows)
+        else:
+            held = samples if rows is None else samples.select(rows)
         objective = gather(
             checkpoint,
             replace(plan, device=processes.device(plan.device)) if processes else plan,
-            samples.frozen(copies, plan.seed) if copies else samples,
+            held,
             loss,
         )
         decides = processes is None or processes.leads
-        parts = tuple(choose_parts(plan, samples, train))
         todo = [part for part in parts if part.label not in finished]
         splits = {"train": train, "test": test} if accuracies and decides else {}
-        correct = {
-            name: classify(objective, held, todo)
-            for name, held in splits.items()
-            if held is not None
-        }
         owners: dict[str, int] = {}
         if processes is not None:
             sizes = {part.label: len(part.index) * plan.copies for part in todo}
             owners = share_out(sizes, objective.device.type, processes.size)
             # What was begun needs the vectors that lie in the leader's folder.
             owners |= {label: 0 for label in begun if label in owners}
-        choice, way, basis = choose_products(objective, plan, todo, owners, processes)
+        with attended(processes) as say:
+            correct = {
+                name: classify(objective, of_split, todo)
+                for name, of_split in splits.items()
+                if of_split is not None
+            }
+            choice, way, basis = choose_products(objective, plan, todo, owners, processes)
+            say((choice, way.name, basis))
         notes = [
             f"product: {choice}",
         ]
@@ -153,6 +162,9 @@ class Study:
             )
         if objective.frozen:
             notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
+        if decides and (names := unused(objective)):
+            told = f"{', '.join(names[:4])}{', …' if names[4:] else ''}"
+            notes.append(f"zero rows for parameters that the loss does not depend on: {told}")
         notes += doubts(checkpoint, samples, train)
         if decides and not accuracies:
             notes.append("no image was classified: accuracies were left out")
@@ -290,7 +302,8 @@ class Study:
         if self._resampled:
             moving = fixed.objective.redrawn(redraw)
             operator = HessianOperator.of(moving, self.choice, callback=tick)
-        outline = replace(self.outline(part), loss=operator.objective.exact_value())
+        loss, loss_stderr = self._loss(operator.objective, redraw, part.label)
+        outline = replace(self.outline(part), loss=loss, loss_stderr=loss_stderr)
 
         vectors = _vectors(part, folder)
         runs: list[Tridiagonal] = []
@@ -344,15 +357,28 @@ class Study:
             *found, known_forms=vectors.known_forms, apart=apart, fixed_steps=goal is None
         )
 
+    def _loss(
+        self, objective: Objective, redraw: torch.Generator, label: str
+    ) -> tuple[float, float | None]:
+        """Evaluate the loss; where augmentation moves it, its mean over draws and their error."""
+        if not self._resampled:
+            return objective.exact_value(), None
+        values = []
+        for draw in range(LOSS_DRAWS):
+            _seed(redraw, self.plan.seed, label, f"loss {draw}")
+            values.append(objective.exact_value())
+        return float(np.mean(values)), float(np.std(values, ddof=1) / LOSS_DRAWS**0.5)
+
     def _operator(self, part: Part, tick: Any) -> HessianOperator:
-        objective = self._objective(part)
+        objective = self.objective_of(part)
         if self.processes is not None and self._shared(part):
             objective = led(objective, self.processes)
         return HessianOperator.of(objective, self.choice, kept=self.way.kept, callback=tick)
 
-    def _objective(self, part: Part) -> Objective:
-        count = len(self.samples)
+    def objective_of(self, part: Part) -> Objective:
+        """Select the samples of a part, in all of their draws; classes have weights overall."""
         copies = self.plan.copies
+        count = len(self.objective.samples) // copies
         index = torch.cat([part.index + k * count for k in range(copies)])
         whole = self.objective if part.label == "overall" else self.objective.unweighted()
         return whole.select(index, what=part.label)
@@ -363,7 +389,7 @@ class Study:
     def sum_own_share(self, part: Part) -> None:
         """Sum over this process's samples of a part until the leader has finished it."""
         assert self.processes is not None
-        assist(self._objective(part), self.way.kept, self.processes)
+        assist(self.objective_of(part), self.way.kept, self.processes)
         if self.way.kept is not None:
             self.way.kept.drop()
 

@@ -157,7 +157,8 @@ def _cells(s: ClassSpectrum) -> list[str]:
     )
     residuals = f"{number(s.residual_min, 1)} {number(s.residual_max, 1)}"
     return [
-        *(marks(s), s.label, _cut(s.name), str(s.count), number(100 * s.share), number(s.loss)),
+        *(marks(s), s.label, _cut(s.name), str(s.count), number(100 * s.share)),
+        with_error(s.loss, s.loss_stderr),
         *(*accuracies, number(s.lambda_min), number(s.lambda_max), residuals),
         *(number(s.nonconvexity), _mass(s), with_error(s.trace, s.trace_stderr)),
     ]

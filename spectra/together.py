@@ -12,15 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from spectra.errors import SpectraError, StorageError
-from spectra.lines import Line
+from spectra.lines import PATIENCE, Line
 from spectra.plan import Part
 from spectra.processes import LostProcess
 from spectra.results import ClassSpectrum
 from spectra.study import Progress, Study
 
 Found = tuple[ClassSpectrum, tuple[str, ...]]  # and what its products did otherwise than planned
-
-_PATIENCE = 0.05  # seconds between two looks at what the others have sent
 
 
 def spectra_of(
@@ -59,7 +57,7 @@ def spectra_of(
                     yield from _arrived(study, lines, elsewhere, meter)
         while elsewhere:
             yield from _arrived(study, lines, elsewhere, meter)
-            time.sleep(_PATIENCE)
+            time.sleep(PATIENCE)
         for line in lines:
             line.close()
     for part in parts:

@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace, folder: Path, processes: Processes | None)
             accuracies=options.accuracies,
             published=options.published,
             load=partial(open_checkpoint, options=options),
-            samples=partial(open_samples, options=options),
+            samples=partial(open_samples, options=options, accuracies=options.accuracies),
             progress=bar,
             processes=processes,
         )

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,21 @@ def test_a_network_that_was_guessed_is_told(tmp_path: Path) -> None:
         opened = load_checkpoint(tmp_path / "a.pt", **options)
         told = [note for note in doubts(opened, data, data) if "no max-pooling" in note]
         assert opened.guessed == bool(told) == guessed
+
+
+def test_samples_of_another_draw_or_of_other_images_than_the_trainings_are_told() -> None:
+    data = open_data(DataSpec("digits"))
+    prints = {"draw_sha256": data.draw_sha256, "pixels_sha256": data.pixels_sha256}
+    trained = replace(Checkpoint.of(network()), data=data.spec, **prints)
+    assert doubts(trained, data, data) == doubts(trained, data, None) == []
+    mirrored = replace(data, inputs=data.inputs.flip(-1))
+    assert mirrored.draw_sha256 == data.draw_sha256
+    (told,) = doubts(trained, mirrored, mirrored)
+    assert "trained on other images than these, though their labels and positions" in told
+    (told,) = doubts(trained, data, data.select(torch.arange(100)))  # their images differ, too
+    assert "trained on another draw" in told
+    unknown = replace(trained, pixels_sha256=None)
+    assert doubts(unknown, mirrored, mirrored) == []
 
 
 def test_the_options_of_a_training_script_do_not_keep_a_file_shut(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from spectra.data import Samples
 from spectra.doctor import Certificate, Examination, certify, examine
 from spectra.errors import SpectraError
 from spectra.hessian import HessianOperator, Objective, hessian_operator, objective
-from spectra.hessian.choice import ProductChoice
+from spectra.hessian.choice import ProductChoice, central_difference
 from spectra.krylov import SymmetricOperator, extreme_eigenvalues, lanczos, random_start
 from spectra.losses import LossSpec
 
@@ -225,8 +226,10 @@ def test_a_rayleigh_quotient_is_an_upper_bound_of_the_smallest_eigenvalue() -> N
         assert c.noise_floor > 0
         inside = (values - c.rayleigh_quotient).abs() <= c.residual + 1e-13
         assert bool(inside.any()), "some eigenvalue lies within the residual"
-        if c.negative_curvature:
-            assert c.rayleigh_quotient + c.noise_floor < 0
+        unit = y / y.norm()
+        truth = float(unit @ dense @ unit)
+        assert abs(c.rayleigh_quotient - truth) <= c.noise_floor < abs(truth)
+        assert c.negative_curvature == (truth < 0)
     best = certify(H, vectors[:, 0], name="none", lower_bound_95=-3.0)
     assert best.negative_curvature
     assert best.rayleigh_quotient == pytest.approx(lowest, rel=1e-10)
@@ -287,6 +290,27 @@ def test_samples_that_are_fitted_to_the_last_bits_have_a_floor_for_the_softmax(
         assert abs(certificate.rayleigh_quotient - truth) <= certificate.noise_floor
 
 
+def test_rounding_that_both_passes_share_is_in_the_floor() -> None:
+    """Of one row x, 10⁶ x xᵀy: they agree to the last bit, and not with the exact quotient."""
+    errors = []
+    for seed in range(12):
+        x, labels = data(20, n=1, seed=seed)
+        (y,) = data(20, n=1, seed=seed + 100)[0]
+        H = hessian_operator(
+            nn.Linear(20, 1, bias=False).double(),
+            (x, labels),
+            lambda logits, _: 0.5e6 * logits[:, 0].square(),
+            dtype=torch.float64,
+        )
+        row, vector = ([Fraction(float(v)) for v in values] for values in (x[0], y))
+        along = sum(a * b for a, b in zip(row, vector, strict=True))
+        truth = 10**6 * along**2 / sum(v * v for v in vector)
+        c = certify(H, y)
+        errors.append(abs(float(Fraction(c.rayleigh_quotient) - truth)))
+        assert errors[-1] <= c.noise_floor < 1e-9 * truth
+    assert max(errors) > 0
+
+
 def test_the_certificate_of_a_zero_hessian_has_a_floor_and_proves_nothing() -> None:
     H = hessian_operator(nn.Linear(4, CLASSES), data(4), lambda logits, targets: logits.sum(1))
     c = certify(H, torch.ones(H.dim))
@@ -343,14 +367,24 @@ def test_the_two_passes_of_a_certificate_share_neither_path_nor_cut(
         assert first[3] == second[3] == torch.float64
 
 
-def test_where_one_path_is_right_alone_the_second_pass_is_a_central_difference() -> None:
+def test_where_one_path_is_right_alone_the_second_pass_is_a_central_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The same path twice would round alike and agree with itself, be it wrong or right."""
+    noises: list[float] = []
+
+    def noted(exact: Objective, y: Tensor) -> tuple[Tensor, float, bool]:
+        found = central_difference(exact, y)
+        noises.append(found[1])
+        return found
+
+    monkeypatch.setattr(doctor, "central_difference", noted)
     H = hessian_operator(mlp(), data(4), dtype=torch.float64)
     alone = replace(H, choice=replace(H.choice, path="double-backward"))
     lowest = torch.linalg.eigh(H.dense())
     c = certify(alone, lowest.eigenvectors[:, 0])
     assert c.rayleigh_quotient == pytest.approx(float(lowest.eigenvalues[0]), rel=1e-10)
-    assert 1e-14 < c.noise_floor < 1e-5
+    assert 1e-14 < noises[0] < c.noise_floor < 1e-5
     assert c.negative_curvature
 
 

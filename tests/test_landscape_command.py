@@ -177,7 +177,9 @@ def test_an_interrupt_says_where_the_finished_classes_lie(
     assert f"what is finished lies in {tmp_path}" in told
     assert "--resume" not in told
     assert Landscape.load(tmp_path).labels == ("class 8",)
-    assert main(flags) == 130
+    assert main(flags) == 2
+    assert "other results than this run makes (unfinished ones)" in capsys.readouterr().err
+    assert main([*flags, "--overwrite"]) == 130
     assert "nothing was finished yet" in capsys.readouterr().err, "those files are not of this run"
 
 
@@ -188,7 +190,9 @@ def test_figures_of_what_a_later_run_did_not_look_at_do_not_stay_beside_it(
     shutil.copytree(made, folder)
     (folder / "mine.png").touch()
     (folder / "slices-2.png").touch()
-    assert main([DIGITS, *TINY, "--points", "2", "--out", str(folder)]) == 0
+    again = [DIGITS, *TINY, "--points", "2", "--out", str(folder)]
+    assert main(again) == 2  # other distances than those that lie there
+    assert main([*again, "--overwrite"]) == 0
     left = {path.name for path in folder.iterdir()}
     drawn = {"slices.png", "slices.pdf"}
     assert left == {"landscape.json", "landscape.npz", "mine.png", *drawn}

@@ -116,13 +116,22 @@ def test_of_results_that_fit_the_one_with_most_probes_is_shown(
         study.analysis("sgd", classes=(9,), probes=4)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 2}, {"dtype": "float64"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"seed": 1}, {"steps": 2}, {"dtype": "float64"}, {"loss": "trained"}),
+        *({"augment": "frozen:2"}, {"until_converged": 1e-3}, {"split": "test"}),
+        {"protocol": "released", "augment": "none"},
+    ],
+    ids=str,
+)
 def test_results_of_other_settings_are_not_shown(
     change: dict, clone: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = load_checkpoint(clone / "checkpoints/digits-lt-ce-drw-sgd.pt")
     train = open_data(checkpoint.data)
-    analyze(checkpoint, replace(TINY, **change), train=train, folder=clone / "reports/other")
+    plan, other = replace(TINY, **change), clone / "reports/other"
+    analyze(checkpoint, plan, train=train, test=train, folder=other)  # of the same draw
     Budget("quick").analysis("sgd")
     assert "computing class 8, class 9" in capsys.readouterr().out
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from spectra.doctor import Certificate, Examination, examine
-from spectra.krylov import SymmetricOperator, extremes_of, lanczos, random_start
+from spectra.krylov import (
+    SymmetricOperator,
+    extremes_of,
+    lanczos,
+    lower_bound,
+    posterior_lower_bound,
+    random_start,
+)
 from spectra.readings import RitzVectors, assemble
 from spectra.results import ClassSpectrum
 
@@ -60,6 +67,20 @@ def test_vectors_of_runs_with_other_ends_are_not_taken(saved: RitzVectors) -> No
     assert torch.equal(found.low, other.vector(0)), "nothing of the file is left"
 
 
+def test_of_several_runs_the_outermost_ends_are_held_in_any_order() -> None:
+    d = torch.linspace(-1, 2, 200, dtype=torch.float64)
+    A = SymmetricOperator(lambda v: d * v, len(d), torch.float64)
+    runs = [lanczos(A, random_start(len(d), seed=s, probe=0), steps=4) for s in range(6)]
+    lowest, highest = zip(*(run.ritz().values[[0, -1]] for run in runs), strict=True)
+    for order in (runs, runs[::-1]):
+        found = RitzVectors(None, "class 8")
+        for run in order:
+            found.take(run)
+        assert found.values == (min(lowest), max(highest))
+        for y, value in zip((found.low, found.high), found.values, strict=True):
+            assert float(y @ (A @ y)) == pytest.approx(value, abs=1e-12)
+
+
 @pytest.mark.parametrize("off", [0.0, 1e-3])
 def test_the_lower_bound_knows_how_far_the_products_are_off(off: float) -> None:
     """Products that are off in the same way each time pass every other test."""
@@ -74,20 +95,82 @@ def test_the_lower_bound_knows_how_far_the_products_are_off(off: float) -> None:
     assert -1 - 2e-12 - off <= found.certificate["lower_bound_95"] <= -1 + 1e-12
 
 
-def _read(d: torch.Tensor, steps: int, start: torch.Tensor | None = None) -> ClassSpectrum:
+def _read(
+    d: torch.Tensor,
+    steps: int,
+    *,
+    examination: Examination | None = None,
+    asymmetry: float = 0.0,
+    apart: float | None = None,
+) -> ClassSpectrum:
     A = SymmetricOperator(lambda v: d * v, len(d), torch.float64)
-    first = random_start(len(d), seed=0, probe=0) if start is None else start
-    run = lanczos(A, first, steps=steps)
-    ends, outline = extremes_of(run), ClassSpectrum(label="class 8", name="", count=1, share=1.0)
+    run = lanczos(A, random_start(len(d), seed=0, probe=0), steps=steps)
+    ends = extremes_of(run)
+    outline = ClassSpectrum(label="class 8", name="", count=1, share=1.0)
     certificate = Certificate("none", "float64", ends.lambda_min, 0.0, 1e-15, True, None)
-    forms = np.array([0.1, 0.2, 0.3])
-    return assemble(outline, [run], ends, forms, examine(A), certificate)
+    run = replace(run, asymmetry=max(asymmetry, run.asymmetry))
+    given = np.array([0.1, 0.2, 0.3]), examination or examine(A), certificate
+    return assemble(outline, [run], ends, *given, apart=apart)
 
 
 def test_a_lower_bound_that_is_farther_away_than_the_spectrum_is_wide_is_null() -> None:
     d = torch.linspace(-1, 2, 500, dtype=torch.float64)
     assert _read(d, 1).certificate["lower_bound_95"] is None
     assert -1.5 < _read(d, 60).certificate["lower_bound_95"] <= -1
+
+
+@pytest.mark.parametrize(("power", "better"), [(4, "prior"), (1, "posterior")])
+def test_the_lower_bound_is_the_better_of_two_that_hold_with_97_5_percent(
+    power: int, better: str
+) -> None:
+    """Less the noise floor; the one for fixed steps is for no others, and for no copies."""
+    d = 2 * torch.linspace(0, 1, 500, dtype=torch.float64) ** power - 1
+    A = SymmetricOperator(lambda v: d * v, len(d), torch.float64)
+    runs = [lanczos(A, random_start(len(d), seed=0, probe=p), steps=60) for p in range(3)]
+    ends = np.array([run.ritz().values[[0, -1]] for run in runs])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    prior = lower_bound(low, high, dim=len(d), steps=60, probes=3, confidence=0.975)
+    posterior = posterior_lower_bound(runs, confidence=0.975)
+    best = max(prior, posterior)
+    assert best == {"prior": prior, "posterior": posterior}[better]
+    found = replace(extremes_of(runs[0]), lambda_min=low, lambda_max=high)
+    outline = ClassSpectrum(label="class 8", name="", count=1, share=1.0)
+    certificate = Certificate("none", "float64", low, 0.0, 1e-15, True, None)
+    given = np.zeros(0), Examination(True, 0.0, 0.0, 0.0, 1e-4, None), certificate
+    copies = [replace(run, orthogonal=False) for run in runs]
+    for of, fixed_steps, expected in (
+        (runs, True, best),
+        (runs, False, posterior),
+        (copies, True, posterior),
+    ):
+        told = assemble(outline, of, found, *given, fixed_steps=fixed_steps).certificate
+        floor = 1e-4 * max(-low, high)
+        assert told["lower_bound_95"] == pytest.approx(expected - floor, abs=1e-12)
+
+
+@pytest.mark.parametrize("seen", ["repeatability", "asymmetry", "nonlinearity", "rounding"])
+def test_a_defect_of_the_operator_is_in_its_noise_floor_and_counts_no_eigenvalue_below(
+    seen: str,
+) -> None:
+    d = torch.linspace(-1, 2, 31, dtype=torch.float64)
+    examination = replace(Examination(True, 0.0, 0.0, 0.0, 1e-15, None), **{seen: 0.21})
+    found = _read(d, 31, examination=examination)
+    assert found.doctor["noise_floor"] == pytest.approx(0.42)
+    assert found.negative_mass_threshold == found.doctor["noise_floor"]
+    assert found.negative_mass == pytest.approx(found.measure.mass_below(-0.42).value)
+    assert 0 < found.negative_mass < found.measure.mass_below(-1e-6).value
+
+
+def test_what_t_and_the_float64_check_are_off_by_is_in_the_noise_floor_too() -> None:
+    d = torch.linspace(-1, 2, 31, dtype=torch.float64)
+    whole = _read(d, 31)
+    assert whole.doctor["noise_floor"] < 1e-12
+    assert whole.negative_mass_threshold == pytest.approx(1e-6 * 2)
+    below = _read(-d - 1.5, 31)  # all of it: there is no λmax to be small beside
+    assert below.lambda_max < 0
+    assert below.negative_mass_threshold == below.doctor["noise_floor"] < 1e-12
+    for told in (_read(d, 31, asymmetry=0.125), _read(d, 31, apart=0.125)):
+        assert told.doctor["noise_floor"] == told.negative_mass_threshold == 0.125
 
 
 def test_an_operator_that_moves_has_no_trace() -> None:

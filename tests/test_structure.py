@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "hessian": {"choices", "errors", "devices", "networks", "krylov", "data", "losses"},
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor", "networks"}
-    | {"choices", "checkpoint", "data", "plan", "readings", "study", "gathering", "writing"},
+    | {"choices", "checkpoint", "data", "plan", "readings", "study", "gathering", "writing"}
+    | {"devices", "resuming"},
     "landscape.__main__": {"spectra", "command_line", "plan_flags", "terminal", "landscape"}
     | {"figures"},
     "released": {"krylov"},
@@ -70,9 +71,9 @@ MAY_IMPORT = {
         "losses",
         "networks",
     }
-    | {"plan", "processes"},
+    | {"errors", "lines", "plan", "processes"},
     "study": (HALLWAY - {"files", "devices", "models", "losses"})
-    | {"processes", "resuming", "gathering", "sharing"},
+    | {"lines", "processes", "resuming", "gathering", "sharing"},
     "together": {"errors", "lines", "plan", "processes", "results", "study"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
     | {"results", "resuming", "study", "together"},
@@ -95,7 +96,7 @@ MAY_IMPORT = {
     "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "doctor", "plan", "gathering"}
     | {"readings", "study", "writing"},
     "draws.__main__": {"errors", "devices", "files", "command_line", "plan_flags", "terminal"}
-    | {"draws", "resuming", "gathering"},
+    | {"spectra", "plan", "draws", "resuming", "gathering"},
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},

@@ -10,7 +10,7 @@ not the mean. ``crops`` has the geometry, ``colour`` the jitter.
 """
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from ..errors import SpectraError
@@ -21,8 +21,11 @@ VALUES_AT_ONCE = 2**24  # pixel values resampled at a time: 64 MB as float32
 
 
 def augment(
-    images: Shaped[Tensor, "n c h w"], name: str | None, generator: torch.Generator
-) -> Shaped[Tensor, "n c h w"]:
+    images: Shaped[Tensor, "n c h w"],
+    name: str | None,
+    generator: torch.Generator,
+    rows: Int64[Tensor, " m"] | None = None,
+) -> Shaped[Tensor, "m c h w"]:
     """Draw one augmented copy of every image.
 
     Args:
@@ -31,16 +34,17 @@ def augment(
         name: "crop:P", "crop-flip:P", "resized-crop-flip", "resized-crop-flip-jitter:S", with P
             pixels of padding and a strength S from 0 to 1.
         generator: On the CPU, so that every device sees the same draw.
+        rows: Make the pixels of these alone, with the draws that they have among all; None: all.
 
     Returns:
-        A new tensor of the same shape, dtype and device.
+        A new tensor of m images, of the same dtype and device.
 
     Raises:
         SpectraError: If the name says no such thing, or the images cannot be drawn so.
     """
     kind, _, value = (name or "").partition(":")
     if kind in ("crop", "crop-flip") and value.isdecimal():
-        return padded_crops(images, int(value), kind == "crop-flip", generator)
+        return padded_crops(images, int(value), kind == "crop-flip", generator, rows)
     strength = _strength(value) if kind == "resized-crop-flip-jitter" else None
     if name != "resized-crop-flip" and strength is None:
         raise SpectraError(
@@ -48,10 +52,12 @@ def augment(
             "crop:P, crop-flip:P, resized-crop-flip or resized-crop-flip-jitter:S with P pixels "
             "and S from 0 to 1; use --augment none, or samples whose source has one"
         )
-    return _resized(images, strength, generator)
+    return _resized(images, strength, generator, rows)
 
 
-def _resized(images: Tensor, strength: float | None, generator: torch.Generator) -> Tensor:
+def _resized(
+    images: Tensor, strength: float | None, generator: torch.Generator, rows: Tensor | None
+) -> Tensor:
     """Draw for all images first, then make the pixels, a part of the batch at a time."""
     n, channels, height, width = images.shape
     whole = images.dtype == torch.uint8
@@ -75,9 +81,12 @@ def _resized(images: Tensor, strength: float | None, generator: torch.Generator)
     boxes = draw_boxes(n, height, width, generator)
     flip = torch.randint(0, 2, (n,), generator=generator).bool()
     drawn = None if strength is None else draw_jitter(n, strength, generator)
+    if rows is not None:
+        images, boxes, flip = images[rows.to(images.device)], boxes[rows], flip[rows]
+        drawn = drawn and (drawn[0], drawn[1][:, rows])
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     size = max(1, VALUES_AT_ONCE // max(1, channels * height * width))
-    for part in (slice(start, start + size) for start in range(0, n, size)):
+    for part in (slice(start, start + size) for start in range(0, len(images), size)):
         x = resized_crops(images[part], boxes[part], flip[part])
         if drawn is not None:
             order, factors = drawn

@@ -162,7 +162,10 @@ def _refuse_uneven(loader: DataLoader[Any]) -> None:
     order: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     sampler, drops = getattr(order, "sampler", order), getattr(order, "drop_last", False)
     told, name = "", type(sampler).__name__
-    if isinstance(loader.dataset, IterableDataset):
+    shards = getattr(sampler, "num_replicas", 1)  # of torch's DistributedSampler, and of its like
+    if isinstance(shards, int) and shards > 1:
+        told = f"holds one of {shards} shards ({name})"
+    elif isinstance(loader.dataset, IterableDataset):
         told = "leaves out the last samples of a stream (drop_last=True)" if drops else ""
     elif isinstance(loader.dataset, Sized) and not any(
         isinstance(place, Iterator)

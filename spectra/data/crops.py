@@ -35,8 +35,12 @@ WIDEST = 4 / 3  # aspect; the narrowest is its inverse
 
 
 def padded_crops(
-    images: Shaped[Tensor, "n c h w"], padding: int, mirrored: bool, generator: torch.Generator
-) -> Shaped[Tensor, "n c h w"]:
+    images: Shaped[Tensor, "n c h w"],
+    padding: int,
+    mirrored: bool,
+    generator: torch.Generator,
+    rows: Int64[Tensor, " m"] | None = None,
+) -> Shaped[Tensor, "m c h w"]:
     """Cut a window of the old size out of each zero-padded image, half of them mirrored if asked.
 
     Args:
@@ -44,11 +48,15 @@ def padded_crops(
         padding: Pixels on every side.
         mirrored: Whether to mirror with probability 1/2; the draw is the same without.
         generator: On the CPU.
+        rows: Of the images whose pixels are made; None: all.
     """
     n, device = len(images), images.device
     corners = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
     mirrors = torch.randint(0, 2, (1, n), generator=generator)
-    i, j, flip = at_once(torch.cat([corners, mirrors]), device)
+    draws = torch.cat([corners, mirrors])
+    if rows is not None:
+        images, draws, n = images[rows.to(device)], draws[:, rows], len(rows)
+    i, j, flip = at_once(draws, device)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     # A view of every crop that there is; indexing copies only the one drawn for each image.
     crops = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)

@@ -166,17 +166,25 @@ class Samples:
             x = (x - mean.reshape(shape)).div_(std.reshape(shape))
         return x
 
-    def frozen(self, copies: int, seed: int) -> "Samples":
-        """Store ``copies`` augmentation draws of every sample: a fixed, larger set (copies·N)."""
+    def frozen(self, copies: int, seed: int, rows: Shaped[Tensor, " m"] | None = None) -> "Samples":
+        """Store ``copies`` augmentation draws of every sample: a fixed, larger set (copies·N).
+
+        Args:
+            copies: How many.
+            seed: Of the draws.
+            rows: Keep these samples alone, with the draws that they have among all; None: all.
+        """
         if copies < 1:
             raise SpectraError(f"{copies} frozen copies were asked for; expected at least 1")
         generator = torch.Generator().manual_seed(seed)
-        draws = [augment(self.inputs, self.augmentation, generator) for _ in range(copies)]
+        draws = [augment(self.inputs, self.augmentation, generator, rows) for _ in range(copies)]
+        assert self.positions is not None
+        kept = slice(None) if rows is None else rows
         return replace(
             self,
             inputs=torch.cat(draws),
-            targets=self.targets.repeat(copies),
-            positions=None if self.positions is None else self.positions.repeat(copies),
+            targets=self.targets[kept].repeat(copies),
+            positions=self.positions[kept].repeat(copies),
             augmentation=None,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,11 @@ from spectra.plan_flags import (
 from spectra.terminal import shown_bar
 
 if TYPE_CHECKING:
+    from spectra import Checkpoint, Plan, Samples
     from spectra.draws import Draws
 
 SCHEMA = 1
+NAME = "draws.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,12 +48,13 @@ def _run(options: argparse.Namespace, folder: Path, found: list[Draws]) -> None:
 
     plan = plan_of(options)
     checkpoint = open_checkpoint(options.checkpoint, options)
-    train, _ = open_samples(checkpoint, options)
+    train, _ = open_samples(checkpoint, options, accuracies=False)
     if train is None:
         raise SpectraError(
             "got no training samples, expected them: test images are not augmented; name the data "
             "with --data and --dataset"
         )
+    _spare_others(folder, checkpoint, plan, train, options)
     require_writable(folder)
     notes = tuple(doubts(checkpoint, train, train))
 
@@ -62,7 +66,7 @@ def _run(options: argparse.Namespace, folder: Path, found: list[Draws]) -> None:
         document: dict[str, Any] = {k: v for k, v in said.to_dict().items() if k != "spectra"}
         document["settings"]["augment"] = "frozen:1"  # one draw for each seed
         document |= {"schema": SCHEMA, "draws": [one.to_dict() for one in found]}
-        write_json(folder / "draws.json", document)
+        write_json(folder / NAME, document)
 
     with shown_bar(options) as bar, Keeping(write) as keep:
         for one in over_draws(checkpoint, plan, train, draws=options.draws, progress=bar):
@@ -70,7 +74,39 @@ def _run(options: argparse.Namespace, folder: Path, found: list[Draws]) -> None:
             keep(found)
     if not options.quiet:
         print("\n".join([table(found), *(f"\n{note}" for note in notes)]))
-        print(f"\n{folder / 'draws.json'}")
+        print(f"\n{folder / NAME}")
+
+
+def _spare_others(
+    folder: Path, checkpoint: Checkpoint, plan: Plan, train: Samples, options: argparse.Namespace
+) -> None:
+    """Refuse to replace draws that are not made again."""
+    from dataclasses import replace
+
+    from spectra.devices import find_device
+    from spectra.plan import choose_parts
+    from spectra.resuming import describe, require_replaceable
+
+    if options.overwrite or not (folder / NAME).exists():
+        return
+    said = describe(checkpoint, plan, train, train, find_device(plan.device))
+    try:
+        held = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        kept = {one["label"]: len(one["seeds"]) for one in held["draws"]}
+        before = replace(said, **{key: held[key] for key in ("checkpoint", "data", "settings")})
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpectraError(
+            f"{folder / NAME} is truncated or holds no draws ({error}), expected an empty folder, "
+            "or draws of the same question: nothing was replaced; choose another --out, or replace "
+            "them with --overwrite"
+        ) from error
+    require_replaceable(
+        replace(said, settings={**said.settings, "augment": "frozen:1", "draws": options.draws}),
+        replace(before, settings={**before.settings, "draws": max(kept.values(), default=0)}),
+        [part.label for part in choose_parts(plan, train, train)],
+        kept=kept,
+        finished=kept,
+    )
 
 
 def _parser() -> Parser:
@@ -82,8 +118,16 @@ def _parser() -> Parser:
         "  python -m spectra.draws ckpt.pt --data DIR --classes 8,9 --draws 8 --steps 40",
     )
     add = parser.add_argument_group("draws and results").add_argument
-    add("--draws", type=int, default=8, metavar="K", help="how many (default 8)")
+    add(
+        "--draws",
+        type=int,
+        default=8,
+        metavar="K",
+        help="how many, with the seeds S, S + 1, ... from --seed on (default 8): repetitions need "
+        "seeds that are K apart",
+    )
     add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>/draws)")
+    add("--overwrite", action="store_true", help="replace whatever lies in that folder")
     add("--quiet", action="store_true", help="no progress bar and no table")
     return parser
 

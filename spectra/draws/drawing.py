@@ -133,7 +133,7 @@ def over_draws(
         seeds = tuple(plan.seed + k for k in range(draws))
         found, losses, tops, examinations = [], [], [], []
         for seed in seeds:
-            drawn = train.frozen(1, seed).select(part.index)
+            drawn = train.frozen(1, seed, part.index)
             objective = gather(checkpoint, plan, drawn, loss)
             choice = choice or choose_product(objective)
             if part.classes:  # of one class the weights are no part of H_c

@@ -181,12 +181,14 @@ class Objective:
         normalizer: float | None = None,
     ) -> Objective:
         """Keep some samples; divide by the sum of their weights unless `normalizer` is given."""
-        index = index.to(self.device)
-        weights = self.weights[index]
+        rows: slice | Tensor = index.to(self.device)
+        if len(index) == len(self.samples) and torch.equal(index.cpu(), torch.arange(len(index))):
+            rows = slice(None)  # all of them, and no copy
+        weights = self.weights[rows]
         total = float(weights.sum()) if normalizer is None else normalizer
         chosen = replace(
             self,
-            samples=self.samples.select(index),
+            samples=self.samples.select(rows),
             weights=weights,
             normalizer=total,
         )

@@ -48,10 +48,15 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
 
     plan, survey = plan_of(options), _survey_of(options)
     checkpoint = open_checkpoint(options.checkpoint, options)
-    train, test = open_samples(checkpoint, options)
+    train, test = open_samples(checkpoint, options, accuracies=False)
     with shown_bar(options) as bar:
         found = explore(
-            checkpoint, plan, survey, train=train, test=test, folder=folder, progress=bar
+            *(checkpoint, plan, survey),
+            train=train,
+            test=test,
+            folder=folder,
+            overwrite=options.overwrite,
+            progress=bar,
         )
     drawn = []
     for name, pages in figures.landscape_pages(found).items():
@@ -101,6 +106,7 @@ def _parser() -> Parser:
     add("--controls", type=int, default=20, metavar="K", help="random directions (default 20)")
     add = parser.add_argument_group("results").add_argument
     add("--out", metavar="DIR", help="folder (default reports/<checkpoint stem>/landscape)")
+    add("--overwrite", action="store_true", help="replace whatever lies in that folder")
     add("--quiet", action="store_true", help="no progress bar and no summary")
     return parser
 

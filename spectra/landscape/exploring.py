@@ -19,7 +19,14 @@ from torch import Tensor
 
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
-from spectra.doctor import CERTIFICATE_COST, Certificate, certify
+from spectra.devices import find_device
+from spectra.doctor import (
+    CERTIFICATE_COST,
+    PRODUCTS_PER_EXAMINATION,
+    Certificate,
+    certify,
+    examine,
+)
 from spectra.errors import SpectraError
 from spectra.files import Keeping, drawn_pages, require_writable
 from spectra.gathering import gather, start_of
@@ -28,10 +35,11 @@ from spectra.krylov import lanczos
 from spectra.landscape.amplification import RADII, amplification, checked_radii
 from spectra.landscape.slices import Slice, loss_slice
 from spectra.landscape.statistics import Amplification
-from spectra.landscape.stored import CONTROL, Landscape, View
+from spectra.landscape.stored import CONTROL, STEM, Landscape, View
 from spectra.landscape.surfaces import Surface, filter_normalised, surface
-from spectra.plan import Part, Plan
+from spectra.plan import Part, Plan, choose_parts
 from spectra.readings import RitzVectors
+from spectra.resuming import describe, require_replaceable
 from spectra.study import Progress, Study
 
 FIGURES = ("slices", "surfaces", "amplification")  # whose pages the command draws
@@ -85,6 +93,7 @@ def explore(
     train: Samples | None,
     test: Samples | None = None,
     folder: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Landscape:
     """Look around a checkpoint, class by class, saving after every one.
@@ -96,15 +105,20 @@ def explore(
         train: training samples; minibatches are drawn from them.
         test: test samples, where the plan asks for that split.
         folder: where `landscape.json` and `landscape.npz` go; nothing is written when None.
+        overwrite: replace whatever lies in `folder`; without it only a landscape of the same
+            question.
         progress: is told of every product.
 
     Returns:
         One view for each part of the plan.
 
     Raises:
-        SpectraError: data or options that do not fit the checkpoint, or that have no fixed Hessian.
+        SpectraError: data or options that do not fit the checkpoint, or that have no fixed Hessian;
+            results that would be lost.
     """
     _require_fixed(plan)
+    if folder is not None and not overwrite:
+        _spare_others(Path(folder), checkpoint, plan, survey, train, test)
     trained = _trained(checkpoint, plan, survey, train) if survey.amplification else None
     if folder is not None:
         require_writable(Path(folder))
@@ -145,6 +159,32 @@ def explore(
     return found
 
 
+def _spare_others(
+    folder: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    survey: Survey,
+    train: Samples | None,
+    test: Samples | None,
+) -> None:
+    """Refuse to replace a landscape that this survey would not make again."""
+    samples = train if plan.split == "train" else test
+    if samples is None or not (folder / f"{STEM}.json").exists():
+        return
+    held = Landscape.load(folder)
+    said = describe(checkpoint, plan, samples, train, find_device(plan.device))
+    asked = {**said.settings, **asdict(survey), "radii": list(survey.radii)}
+    labels = [part.label for part in choose_parts(plan, samples, train)]
+    whole = bool(survey.amplification) == (held.amplification is not None)
+    require_replaceable(
+        replace(said, settings=asked),
+        replace(held, settings={k: v for k, v in held.settings.items() if k != "amplified_loss"}),
+        labels,
+        kept=held.labels,
+        finished=held.labels if whole else (),
+    )
+
+
 def _require_fixed(plan: Plan) -> None:
     if plan.moves or plan.augment != "none" or plan.basis == "none":
         raise SpectraError(
@@ -176,8 +216,7 @@ def _look(
     study: Study, part: Part, survey: Survey, meter: _Meter
 ) -> tuple[View, tuple[Tensor, Tensor]]:
     """Find the Ritz vectors of one part and look along them."""
-    whole = study.objective if part.label == "overall" else study.objective.unweighted()
-    objective = whole.select(part.index, what=part.label)
+    objective = study.objective_of(part)
     operator = HessianOperator.of(objective, study.choice)
     count = len(part.index)
     low, high = _ends(study, part.label, objective, partial(meter.tick, part.label, count))
@@ -221,6 +260,14 @@ def _ends(
     """Run Lanczos from every probe; give the Ritz vectors of the outermost values."""
     plan, kept = study.plan, study.way.kept
     operator = HessianOperator.of(objective, study.choice, kept=kept, callback=tick)
+    examination = examine(operator, seed=plan.seed)
+    further = PRODUCTS_PER_EXAMINATION - 4  # four of them went through the operator
+    tick(further, float(further))
+    if not examination.fixed_operator:
+        raise SpectraError(
+            f"got an operator of {label} that is {examination}; expected a fixed one: a slice "
+            "belongs to one function"
+        )
     vectors = RitzVectors(None, label)
     for probe in range(plan.probes):
         run = lanczos(
@@ -270,6 +317,7 @@ class _Meter:
     def __init__(self, study: Study, survey: Survey, progress: Progress | None) -> None:
         self.progress = progress
         steps = min(study.plan.steps, study.objective.dim) * study.plan.probes
+        steps += PRODUCTS_PER_EXAMINATION
         evaluations = 2 * len(survey.distances) + 23  # with those that measure the noise
         self.slice_cost = _DOUBLE * evaluations * _GRADIENT  # the loss comes with the gradient
         self.batch_cost = 1 + _GRADIENT * len(survey.radii)

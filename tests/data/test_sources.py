@@ -466,7 +466,7 @@ def test_an_image_that_is_missing_in_the_parquet_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def cifar10_lt(real_data):
-    return open_data(DataSpec("cifar10", "exp", 100), path=real_data)
+    return open_data(DataSpec("cifar10", "exp", 100), path=real_data, download=False)
 
 
 def test_the_real_cifar10_gives_the_published_long_tail(cifar10_lt):
@@ -491,7 +491,7 @@ def test_the_real_long_tail_exports_without_loss_and_small(cifar10_lt, tmp_path)
 
 def test_the_real_cifar100_has_the_published_size_and_tail(real_data):
     spec = DataSpec("cifar100", "exp", 100)
-    source = sources.open_source(spec, real_data, "train")
+    source = sources.open_source(spec, real_data, "train", download=False)
     rows, _ = draw(source.labels, 100, spec)
     assert len(rows) == 10_847
     assert source.class_names[99] == "worm"

@@ -119,8 +119,9 @@ def test_metrics_hold_every_class_and_leave_unknown_cells_empty(
     assert list(rows[0])[: len(COLUMNS)] == list(COLUMNS)
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["in one piece", "resumed"])
 def test_the_last_epoch_is_the_result_and_the_best_is_named_beside_it(
-    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: bool, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true, chosen = loop.evaluate, iter([0.2, 0.9, 0.4])
 
@@ -130,7 +131,20 @@ def test_the_last_epoch_is_the_result_and_the_best_is_named_beside_it(
         return replace(scores, accuracy=next(chosen)) if on_test else scores
 
     monkeypatch.setattr(loop, "evaluate", dictated)
-    run = _short("digits-lt-ce-sgd", digits, tmp_path)
+    recipe, run_epoch = replace(find_recipe("digits-lt-ce-sgd"), epochs=3), loop.run_epoch
+    if stopped:
+        left = iter(range(2))
+
+        def stopping(*args: Any) -> object:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return run_epoch(*args)
+
+        monkeypatch.setattr(loop, "run_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, *digits, folder=tmp_path, state_every=0.0, quiet=True)
+        monkeypatch.setattr(loop, "run_epoch", run_epoch)
+    run = train(recipe, *digits, folder=tmp_path, resume=stopped, quiet=True)
     assert (run.best_epoch, run.best_accuracy, run.test.accuracy) == (2, 0.9, 0.4)
     summary = json.loads((tmp_path / "run.json").read_text())
     assert summary["best_on_test"] == {"epoch": 2, "accuracy": 0.9}
@@ -261,21 +275,23 @@ def test_every_recipe_runs_on_the_digits(name: str, digits: Splits, tmp_path: Pa
     assert run.best_epoch == 2
 
 
-RESUMED = {
+RESUMED: dict[str, dict[str, Any]] = {
     "sgd": {},
     "sam": {"weighting": "resample", "rho": 0.1, "rho_end": 0.4},
-    "pgd": {"noise": 1e-2, "noise_interval": 3},
+    "pgd": {"noise": 1e-2, "noise_interval": 4},  # of 15 steps an epoch
+    "pgd by its gradients": {"noise": 1e-2, "noise_interval": 1, "noise_threshold": 1e3},
     "lpf-sgd": {"noise": 2e-3, "precision": "float64"},
 }
 
 
-@pytest.mark.parametrize("step", RESUMED)
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_run_that_stopped_goes_on_bit_for_bit(
-    step: str, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Momentum, schedules, noise and random state survive, in whichever epoch it stops."""
+    step, changes = name.split()[0], RESUMED[name]
     recipe = replace(
-        find_recipe("digits-lt-ce-drw-sgd"), step=step, epochs=4, drops=(2, 3), **RESUMED[step]
+        find_recipe("digits-lt-ce-drw-sgd"), step=step, epochs=4, drops=(2, 3), **changes
     )
     train(recipe, *digits, folder=tmp_path / "whole", quiet=True)
     stopped, true = tmp_path / "stopped", loop.run_epoch
