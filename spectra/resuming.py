@@ -30,10 +30,8 @@ _SAMPLES = {  # what makes the inputs of the network
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
-_NEW = (
-    "loss_function",
-    "network_mode",
-)  # what older files do not name, though their checkpoint fixed it
+# What older files do not name, though it was the same for them, or their checkpoint fixed it.
+_NEW = ("loss_function", "network_mode")
 _BEFORE = {"basis": "device"}  # what results of earlier versions do not say of themselves
 _LEFT_OPEN = ("product", "batch_size", "basis")  # "auto" takes what an earlier run has chosen
 

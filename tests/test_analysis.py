@@ -1397,3 +1397,145 @@ def test_what_went_otherwise_than_planned_is_in_the_notes(monkeypatch: pytest.Mo
     found = analyze(checkpoint(pictures()), replace(PLAN, product="linearized"), train=images())
     assert all(spectrum.error is None for spectrum in found.spectra)
     assert any("out of memory; nothing is kept" in note for note in found.notes)
+
+
+def test_a_moving_loss_is_a_mean_over_draws_of_the_seed() -> None:
+    plan = Plan(classes=(1,), steps=2, augment="resample", device="cpu")
+    first, again, other = (
+        analyze(checkpoint(pictures()), replace(plan, seed=seed), train=images()).spectra[0]
+        for seed in (0, 0, 1)
+    )
+    assert (first.loss, first.loss_stderr) == (again.loss, again.loss_stderr)
+    assert first.loss != other.loss
+    rows = images().targets == 1
+    every = [
+        hessian_operator(pictures(), images().frozen(1, seed).select(rows)).objective.exact_value()
+        for seed in range(200)
+    ]
+    spread = np.std(every) / study.LOSS_DRAWS**0.5
+    assert first.loss == pytest.approx(np.mean(every), abs=4 * spread)
+    assert 0.1 * spread < first.loss_stderr < 3 * spread
+    fixed = analyze(checkpoint(pictures()), replace(plan, augment="none"), train=images())
+    assert fixed.spectra[0].loss_stderr is None
+
+
+def test_another_run_in_the_same_folder_is_noticed_and_not_overwritten(tmp_path: Path) -> None:
+    plan = Plan(classes=(0, 1), steps=3, device="cpu")
+
+    class Meanwhile:
+        """The other run ends while this one computes its first product."""
+
+        def begin(self, *_: object) -> None:
+            theirs = replace(plan, classes=(2,))
+            analyze(checkpoint(), theirs, train=samples(), folder=tmp_path)
+
+        def tick(self, *_: object) -> None:
+            pass
+
+    with pytest.raises(StorageError, match=r"another run has written .*esd\.json meanwhile"):
+        analyze(checkpoint(), plan, train=samples(), folder=tmp_path, progress=Meanwhile())
+    assert Analysis.load(tmp_path).labels == ("class 2",)
+
+
+def test_results_that_cannot_be_read_are_spared(tmp_path: Path) -> None:
+    plan = Plan(classes=(0,), steps=3, device="cpu")
+    analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    (tmp_path / "esd.npz").unlink()  # the table was copied without it
+    before = (tmp_path / "esd.json").read_bytes()
+    with pytest.raises(SpectraError, match="cannot be read.*--overwrite"):
+        analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    assert (tmp_path / "esd.json").read_bytes() == before
+    analyze(checkpoint(), plan, train=samples(), folder=tmp_path, overwrite=True)
+    assert Analysis.load(tmp_path).finished == ("class 0",)
+
+
+def test_what_cannot_be_resumed_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(classes=(0,), steps=3, device="cpu")
+    analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    monkeypatch.setattr(study.Study, "prepare", lambda *_, **__: pytest.fail("prepared"))
+    other = replace(checkpoint(), sha256="cd" * 32)
+    more = replace(plan, classes=(0, 1))
+    with pytest.raises(SpectraError, match=r"checkpoint \("):
+        analyze(other, more, train=samples(), folder=tmp_path, resume=True)
+
+
+def test_a_small_class_of_many_samples_leaves_the_others_where_they_are() -> None:
+    """And its numbers are those that it has among all of them, with its own draws."""
+    many = samples(counts=(900, 5, 300))
+    plan = Plan(classes=(1,), steps=8, dtype="float64", device="cpu")
+    prepared = study.Study.prepare(checkpoint(), plan, many, None, accuracies=False)
+    assert len(prepared.objective.samples) <= 5 + 64
+    (part,) = prepared.parts
+    assert torch.equal(prepared.objective_of(part).samples.inputs, many.of_class(1).inputs)
+    (found,) = analyze(checkpoint(), plan, train=many).spectra
+    H = hessian_operator(network(), many.of_class(1), dtype=torch.float64)
+    run = spectra.lanczos(H, random_start(H.dim, seed=0, probe=0), steps=8)
+    assert found.lambda_max == pytest.approx(run.ritz().values[-1], rel=1e-10)
+    assert (found.count, found.share) == (5, 5 / 1205)
+
+
+def test_a_part_that_was_begun_goes_on_where_its_vectors_lie() -> None:
+    class Two(Processes):
+        def device(self, name: str) -> str:
+            return name
+
+        def tell(self, message: object) -> None:
+            pass
+
+        def send(self, message: object, other: int) -> None:
+            pass
+
+        def receive(self, other: int) -> None:
+            return None  # closed at once
+
+    plan = Plan(classes=(0, 1), steps=3, device="cpu")
+    for begun, owner in (((), 1), (("class 1",), 0)):
+        two = Two(0, 2, 0, 2, None)
+        prepared = study.Study.prepare(checkpoint(), plan, samples(), None, two, (), begun)
+        assert prepared.owners["class 1"] == owner
+
+
+def test_parameters_that_the_loss_does_not_depend_on_are_named() -> None:
+    model = network()
+    model.register_parameter("spare", nn.Parameter(torch.ones(7)))
+    found = analyze(checkpoint(model), Plan(steps=2, device="cpu"), train=samples())
+    (note,) = [note for note in found.notes if "zero rows" in note]
+    assert note.endswith("does not depend on: spare")
+    plain = analyze(checkpoint(), Plan(steps=2, device="cpu"), train=samples())
+    assert not [note for note in plain.notes if "zero rows" in note]
+
+
+def test_images_are_classified_in_smaller_batches_where_memory_is_scarce(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = samples(counts=(200, 150, 50))
+    objective = Objective.of(network(), many, device="cpu")
+    parts = [*choose_parts(Plan(per_class=True), many, many)]
+    expected = classify(objective, many, parts)
+    plain, sizes = Objective.logits, []
+
+    def scarce(self: Objective, inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs))
+        if len(inputs) > 100:
+            raise torch.OutOfMemoryError("made up")
+        return plain(self, inputs)
+
+    monkeypatch.setattr(Objective, "logits", scarce)
+    assert all(map(torch.equal, classify(objective, many, parts), expected))
+    assert sizes == [256, 128, 64, 64, 64, 64, 64, 64, 16]
+
+
+def test_a_network_that_asserts_the_size_of_its_images_is_told_in_one_line() -> None:
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[1] == 5, "Wrong width! Expected 5 but got 4!"
+            return self.inner(x)
+
+    with pytest.raises(SpectraError, match="cannot take .Wrong width! Expected 5"):
+        analyze(checkpoint(Strict()), Plan(steps=2, device="cpu"), train=samples())

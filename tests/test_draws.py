@@ -148,3 +148,28 @@ def test_ends_that_have_not_converged_are_marked() -> None:
     assert more.converged
     assert "~" not in table([more])
     assert min(more.residual_max) > 1e-12 * max(more.lambda_max)
+
+
+def test_draws_of_another_question_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--steps", "4", "--quiet", "--out", str(tmp_path)]
+    first = [str(SGD), "--classes", "8", "--draws", "2", *flags]
+    assert main(first) == 0
+    before = (tmp_path / "draws.json").read_bytes()
+    for told, other in (
+        ("1 more, as class 8", ["--classes", "9", "--draws", "2"]),
+        ("draws (2, now 3)", ["--classes", "8", "--draws", "3"]),
+        ("seed (0, now 1)", ["--classes", "8", "--draws", "2", "--seed", "1"]),
+    ):
+        assert main([str(SGD), *other, *flags]) == 2
+        assert told in capsys.readouterr().err
+        assert (tmp_path / "draws.json").read_bytes() == before
+    assert main(first) == 0  # the same question
+    assert main([str(SGD), "--classes", "9", "--draws", "2", *flags, "--overwrite"]) == 0
+    assert [d["label"] for d in json.loads((tmp_path / "draws.json").read_text())["draws"]] == [
+        "class 9"
+    ]
+    (tmp_path / "draws.json").write_text("{")
+    assert main(first) == 2
+    assert "truncated or holds no draws" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from spectra.hessian import (
     tracing,
     ways,
 )
+from spectra.hessian.batching import Batching
 from tests.zoo import CLASSES, MODELS, build
 
 MUCH = Work([9], 10**9)
@@ -431,3 +432,15 @@ def test_a_compiled_product_agrees_in_float64_and_does_not_compile_for_a_ragged_
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1  # the second half
     nothing_kept = KeptProducts("compiled", H, "double-backward", sizes=(4,), budget=0)
     assert torch.equal(nothing_kept.product(H, v), kept.product(H, v))
+
+
+def test_no_more_samples_are_taken_at_once_than_fit_or_are_asked_for() -> None:
+    many = Work([1000], 10)
+    few = over(nn.Linear(4, CLASSES), random_inputs(9), torch.device("cpu"))
+    few = replace(few, batching=Batching(4))
+    assert ways._sizes(few, many) == (4,)
+    assert 32 <= ways._sizes(replace(few, batching=Batching(32)), many)[0] <= 40
+    on_gpu = replace(few, device=torch.device("cuda"))
+    assert ways._sizes(on_gpu, many) == (4,)
+    assert ways._sizes(replace(on_gpu, batching=Batching(100)), many) == (100, 64)
+    assert ways._sizes(replace(on_gpu, batching=Batching(2048)), many) == (512, 64)
