@@ -141,15 +141,34 @@ def without_prefixes(state_dict: Mapping[str, Tensor]) -> Iterator[dict[str, Ten
 
 
 def fitting_names(state_dict: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    """Take off what all names begin with, as far as most of them become those of a network.
+    """Take off what names begin with, as far as most of them become those of a network.
+
+    That is what all begin with, or what the whole network lies under, beside other parts: a
+    LightningModule's teacher, or its metrics. Where two parts have all of its names, neither is
+    taken: which is meant would be a guess.
 
     Args:
         state_dict: parameters and buffers by name.
         expected: the network's own names.
     """
     known = set(expected)
-    versions = without_prefixes(state_dict)
+    versions = [*without_prefixes(state_dict), *_under_one_prefix(state_dict, known)]
     return max(versions, key=lambda names: (len(names.keys() & known), -len(names.keys() - known)))
+
+
+def _under_one_prefix(
+    state_dict: Mapping[str, Tensor], known: Collection[str]
+) -> Iterator[dict[str, Tensor]]:
+    needed = {name for name in known if not name.endswith("num_batches_tracked")}
+    prefixes = {name[: k + 1] for name in state_dict for k, c in enumerate(name) if c == "."}
+    parts = (
+        {name.removeprefix(p): v for name, v in state_dict.items() if name.startswith(p)}
+        for p in sorted(prefixes)
+        if all(p + name in state_dict for name in needed)
+    )
+    found = [part for part in parts if needed]
+    if len(found) == 1:
+        yield found[0]
 
 
 def infer_spec(state_dict: Mapping[str, Tensor]) -> ModelSpec:

@@ -5,6 +5,7 @@ Examine the operator, run Lanczos once per probe, read every answer off T, certi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -348,8 +349,9 @@ class Study:
         certificate = certify(fixed, vectors.low, name=name)
         tick(PRODUCTS_PER_CERTIFICATE, CERTIFICATE_COST)
         apart = None
-        fitted = outline.loss is not None and outline.loss < _FITTED
-        if fitted and not plan.moves and plan.dtype == "float32":
+        # Of the compiled program only what it was made of was proven in float64.
+        doubtful = loss < _FITTED or self.way.name == "compiled"
+        if doubtful and not plan.moves and plan.dtype == "float32":
             apart = abs(vectors.values[1] - rayleigh_quotient(fixed, vectors.high))
         vectors.drop()
         found = (outline, runs, ends, forms, examination, certificate)
@@ -362,7 +364,10 @@ class Study:
     ) -> tuple[float, float | None]:
         """Evaluate the loss; where augmentation moves it, its mean over draws and their error."""
         if not self._resampled:
-            return objective.exact_value(), None
+            value = objective.exact_value()
+            if not math.isfinite(value):
+                raise SpectraError(_not_finite(objective, value, label))
+            return value, None
         values = []
         for draw in range(LOSS_DRAWS):
             _seed(redraw, self.plan.seed, label, f"loss {draw}")
@@ -414,6 +419,27 @@ class Study:
 
 def _vectors(part: Part, folder: Path | None) -> RitzVectors:
     return RitzVectors(None if folder is None else folder / "ritz-vectors.pt", part.label)
+
+
+def _not_finite(objective: Objective, value: float, label: str) -> str:
+    """Say which sample has a loss that is no number."""
+    told = f"got a loss of {value} in {label}"
+    if objective.together is None:
+        low, high = 0, len(objective.samples)
+        while high - low > 1:  # a sum shows what is in it
+            middle = (low + high) // 2
+            part = objective.select(torch.arange(low, middle)).exact_value()
+            low, high = (middle, high) if math.isfinite(part) else (low, middle)
+        samples = objective.samples
+        assert samples.positions is not None
+        told += (
+            f", from sample {low + 1} of its {len(samples)} on (label {int(samples.targets[low])}, "
+            f"number {int(samples.positions[low])} of that class in the source)"
+        )
+    return (
+        f"{told}; expected a finite one: every eigenvalue would be meaningless; look for NaN or "
+        "huge values in that input and in the weights"
+    )
 
 
 def _seed(generator: torch.Generator, seed: int, *names: str) -> None:

@@ -83,8 +83,10 @@ def _show(trajectory: Trajectory, folder: Path, options: argparse.Namespace) -> 
         ]
         print(f"\n{folder}{os.sep}: {', '.join(files)}")
     errors = [s.error for run in trajectory.runs for a in run.analyses for s in a.spectra]
-    if all(error is not None for error in errors):
-        raise SpectraError(f"every spectrum failed, the first because: {errors[0]}")
+    if failed := [error for error in errors if error is not None]:
+        raise SpectraError(
+            f"{len(failed)} of {len(errors)} spectra failed, the first because: {failed[0]}"
+        )
 
 
 def _choices(text: str) -> tuple[str, ...]:

@@ -480,6 +480,11 @@ def test_one_class_that_fails_leaves_the_others_results_alone(tmp_path: Path) ->
         assert found.get(label).error is None
         assert found.get(label).lambda_min == healthy.get(label).lambda_min
     assert Analysis.load(tmp_path).get("class 1").error == found.get("class 1").error
+    inputs[10] = torch.nan
+    again = analyze(checkpoint(Squares()), plan, train=replace(data, inputs=inputs))
+    assert again.get("class 1").error.startswith(
+        "got a loss of nan in class 1, from sample 2 of its 9 on (label 1, number 1 of that class"
+    )
 
 
 @pytest.mark.parametrize("sizes", [(1, 16), (3, 5)])
@@ -1442,7 +1447,7 @@ def test_results_that_cannot_be_read_are_spared(tmp_path: Path) -> None:
     analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
     (tmp_path / "esd.npz").unlink()  # the table was copied without it
     before = (tmp_path / "esd.json").read_bytes()
-    with pytest.raises(SpectraError, match="cannot be read.*--overwrite"):
+    with pytest.raises(SpectraError, match=r"cannot be read.*--overwrite"):
         analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
     assert (tmp_path / "esd.json").read_bytes() == before
     analyze(checkpoint(), plan, train=samples(), folder=tmp_path, overwrite=True)
@@ -1537,5 +1542,5 @@ def test_a_network_that_asserts_the_size_of_its_images_is_told_in_one_line() -> 
             assert x.shape[1] == 5, "Wrong width! Expected 5 but got 4!"
             return self.inner(x)
 
-    with pytest.raises(SpectraError, match="cannot take .Wrong width! Expected 5"):
+    with pytest.raises(SpectraError, match=r"cannot take .Wrong width! Expected 5"):
         analyze(checkpoint(Strict()), Plan(steps=2, device="cpu"), train=samples())

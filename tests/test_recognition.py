@@ -72,6 +72,16 @@ def test_the_counter_of_an_average_goes_with_its_prefix(outer: str, inner: str) 
     assert list(without_prefixes(counting)) == [counting]
 
 
+def test_a_network_beside_other_parts_is_found_where_there_is_only_one_of_it() -> None:
+    """A LightningModule with a metric, a teacher of another kind, and one of the same."""
+    own = ModelSpec("digits", 10).build().state_dict()
+    student = {f"model.{name}": value for name, value in own.items()}
+    module = named("teacher.conv1.weight", "metric.total") | student
+    assert list(fitting_names(module, own)) == list(own)
+    twice = student | {f"teacher.{name}": value for name, value in own.items()}
+    assert not set(fitting_names(twice, own)) & set(own)
+
+
 def test_a_prefix_of_the_networks_own_stays() -> None:
     own = named("module.body.weight", "module.head.weight")
     assert fitting_names(own, own) == own

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,70 @@ def test_checkpoints_of_other_projects_are_followed_by_the_numbers_of_their_name
     for name, epochs in (("last.pt", [3]), ("epoch-2.pt", [2, 3])):
         shutil.copy(run / name, tmp_path / name)  # beside a run of ours only its own files count
         assert [checkpoint.epoch for checkpoint in kept_checkpoints(tmp_path)] == epochs
+
+
+def test_a_number_that_is_no_epoch_gives_way_to_what_the_file_says(
+    run: Path, tmp_path: Path
+) -> None:
+    state = torch.load(run / "last.pt", weights_only=True)["state_dict"]
+    for name, epoch in {"last-v1.ckpt": 99, "resnet50.pth": 4, "epoch=7-step=70.ckpt": 7}.items():
+        torch.save({"state_dict": state, "epoch": epoch}, tmp_path / name)
+    kept = kept_checkpoints(tmp_path)
+    assert [(c.epoch, c.file) for c in kept] == [
+        *((4, "resnet50.pth"), (7, "epoch=7-step=70.ckpt"), (99, "last-v1.ckpt")),
+    ]
+    torch.save({"state_dict": state, "epoch": 20}, tmp_path / "epoch=17.ckpt")
+    with pytest.raises(SpectraError, match=r"epoch=17.ckpt says that its epoch is 20"):
+        kept_checkpoints(tmp_path)
+
+
+def test_the_trajectory_of_other_runs_is_not_replaced(
+    run: Path, plan: Plan, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "results")
+    shutil.copytree(run, tmp_path / "other")
+    before = files_of(tmp_path / "results")
+    for resume in (False, True):
+        with pytest.raises(SpectraError, match=r"3 epochs more .*as short, epoch 1.*--overwrite"):
+            follow([tmp_path / "other"], plan, folder=tmp_path / "results", resume=resume)
+        assert files_of(tmp_path / "results") == before
+    both = follow([run, tmp_path / "other"], plan, folder=tmp_path / "results", resume=True)
+    assert [r.name for r in both.runs] == ["short", "other"]
+    (tmp_path / "results" / "trajectory.json").write_text("{}")
+    with pytest.raises(SpectraError, match="truncated or no trajectory"):
+        follow([run], plan, folder=tmp_path / "results", resume=True)
+
+
+def test_one_network_is_held_at_a_time(
+    run: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def opened(path: Path) -> Any:
+        checkpoint = load_checkpoint(path)
+        held.append(weakref.ref(checkpoint.model))
+        assert sum(model() is not None for model in held) <= 2  # this one, and the last one's name
+        return checkpoint
+
+    follow([run], plan, load=opened)
+    assert len(held) == 6
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(run: Path, plan: Plan) -> None:
+    seen: list[Path] = []
+
+    def opened(path: Path) -> Any:
+        checkpoint = load_checkpoint(path)
+        again = path in seen
+        seen.append(path)
+        return replace(checkpoint, sha256="cd" * 32) if again else checkpoint
+
+    with pytest.raises(SpectraError, match=r"epoch-1\.pt was written anew"):
+        follow([run], plan, load=opened)
+
+
+def test_a_run_in_lightnings_folder_is_named_by_the_one_above() -> None:
+    assert run_name("logs/version_3/checkpoints") == "version_3"
 
 
 def test_results_of_other_weights_are_not_taken_over(

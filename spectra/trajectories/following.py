@@ -7,10 +7,13 @@ last epoch, ``last.pt``; one of another project files that end in the epoch, ``c
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import nn
 
 from spectra.analysis import analyze, spare_others
 from spectra.checkpoint import Checkpoint, load_checkpoint
@@ -30,12 +33,15 @@ _THEIRS = re.compile(  # Lightning's "epoch=9-step=3910.ckpt", else the last num
     r"(?:.*epoch[-_=]?(\d+).*|(?:.*\D)?(\d+))"
     r"\.(?:pt|pth|ckpt|pth\.tar|safetensors)"
 )
+Kept = tuple[Path, Checkpoint]
 Splits = tuple[Samples | None, Samples | None]  # training, test
 
 
 def run_name(folder: str | Path) -> str:
     """Name a run by its folder; by the one above, too, where that is only the number of a seed."""
     place = Path(folder).resolve()
+    if place.name == "checkpoints":  # Lightning's, of every run
+        place = place.parent
     return f"{place.parent.name}-{place.name}" if place.name.isdecimal() else place.name
 
 
@@ -75,7 +81,8 @@ def follow(
         published: which published values stand beside each run, as in `published.curve_for`; one
             for all, or one a run.
         load: opens a checkpoint file.
-        samples: opens training and test samples; asked once for each data set.
+        samples: opens training and test samples; asked once for each data set, with a checkpoint
+            whose network is not held.
         progress: is told of every product; begins anew with every epoch.
         processes: share the samples of every epoch, as in `analyze`; each opens the same runs.
 
@@ -91,20 +98,21 @@ def follow(
     done: list[RunTrajectory] = []
     place = None if folder is None else Path(folder)
     gathered = _gather(run_dirs, published, load, samples)
-    if place is not None and leads and not resume and not overwrite:
-        for run, checkpoints, (train, test) in gathered:
-            for checkpoint in checkpoints:  # all of them before the first product
+    if place is not None and leads and not overwrite:
+        _spare_others(place, [(run.name, kept) for run, kept, _ in gathered])
+        for run, kept, (train, test) in [] if resume else gathered:
+            for _, checkpoint in kept:  # all of them before the first product
                 held = place / run.name / f"epoch-{checkpoint.epoch}"
                 spare_others(held, checkpoint, plan, train, test)
     stale = [] if place is None or resume or not leads else _made_before(place)
     with Keeping[Trajectory](lambda whole: leads and place and whole.save(place)) as keep:
-        for run, checkpoints, (train, test) in gathered:
-            for k, checkpoint in enumerate(checkpoints, start=1):
-                epoch = f"epoch-{checkpoint.epoch}"
-                where = f"{run.name} {epoch} ({k} of {len(checkpoints)})"
+        for run, kept, (train, test) in gathered:
+            for k, (path, known) in enumerate(kept, start=1):
+                epoch = f"epoch-{known.epoch}"
+                where = f"{run.name} {epoch} ({k} of {len(kept)})"
                 try:
                     analysis = analyze(
-                        checkpoint,
+                        _opened_again(path, known, load),
                         plan,
                         train=train,
                         test=test,
@@ -138,6 +146,15 @@ def kept_checkpoints(
         SpectraError: if there is none, if one cannot be opened, does not say its epoch, or is of
             another run than the first.
     """
+    return [checkpoint for _, checkpoint in _kept(folder, load)]
+
+
+def _kept(
+    folder: Path,
+    load: Callable[[Path], Checkpoint],
+    hold: Callable[[Checkpoint], Checkpoint] = lambda checkpoint: checkpoint,
+) -> list[Kept]:
+    """List the files that a run has kept, each with what is held of it."""
     if not folder.is_dir():
         raise SpectraError(
             f"there is no run folder {str(folder)!r}; expected one with epoch-<e>.pt, as `python "
@@ -149,14 +166,19 @@ def kept_checkpoints(
     if last.exists() and not theirs:
         files.append((None, last))
     files += theirs
-    kept: dict[int, Checkpoint] = {}
+    kept: dict[int, Kept] = {}
     for number, path in files:
         try:
             checkpoint = load(path)
         except SpectraError as error:
             raise SpectraError(f"{folder.name}: {error}") from error
-        # Other projects count from 0 or from 1 in the file; its name is what they go by.
-        epoch = number if checkpoint.epoch is None or theirs else checkpoint.epoch
+        said, close = checkpoint.epoch, False
+        if theirs and said is not None and number is not None:
+            # Other projects count from 0 or from 1 in the file; its name is what they go by. But
+            # "last-v1.ckpt" and "resnet50.pth" end in a number that is no epoch.
+            close = abs(said - number) <= 1
+            number = number if close or "epoch" in path.name else None
+        epoch = number if said is None or close else said
         if epoch is None or number not in (None, epoch):
             says = "does not say its epoch" if epoch is None else f"says that its epoch is {epoch}"
             raise SpectraError(
@@ -164,8 +186,8 @@ def kept_checkpoints(
                 "its point would be drawn at a wrong place; rename it"
             )
         if kept:
-            _require_same_run(next(iter(kept.values())), checkpoint, folder)
-        kept.setdefault(epoch, replace(checkpoint, epoch=epoch))
+            _require_same_run(next(iter(kept.values()))[1], checkpoint, folder)
+        kept.setdefault(epoch, (path, replace(hold(checkpoint), epoch=epoch)))
     if not kept:
         raise SpectraError(
             f"{folder} holds no epoch-<e>.pt and no last.pt, nor files that end in a number as "
@@ -173,6 +195,45 @@ def kept_checkpoints(
             "train with --save-at E,E, or name another folder"
         )
     return [kept[epoch] for epoch in sorted(kept)]
+
+
+def _without_network(checkpoint: Checkpoint) -> Checkpoint:
+    """Hold what a file says, without its weights: ninety large networks would fill the memory."""
+    return replace(checkpoint, model=nn.Identity())
+
+
+def _opened_again(path: Path, known: Checkpoint, load: Callable[[Path], Checkpoint]) -> Checkpoint:
+    opened = load(path)
+    if opened.sha256 != known.sha256:
+        raise SpectraError(
+            f"{path.name} was written anew since this command began, expected a run that has "
+            "ended, or files that stay: its epoch would be a guess; start again"
+        )
+    return replace(opened, epoch=known.epoch)
+
+
+def _spare_others(place: Path, runs: Sequence[tuple[str, Sequence[Kept]]]) -> None:
+    """Refuse to replace the table and figures of other runs, or of more epochs, than these."""
+    index = place / "trajectory.json"
+    if not index.exists():
+        return
+    made = {(name, checkpoint.epoch) for name, kept in runs for _, checkpoint in kept}
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["runs"]
+        held = [(run["name"], int(epoch)) for run in listed for epoch in run["epochs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpectraError(
+            f"{index} is truncated or no trajectory ({error}), expected an empty folder, or the "
+            "trajectory of the same runs: nothing was replaced; choose another --out, or replace "
+            "it with --overwrite"
+        ) from error
+    if lost := [(name, epoch) for name, epoch in held if (name, epoch) not in made]:
+        name, epoch = lost[0]
+        raise SpectraError(
+            f"got a folder with the trajectory of {len(lost)} epochs more than this command makes "
+            f"(as {name}, epoch {epoch}), expected an empty one, or that of the same runs: nothing "
+            "was replaced; name all runs, choose another --out, or replace it with --overwrite"
+        )
 
 
 def _numbered(folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
@@ -206,7 +267,7 @@ def _gather(
     published: Sequence[str],
     load: Callable[[Path], Checkpoint],
     samples: Callable[[Checkpoint], Splits],
-) -> list[tuple[RunTrajectory, list[Checkpoint], Splits]]:
+) -> list[tuple[RunTrajectory, list[Kept], Splits]]:
     """Open all that is to be analysed, so that nothing unfit is found after hours of products."""
     names = [run_name(folder) for folder in run_dirs]
     if not names or len(set(names)) < len(names):
@@ -221,17 +282,17 @@ def _gather(
             f"got {len(choices)} choices of published values for {len(names)} run(s), expected "
             "one for all, or one for each"
         )
-    kept = [kept_checkpoints(Path(folder), load) for folder in run_dirs]
+    kept = [_kept(Path(folder), load, _without_network) for folder in run_dirs]
     opened: dict[DataSpec | None, Splits] = {}
     gathered = []
-    for name, checkpoints, choice in zip(names, kept, choices, strict=True):
-        first = checkpoints[0]
+    for name, files, choice in zip(names, kept, choices, strict=True):
+        _, first = files[0]
         if first.data not in opened:
             opened[first.data] = samples(first)
         train, _ = opened[first.data]
         spec = first.data if train is None else train.spec
         run = RunTrajectory(name, (), first.recipe, curve_for(choice, spec, first.recipe, name))
-        gathered.append((run, checkpoints, opened[first.data]))
+        gathered.append((run, files, opened[first.data]))
     return gathered
 
 
