@@ -70,7 +70,9 @@ def recurrence_panels(analyses: Sequence[tuple[str, Analysis]]) -> Figure:
     columns = columns_on(len(panels), width)
     titles = [wrapped(title, panel_width(columns, width)) for title in panels]
     facts = facts_of(*(analysis for _, analysis in analyses))
-    handles = [Line2D([], [], label=plain_text(name), **look) for name, look in looks.items()]
+    moving = {n: s.caveat for held in panels.values() for n, s in held if s.caveat is not None}
+    told = {n: f"{n} ({moving[n]})" if n in moving else n for n in names}
+    handles = [Line2D([], [], label=plain_text(told[n]), **look) for n, look in looks.items()]
     handles.append(Line2D([], [], label="constant T: 1/2", **_HALF))
     head = Head("What the recurrence sees", facts, handles, width)
     with mpl.rc_context(fname=STYLE):
