@@ -27,6 +27,7 @@ from spectra.doctor import (
     rayleigh_quotient,
 )
 from spectra.errors import SpectraError, StorageError, first_line, out_of_memory
+from spectra.fingerprints import sha256_of
 from spectra.gathering import (
     accuracy,
     choose_products,
@@ -304,11 +305,17 @@ class Study:
             moving = fixed.objective.redrawn(redraw)
             operator = HessianOperator.of(moving, self.choice, callback=tick)
         loss, loss_stderr = self._loss(operator.objective, redraw, part.label)
-        outline = replace(self.outline(part), loss=loss, loss_stderr=loss_stderr)
+        outline = replace(
+            self.outline(part),
+            loss=loss,
+            loss_stderr=loss_stderr,
+            samples_sha256=self._fingerprint(part),
+        )
 
         vectors = _vectors(part, folder)
         runs: list[Tridiagonal] = []
-        if held is not None and vectors.load(len(held.runs), held.runs):
+        same = held is not None and held.samples_sha256 in (None, outline.samples_sha256)
+        if held is not None and same and vectors.load(len(held.runs), held.runs):
             runs += held.runs
         tick(len(runs) * self._products_per_probe)
         _seed(redraw, plan.seed, part.label, "doctor")
@@ -387,6 +394,12 @@ class Study:
         index = torch.cat([part.index + k * count for k in range(copies)])
         whole = self.objective if part.label == "overall" else self.objective.unweighted()
         return whole.select(index, what=part.label)
+
+    def _fingerprint(self, part: Part) -> str:
+        """Tell the samples of a part from others: generators may change from release to release."""
+        samples = self.objective_of(part).samples
+        drawn = samples.draw_sha256
+        return sha256_of([drawn, samples.pixels_sha256]) if self.plan.frozen_copies else drawn
 
     def _shared(self, part: Part) -> bool:
         return self.processes is not None and part.label not in self.owners

@@ -271,6 +271,24 @@ def pictures() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *network(inputs=16)).eval()
 
 
+def test_probes_over_other_samples_are_not_gone_on_with(
+    whole: Callable[[Plan], Path], tmp_path: Path
+) -> None:
+    """The draw of a subset is torch's, which may change from release to release."""
+    plan = replace(PLAN, steps=5, overall=False, max_samples=3)
+    held, data = checkpoint(pictures()), images()
+    with pytest.raises(KeyboardInterrupt):
+        analyze(held, plan, train=data, folder=tmp_path, progress=Meter("class 1", 18))
+    partial = Analysis.load(tmp_path)
+    begun = partial.get("class 1")
+    (part,) = choose_parts(replace(plan, per_class=False, classes=(1,)), data, data)
+    assert begun.samples_sha256 == data.select(part.index).draw_sha256
+    other = replace(begun, samples_sha256="00" * 32, lambda_min=-7.0)
+    partial.with_spectrum(other).save(tmp_path)
+    analyze(held, plan, train=data, folder=tmp_path, resume=True)
+    assert same_files(whole(plan), tmp_path)
+
+
 def test_resuming_keeps_negative_and_zero_entries_and_tries_failed_ones_again(
     tmp_path: Path,
 ) -> None:

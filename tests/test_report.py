@@ -117,7 +117,10 @@ def test_the_methods_paragraph_says_what_the_file_says(exact: Path) -> None:
             "augmentation none",
         ),
         *(analysis.settings["product"], analysis.device, f"torch {analysis.versions['torch']}"),
-        *("3 of 3 are fixed symmetric matrices", "bands are over the start vectors"),
+        *(
+            "3 of 3 are fixed symmetric matrices",
+            "bands are one standard error over the start vectors",
+        ),
         f"{sum(s.proven for s in analysis.spectra)} of 3 spectra",
     ):
         assert fact in text, fact

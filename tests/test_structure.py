@@ -73,7 +73,7 @@ MAY_IMPORT = {
     }
     | {"errors", "lines", "plan", "processes"},
     "study": (HALLWAY - {"files", "devices", "models", "losses"})
-    | {"lines", "processes", "resuming", "gathering", "sharing"},
+    | {"fingerprints", "lines", "processes", "resuming", "gathering", "sharing"},
     "together": {"errors", "lines", "plan", "processes", "results", "study"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
     | {"results", "resuming", "study", "together"},

@@ -168,7 +168,7 @@ def _krylov(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> s
     if kernel := _KERNEL.get(str(settings.get("kernel"))):
         banded = any(s.measure is not None and len(s.measure.nodes) >= 3 for s in spectra)
         text += f" Densities are {kernel}"
-        text += "; bands are over the start vectors." if banded else "."
+        text += "; bands are one standard error over the start vectors." if banded else "."
     traced = [s for s in spectra if s.trace is not None]
     forms = some(sorted({len(s.quadratic_forms) for s in traced}))
     if traced and all(s.known_forms for s in traced):
