@@ -46,6 +46,14 @@ def test_all_ways_of_multiplying_agree_to_rounding_in_float64(bench):
     assert max(errors.values()) < 1e-10
 
 
+def test_products_with_several_vectors_agree_with_those_one_after_the_other(bench):
+    results = bench("probes", "--batch-size", "4", "--probes", "2", "--repetitions", "1")
+    assert len(results) == 5
+    for way in results.values():
+        assert way["relative_difference"] < 1e-2  # float32: single ReLUs may turn
+        assert way["of_gradients"] > 0
+
+
 def test_the_parts_of_a_product_are_shares_of_it(bench):
     results = bench("parts", "--samples", "4", "--batch-size", "2", "--device", "cpu")
     assert set(results) == {"gradient", "linearized"}
