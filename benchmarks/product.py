@@ -3,8 +3,9 @@
 All multiply the same Hessian (mean cross-entropy) with the same vector, channels-last where a
 peer keeps the layout. Plain paths and peers take batches of `--batch-size`; linearized and compiled
 products their own, smaller ones, "nothing kept" with all that they could keep computed again.
-`error` is the relative distance in float64, over a few samples, from double backward; `peak` what a
-first product takes beside model and data, with what it keeps.
+`error` is the relative distance in float64, over a few samples, from double backward (where a plain
+path is compiled as a whole, in float32 and over all); `peak` what a product takes beside model and
+data, with what it keeps.
 """
 
 import copy
@@ -18,10 +19,10 @@ import torch.nn.functional as F
 from common import interleaved, options, peak_bytes, problem, save, table
 from torch import Tensor, nn
 
-from spectra.choices import KeptName
+from spectra.choices import KeptName, PathName
 from spectra.devices import arithmetic, device_name, find_device
 from spectra.hessian import KeptProducts, Objective
-from spectra.hessian.products import PRODUCTS
+from spectra.hessian.products import PRODUCTS, Parameters
 
 Product = Callable[[Tensor], Tensor]
 Batches = list[tuple[Tensor, Tensor]]
@@ -76,15 +77,43 @@ def gradient(model: nn.Module, batches: Batches, compiled: bool = False) -> Call
     return run
 
 
-def curvlinops(model: nn.Module, batches: Batches, compiled: bool = False) -> Product:
+def whole(model: nn.Module, batches: Batches, path: PathName) -> Product:
+    """Compile a plain path as one function of parameters, vector and batch.
+
+    Forward over reverse is the formula of curvlinops 3.0.1, whose own product torch 2.13 does not
+    compile: tracing ends where it splits lists by the entries of a tensor, at `no_grad` within
+    `vmap`, and at `jacrev` of a partial function.
+    """
+    network, batches = laid_out(model, batches)
+    at = {name: p.detach() for name, p in network.named_parameters()}
+
+    def multiply(at: Parameters, vector: Parameters, x: Tensor, y: Tensor) -> Parameters:
+        def loss(parameters: Parameters) -> Tensor:
+            return F.cross_entropy(torch.func.functional_call(network, parameters, (x,)), y)
+
+        return PRODUCTS[path](loss, at, vector)
+
+    compiled = torch.compile(multiply, dynamic=False, fullgraph=True)
+    total = sum(len(y) for _, y in batches)
+
+    def product(v: Tensor) -> Tensor:
+        pieces = v.split([p.numel() for p in at.values()])
+        vector = {n: w.view_as(p) for (n, p), w in zip(at.items(), pieces, strict=True)}
+        parts = (
+            torch.cat([h.reshape(-1) for h in compiled(at, vector, x, y).values()]) * len(y)
+            for x, y in batches
+        )
+        return sum(parts, torch.zeros_like(v)) / total
+
+    return product
+
+
+def curvlinops(model: nn.Module, batches: Batches) -> Product:
     from curvlinops import HessianLinearOperator
 
     model, batches = laid_out(model, batches)
     setting = model, nn.CrossEntropyLoss(), list(model.parameters()), batches
-    H = HessianLinearOperator(*setting, check_deterministic=False)
-    if compiled:
-        H.__dict__["_mp"] = torch.compile(H._mp, dynamic=False)
-    return H.__matmul__
+    return HessianLinearOperator(*setting, check_deterministic=False).__matmul__
 
 
 def pyhessian(model: nn.Module, batches: Batches) -> Product:
@@ -112,18 +141,16 @@ def hessian_eigenthings(model: nn.Module, batches: Batches) -> Product:
 
 PEERS: dict[str, Callable[[nn.Module, Batches], Product]] = {
     "curvlinops": curvlinops,
-    "curvlinops, compiled": partial(curvlinops, compiled=True),
     "pyhessian": pyhessian,
     "hessian_eigenthings": hessian_eigenthings,
 }
+WHOLE: tuple[PathName, ...] = ("forward-over-reverse", "reverse-over-forward")
 
 
-def theirs(model: nn.Module, batches: Batches, plain: bool) -> dict[str, Product]:
+def theirs(model: nn.Module, batches: Batches) -> dict[str, Product]:
     """Give the peers that are installed."""
     found = {}
     for name, peer in PEERS.items():
-        if plain and "compiled" in name:
-            continue
         try:
             found[name] = peer(model, batches)
         except ImportError as error:
@@ -152,17 +179,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vector = torch.randn(dim, generator=torch.Generator().manual_seed(1)).to(device)
     few = [(x[:2].double(), y[:2]), (x[2:4].double(), y[2:4])]
     with arithmetic(device):
-        exact = ours(model, few, [2], plain) | theirs(model.double(), few, plain)
+        exact = ours(model, few, [2], plain) | theirs(model.double(), few)
         results = {name: way(vector.double()) for name, way in exact.items()}
         truth = results["double-backward"]
         errors = {name: float((v - truth).norm() / truth.norm()) for name, v in results.items()}
 
         model = model.float()
-        ways = ours(model, batches, [own], plain) | theirs(model, batches, plain)
+        ways = ours(model, batches, [own], plain) | theirs(model, batches)
+        if not plain:
+            ways |= {f"{path}, whole compiled": whole(model, batches, path) for path in WHOLE}
         tasks = {"gradient": gradient(model, batches)}
         if not plain:
             tasks["gradient, compiled"] = gradient(model, batches, compiled=True)
         tasks |= {name: partial(way, vector) for name, way in ways.items()}
+        whole_ones = [name for name in ways if "whole" in name]
+        if whole_ones:
+            truth = ways["double-backward"](vector)
+        for name in whole_ones:
+            errors[name] = float((ways[name](vector) - truth).norm() / truth.norm())
         rows = {}
         for name, task in tasks.items():
             start = time.perf_counter()

@@ -95,6 +95,8 @@ def named(analysis: Analysis, spectrum: ClassSpectrum) -> str:
     else:
         name = "exact" if augment == "none" else augment
     said = ["test split"] if settings.get("split") == "test" else []
+    if settings.get("parameters") is not None:
+        said.append(f"block of {settings['parameters']}")
     if settings.get("loss") == "trained":
         loss = settings.get("loss_function") or {}
         own = "sha256" in loss  # a function of the caller's

@@ -48,6 +48,7 @@ def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: Loss) -> 
         checkpoint.model,
         samples,
         loss,
+        parameters=plan.rows,
         dtype=getattr(torch, plan.dtype),
         device=find_device(plan.device),
         batch_size=plan.batches,

@@ -28,6 +28,7 @@ class Plan:
     groups: bool = False
     split: Literal["train", "test"] = "train"
     loss: Literal["ce", "trained"] = "ce"
+    parameters: str | None = None  # names or globs, parted by commas, of the rows of H; None: all
     protocol: Literal["exact", "released"] = "exact"
     augment: str = "auto"  # none, frozen, frozen:K, resample; auto: as the protocol has it
     steps: int = 100
@@ -52,6 +53,9 @@ class Plan:
             raise SpectraError(
                 f"got classes = {named!r}, expected labels: whole numbers, as in classes=(0, 8)"
             ) from error
+        globs: Any = self.parameters
+        if globs is not None and not isinstance(globs, str):  # a list of them is taken, too
+            object.__setattr__(self, "parameters", ",".join(globs))
         for name in ("steps", "probes", "max_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -114,6 +118,11 @@ class Plan:
         """Samples at once; draws follow the batches, so these are the paper's where they move."""
         open_ = self.batch_size == "auto" and self.augment == "resample"
         return RELEASED_BATCH if open_ else self.batch_size
+
+    @property
+    def rows(self) -> list[str] | None:
+        """Names or globs of the parameters that the rows of H belong to; None: all."""
+        return None if self.parameters is None else self.parameters.split(",")
 
     @property
     def kept_bytes(self) -> int | None:

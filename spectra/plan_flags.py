@@ -53,6 +53,11 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         help="plain cross-entropy (default), or the loss that the checkpoint was trained with",
     )
     add(
+        "--parameters",
+        metavar="GLOB,GLOB",
+        help="the block of H of these parameters alone, as 'layer3.*,fc.weight' (default all)",
+    )
+    add(
         "--protocol",
         choices=CHOICES["protocol"],
         default="exact",

@@ -53,7 +53,7 @@ CERTIFICATE_KEYS = (
     *("operator", "dtype", "rayleigh_quotient", "residual"),
     *("noise_floor", "negative_curvature", "lower_bound_95"),
 )
-_TOLD = ("augment", "dtype", "seed", "max_samples")  # settings that get a column
+_TOLD = ("parameters", "augment", "dtype", "seed", "max_samples")  # settings that get a column
 _ARRAYS = ("runs", "quadratic_forms", "known_forms", "measure")  # these live in esd.npz
 _RUN = (  # of a Tridiagonal
     *("alphas", "betas", "residual_norm", "exhausted", "asymmetry", "orthogonal"),

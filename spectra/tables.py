@@ -185,7 +185,7 @@ def _footer(analysis: Analysis) -> Sequence[str]:
     lines += [_TAU] * any(s.negative_mass is not None for s in analysis.spectra)
     lines += [f"{s.label}: {note}" for s in analysis.spectra for note in s.notes]
     facts = {"data": analysis.data.get("name"), "split": analysis.data.get("split")}
-    keys = ("loss", "protocol", "augment", "steps", "probes", "seed", "dtype")
+    keys = ("loss", "parameters", "protocol", "augment", "steps", "probes", "seed", "dtype")
     facts |= {key: analysis.settings.get(key) for key in keys} | {"on": analysis.device}
     operator = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
     return [*lines, *analysis.notes, f"H: mean over a class's samples; {operator}"]

@@ -1562,3 +1562,26 @@ def test_a_network_that_asserts_the_size_of_its_images_is_told_in_one_line() -> 
 
     with pytest.raises(SpectraError, match=r"cannot take .Wrong width! Expected 5"):
         analyze(checkpoint(Strict()), Plan(steps=2, device="cpu"), train=samples())
+
+
+def test_the_block_of_some_parameters_is_that_of_their_operator(tmp_path: Path) -> None:
+    plan = Plan(classes=(1,), steps=8, parameters="0.*", dtype="float64", device="cpu")
+    assert replace(plan, parameters=["0.weight", "0.bias"]).parameters == "0.weight,0.bias"
+    found = analyze(checkpoint(), plan, train=samples(), folder=tmp_path)
+    (spectrum,) = found.spectra
+    H = hessian_operator(network(), samples().of_class(1), parameters="0.*", dtype=torch.float64)
+    values = np.linalg.eigvalsh(H.dense().numpy())
+    assert (spectrum.measure.dim, len(values)) == (25, 25)
+    assert spectrum.lambda_max == pytest.approx(values[-1], rel=1e-6)
+    assert found.settings["parameters"] == "0.*"
+    assert [row["parameters"] for row in found.rows()] == ["0.*"]
+    with pytest.raises(SpectraError, match=r"parameters \('0.\*', now None\)"):
+        analyze(
+            checkpoint(),
+            replace(plan, parameters=None, classes=(0, 1)),
+            train=samples(),
+            folder=tmp_path,
+            resume=True,
+        )
+    with pytest.raises(SpectraError, match=r"names or globs among 0\.weight"):
+        analyze(checkpoint(), replace(plan, parameters="layer9.*"), train=samples())

@@ -26,6 +26,8 @@ def deciding(plan: Plan, survey: Survey | None = None) -> dict[str, Any]:
     """List the settings that numbers depend on, as a result file holds them."""
     asked = asdict(plan)
     chosen = {key: asked[key] for key in _DECIDING}
+    if plan.parameters is not None:
+        chosen["parameters"] = plan.parameters
     if plan.augment == "resample":
         chosen["batch_size"] = plan.batches  # the draws follow the batches
     if survey is not None:  # surfaces and minibatches are shown where they were looked at
@@ -104,6 +106,7 @@ def _agree(
         and checkpoint.draw_sha256 in (None, data.get("draw_sha256"))
         and (checkpoint.data is None or usually_normalised(checkpoint.data.name, data))
         and network in (None, checkpoint.model_spec.to_dict())
+        and held.get("parameters") == settings.get("parameters")
         and all(held.get(key) == value for key, value in settings.items() if key != "probes")
         and (probes == wanted if settings.get("augment") == "resample" else probes >= wanted)
     )

@@ -32,7 +32,7 @@ from spectra.writing import markdown, number
 _ENDS = 2  # products that measure the residuals
 _OBEYED = (  # fields of a plan that mean something here
     *("overall", "per_class", "classes", "groups", "loss", "steps", "seed", "batch_size"),
-    *("max_samples", "device", "dtype", "tf32"),
+    *("parameters", "max_samples", "device", "dtype", "tf32"),
 )
 _HEADER = ("class", "samples", "draws", "loss", "λmin", "λmax", "ratio", "cos² of λmax's vectors")
 

@@ -202,7 +202,7 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 _FACTS = (
-    *("loss", "protocol", "augment", "steps", "until_converged"),
+    *("loss", "parameters", "protocol", "augment", "steps", "until_converged"),
     *("probes", "dtype", "max_samples"),
 )
 

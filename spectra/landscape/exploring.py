@@ -198,6 +198,11 @@ def _trained(
     checkpoint: Checkpoint, plan: Plan, survey: Survey, train: Samples | None
 ) -> Objective:
     """Gather the loss that was trained, with its class weights, over all training samples."""
+    if plan.parameters is not None:
+        raise SpectraError(
+            f"got the parameters {plan.parameters} for SAM's step, expected all: it is one of the "
+            "whole gradient; leave out --parameters or --amplification"
+        )
     if checkpoint.loss is None:
         raise SpectraError(
             "got a checkpoint that does not say which loss it was trained with, expected one that "

@@ -108,6 +108,8 @@ def _samples(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
         if settings.get("max_samples") is not None:
             text += f", a fixed random subset of at most {settings['max_samples']} of each"
         text += "."
+    if settings.get("parameters") is not None:
+        text += f" Rows and columns are those of the parameters {settings['parameters']} alone."
     return f"{text} {_augmentation(str(settings.get('augment')))}"
 
 
