@@ -415,6 +415,30 @@ def test_the_readmes_commands_run_on_a_tiny_budget(elsewhere: Path) -> None:
         assert (elsewhere / "reports" / drawn).exists()
 
 
+def printed_commands() -> Iterator[tuple[str, str]]:
+    """Find the commands that README and reports set apart: a file, and what follows `-m`."""
+    for path in [README, *sorted((ROOT / "reports").rglob("*.md"))]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            if found := re.match(r" *(?:python|torchrun [^\n]*?) -m (spectra\.\w+.*)", line):
+                yield str(path.relative_to(ROOT)), found.group(1)
+
+
+def test_every_printed_command_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """P49: those, too, that take a day or data that are not here."""
+    seen = set()
+    for path, command in printed_commands():
+        module, *flags = shlex.split(command, comments=True)
+        package = (PACKAGE / module.removeprefix("spectra.")).is_dir()
+        parser = importlib.import_module(f"{module}.__main__" if package else module)._parser()
+        try:
+            parser.parse_args(flags)
+        except SystemExit:
+            pytest.fail(f"{path}: {command}: {capsys.readouterr().err}")
+        seen.add(module.removeprefix("spectra."))
+    assert seen >= {"esd", "trajectory", "train", "draws", "landscape", "compare"}
+
+
 def test_the_readmes_python_runs_as_printed(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
