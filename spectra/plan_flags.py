@@ -195,7 +195,7 @@ def add_result_flags(
         "--no-accuracies",
         dest="accuracies",
         action="store_false",
-        help="do not classify the images; the test set is not opened then",
+        help="do not classify the images; the other split is not opened then",
     )
     group.add_argument("--quiet", action="store_true", help="no progress bar and no table")
     return group.add_argument
@@ -238,7 +238,7 @@ def open_samples(
     Args:
         checkpoint: whose data they are.
         options: the flags.
-        accuracies: open test samples for the sake of accuracies, too.
+        accuracies: open the split that is not analysed, too, for the sake of accuracies.
     """
     from spectra import open_data
     from spectra.data import require_one_size
@@ -259,6 +259,8 @@ def open_samples(
         samples = open_data(spec, path=options.data, split=split)
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
+    if options.split == "test" and not (accuracies or options.groups):
+        return None, opened("test")
     train = opened("train")
     if options.split == "train" and not accuracies:
         return train, None

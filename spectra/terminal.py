@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class Bar:
             unit="sample",
             unit_scale=True,
             dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log keeps every line
             bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix} [{elapsed}<{remaining}, "
             "{rate_fmt}]",
         )

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+import spectra
 from spectra import (
     Analysis,
     Plan,
@@ -779,3 +780,26 @@ def test_the_data_of_the_digits_are_those_that_the_checkpoint_was_trained_on(
         checkpoint = load_checkpoint(repository / f"checkpoints/digits-lt-ce-drw-{stem}.pt")
         assert checkpoint.data is not None
         assert open_data(checkpoint.data).draw_sha256 == checkpoint.draw_sha256
+
+
+def test_only_the_splits_that_are_read_are_opened(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test set may be all that lies on a machine, and another take hours to decode."""
+    real, opened = spectra.open_data, []
+
+    def watched(spec: Any, *, split: str, **more: Any) -> Any:
+        opened.append(split)
+        return real(spec, split=split, **more)
+
+    monkeypatch.setattr(spectra, "open_data", watched)
+    for flags, splits in (
+        ((), ["train", "test"]),
+        (("--no-accuracies",), ["train"]),
+        (("--split", "test"), ["train", "test"]),
+        (("--split", "test", "--no-accuracies"), ["test"]),
+        (("--split", "test", "--no-accuracies", "--groups"), ["train", "test"]),
+    ):
+        opened.clear()
+        done = command("--classes", "9", "--steps", "2", "--quiet", "--overwrite", *flags)
+        assert (done.code, opened) == (0, splits), flags
