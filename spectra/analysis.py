@@ -19,10 +19,10 @@ from spectra.errors import SpectraError
 from spectra.files import Keeping, OneWriter, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
-from spectra.results import Analysis
+from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe, require_replaceable, settled, take_over
 from spectra.study import Progress, Study
-from spectra.together import assist, spectra_of
+from spectra.together import assist, compute
 
 
 def analyze(
@@ -111,15 +111,21 @@ def analyze(
     def save(found: Analysis) -> None:
         if folder is not None and writer is not None:
             writer.require()
-            found.save(folder)
-            writer.note()
+            try:
+                found.save(folder)
+            finally:  # an interrupt may come when the file has its name
+                writer.note()
 
     with Keeping[Analysis](save, stale) as keep:
         before = {spectrum.label: spectrum for spectrum in analysis.spectra}
-        for spectrum, notes in spectra_of(study, todo, before, folder, meter):
+
+        def take(spectrum: ClassSpectrum, notes: tuple[str, ...]) -> None:
+            nonlocal analysis
             analysis = analysis.with_spectrum(spectrum).with_notes(notes)
             # The vectors of an unfinished part lie in a file of their own, already.
             keep(analysis, at_once=not spectrum.complete)
+
+        compute(study, todo, before, folder, meter, take)
     return _in_order(analysis, study.parts)
 
 

@@ -6,8 +6,8 @@ basis lies; and which samples the network classifies right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from spectra.data import Samples
 from spectra.data.memory import free_memory
 from spectra.data.spec import KNOWN, ONE_SIZE
 from spectra.devices import find_device
-from spectra.errors import out_of_memory
+from spectra.errors import SpectraError, out_of_memory
 from spectra.hessian import (
     HessianOperator,
     Objective,
@@ -37,9 +37,20 @@ from spectra.losses import Loss
 from spectra.networks import LAYOUTS
 from spectra.plan import Part, Plan
 from spectra.processes import Processes
+from spectra.sharing import share_out
 
 _AT_ONCE = 256  # images to classify, or what fits of them
 _SPREAD = 64  # samples from all over a split
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How the products of a study are computed, and by whom."""
+
+    choice: ProductChoice  # the plain paths, compared
+    way: Way
+    basis: Place  # where each Krylov basis is kept
+    owners: Mapping[str, int]  # label -> process, of the parts that one of them computes alone
 
 
 def gather(checkpoint: Checkpoint, plan: Plan, samples: Samples, loss: Loss) -> Objective:
@@ -146,20 +157,51 @@ def choose_products(
     objective: Objective,
     plan: Plan,
     todo: Sequence[Part],
-    owners: Mapping[str, int],
     processes: Processes | None,
-) -> tuple[ProductChoice, Way, Place]:
-    """Choose how products are computed and where bases lie; the leader's choice is everyone's.
-
-    It is for the leader to tell the others, which wait for it here (`lines.attended`).
+    say: Callable[[object], None],
+) -> Chosen:
+    """Choose how products are computed, where bases lie and who computes what.
 
     Args:
         objective: over all samples.
         plan: what is asked for.
         todo: the parts to come.
-        owners: by label, the processes of those that one of them computes alone.
-        processes: that share the work.
+        processes: that share the work; the choice of the one that leads is everyone's.
+        say: tells it to the others, which wait for it here (see `lines.attended`).
     """
+    if processes is None:
+        asked = None if plan.product == "auto" else plan.product
+        choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
+        basis = _place_of_basis(plan, objective, 1)
+        return Chosen(choice, _way(objective, plan, todo, choice, asked, basis), basis, {})
+    if not processes.leads:
+        choice, name, basis, owners = attend(processes)
+        way = _way(objective, plan, todo, choice, name, basis, owners, processes)
+        return Chosen(choice, way, basis, owners)
+    sizes = {part.label: len(part.index) * plan.copies for part in todo}
+    owners = share_out(sizes, objective.device.type, processes.size)
+    try:
+        basis = _place_of_basis(plan, objective, processes.local_size if owners else 1)
+    except SpectraError:  # one of them may fit
+        owners, basis = {}, _place_of_basis(plan, objective, 1)
+    asked = None if plan.product == "auto" else plan.product
+    choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
+    way = _way(objective, plan, todo, choice, asked, basis, owners, processes)
+    say((choice, way.name, basis, owners))
+    return Chosen(choice, way, basis, owners)
+
+
+def _way(
+    objective: Objective,
+    plan: Plan,
+    todo: Sequence[Part],
+    choice: ProductChoice,
+    asked: ProductName | None,
+    basis: Place,
+    owners: Mapping[str, int] | None = None,
+    processes: Processes | None = None,
+) -> Way:
+    owners = owners or {}
     size, rank, here = 1, 0, 1
     if processes is not None:
         size, rank, here = processes.size, processes.rank, processes.local_size
@@ -170,33 +212,26 @@ def choose_products(
             samples.append(-(-count // size))
         elif owners[part.label] == rank:
             samples.append(count)
-    bases = here if owners else 1  # at the same time, in one main memory
-
-    def way(choice: ProductChoice, asked: ProductName | None, basis: Place) -> Way:
-        if not samples:
-            return Way(asked or choice.path, None, {}, ())
-        if asked is None and plan.moves:  # nothing may be kept from one product to the next
-            asked = choice.path
-        budget, reserve = plan.kept_bytes, 0
-        if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
-            held = 0 if plan.basis == "none" else bases * _basis_bytes(plan, objective)
-            budget = max(0, free_bytes(objective.device) - held) // (2 * here)
-        if basis == "device" and (rank == 0 or rank in owners.values()):
-            reserve = _basis_bytes(plan, objective)
-        work = Work(samples, plan.steps * plan.probes)
-        return choose_way(objective, choice, work, product=asked, budget=budget, reserve=reserve)
-
-    if processes is not None and not processes.leads:
-        choice, name, basis = attend(processes)
-        return choice, way(choice, name, basis), basis
-    asked = None if plan.product == "auto" else plan.product
-    choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
-    basis = _place_of_basis(plan, objective, bases)
-    return choice, way(choice, asked, basis), basis
+    if not samples:
+        return Way(asked or choice.path, None, {}, ())
+    if asked is None and plan.moves:  # nothing may be kept from one product to the next
+        asked = choice.path
+    budget, reserve = plan.kept_bytes, 0
+    if budget is None and here > 1 and objective.device.type == "cpu":  # one memory for all
+        bases = 0 if plan.basis == "none" else here if owners else 1
+        held = bases * _basis_bytes(plan, objective)
+        budget = max(0, free_bytes(objective.device) - held) // (2 * here)
+    if basis == "device" and (rank == 0 or rank in owners.values()):
+        reserve = _basis_bytes(plan, objective)
+    work = Work(samples, plan.steps * plan.probes)
+    return choose_way(objective, choice, work, product=asked, budget=budget, reserve=reserve)
 
 
 def _place_of_basis(plan: Plan, objective: Objective, bases: int) -> Place:
-    """Choose where Krylov bases are kept, by what is free; refuse them if they fit nowhere."""
+    """Choose where as many Krylov bases are kept, by what is free; refuse them if they fit nowhere.
+
+    Those on the host lie in one memory.
+    """
     if plan.basis != "auto":
         return plan.basis
     if plan.protocol == "released":
@@ -269,10 +304,15 @@ def near_chance(correct: Tensor, targets: Tensor, samples: Samples) -> list[str]
 def unused(objective: Objective) -> list[str]:
     """Name the parameters that the loss does not depend on: no sample has a slope along them.
 
-    A few samples tell; where none has any slope at all (fitted to the last bits), nothing is known.
+    A few samples tell, a little aside of the parameters, for at a layer that starts at zero others
+    have none; where nothing has any slope at all (fitted to the last bits), nothing is known.
     """
-    few = objective.select(torch.linspace(0, objective.count - 1, min(8, objective.count)).long())
-    slopes = objective.rows.split(few.gradient())
+    seen = torch.nonzero(objective.weights)[:, 0]
+    spread = torch.linspace(0, len(seen) - 1, min(8, len(seen))).round().long()
+    few, rows = objective.select(seen[spread.to(seen.device)]), objective.rows
+    aside = 1e-3 * torch.randn(objective.dim, generator=torch.Generator().manual_seed(0))
+    shift = rows.flatten(rows.split(aside.to(objective.device, objective.dtype)))  # frozen stay
+    slopes = rows.split(few.gradient(shift=shift))
     flat = [name for name, slope in slopes.items() if not bool(slope.any())]
     return (
         [name for name in flat if name not in objective.frozen] if len(flat) < len(slopes) else []

@@ -11,12 +11,13 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from spectra.processes import LostProcess, Processes
 
 BEAT = 5.0  # seconds between signs of life
+_SILENCE: list[Any] = [None]  # told from others by identity
 PATIENCE = 0.05  # seconds between two looks at what has come
 
 
@@ -44,7 +45,19 @@ def attended(processes: Processes | None) -> Iterator[Callable[[object], None]]:
         for line in lines:
             line.say(message)
 
-    yield say
+    with opened(lines):
+        yield say
+
+
+@contextlib.contextmanager
+def opened(lines: Sequence[Line]) -> Iterator[None]:
+    """Close lines at the end of a block; on an error fall silent, as one who is lost."""
+    try:
+        yield
+    except BaseException:
+        for line in lines:
+            line.abandon()
+        raise
     for line in lines:
         line.close()
 
@@ -78,7 +91,7 @@ class Line:
         Raises:
             LostProcess: the other process has ended.
         """
-        self._require()
+        self.require()
         self._said.put([message])
 
     def heard(self) -> list[Any]:
@@ -104,9 +117,14 @@ class Line:
         self._said.put(None)
         for thread in self._threads:
             thread.join()
-        self._require()
+        self.require()
 
-    def _require(self) -> None:
+    def abandon(self) -> None:
+        """Send nothing more, not even a sign of life."""
+        self._said.put(_SILENCE)
+
+    def require(self) -> None:
+        """Raise LostProcess if the other process has ended."""
         if self._lost is not None:
             raise self._lost
 
@@ -118,6 +136,8 @@ class Line:
                     message = self._said.get(timeout=self._beat)
                 except queue.Empty:
                     message = []  # alive
+                if message is _SILENCE:
+                    return
                 self._processes.send(message, self._other)
         except LostProcess as error:
             self._lost = error

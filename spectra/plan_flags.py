@@ -231,7 +231,11 @@ def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint
 
 
 def open_samples(
-    checkpoint: Checkpoint, options: argparse.Namespace, *, accuracies: bool = True
+    checkpoint: Checkpoint,
+    options: argparse.Namespace,
+    *,
+    accuracies: bool = True,
+    trained: bool = False,
 ) -> tuple[Samples | None, Samples | None]:
     """Open training and test samples of the data that the flags, or else the checkpoint, name.
 
@@ -239,6 +243,7 @@ def open_samples(
         checkpoint: whose data they are.
         options: the flags.
         accuracies: open the split that is not analysed, too, for the sake of accuracies.
+        trained: open the training samples in any case.
     """
     from spectra import open_data
     from spectra.data import require_one_size
@@ -259,7 +264,7 @@ def open_samples(
         samples = open_data(spec, path=options.data, split=split)
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
-    if options.split == "test" and not (accuracies or options.groups):
+    if options.split == "test" and not (accuracies or trained or options.groups):
         return None, opened("test")
     train = opened("train")
     if options.split == "train" and not accuracies:

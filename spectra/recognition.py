@@ -160,7 +160,8 @@ def _under_one_prefix(
     state_dict: Mapping[str, Tensor], known: Collection[str]
 ) -> Iterator[dict[str, Tensor]]:
     needed = {name for name in known if not name.endswith("num_batches_tracked")}
-    prefixes = {name[: k + 1] for name in state_dict for k, c in enumerate(name) if c == "."}
+    # The names as they are count, too: a teacher beside them is no reason to take it.
+    prefixes = {"", *(n[: k + 1] for n in state_dict for k, c in enumerate(n) if c == ".")}
     parts = (
         {name.removeprefix(p): v for name, v in state_dict.items() if name.startswith(p)}
         for p in sorted(prefixes)

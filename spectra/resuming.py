@@ -197,7 +197,10 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
         which = f"some results were computed by {others} process(es)"
         moves = mine.settings["augment"] == "resample"  # each process draws for itself
         notes += (f"{which}: {'with other draws' if moves else 'equal to rounding'}",)
-    return replace(mine, spectra=held.spectra, notes=tuple(dict.fromkeys(notes)))
+    data = mine.data
+    if data["groups"] is None:  # the training samples were not opened
+        data = {**data, "groups": held.data.get("groups")}
+    return replace(mine, data=data, spectra=held.spectra, notes=tuple(dict.fromkeys(notes)))
 
 
 def _pairs(

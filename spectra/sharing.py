@@ -36,6 +36,8 @@ def share_out(sizes: Mapping[str, int], device: str, processes: int) -> dict[str
     for shared in range(len(small) + 1):
         shares = (-(-sizes[label] // processes) for label in small[:shared])
         together = sum(share + extra + _PER_SUM[kind] for share in shares)
+        if together >= best[0]:
+            break
         loads, owners = [0] * processes, {}
         for label in small[shared:]:
             owners[label] = loads.index(min(loads))

@@ -63,7 +63,6 @@ from spectra.readings import Form, RitzVectors, assemble
 from spectra.released import released_lanczos
 from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe
-from spectra.sharing import share_out
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
 LOSS_DRAWS = 5  # of the augmentation, where it is drawn anew
@@ -99,6 +98,7 @@ class Study:
     basis: Place  # where each Krylov basis is kept
     processes: Processes | None  # that share the work; None: this one alone
     owners: Mapping[str, int]  # label -> process, of the parts that one of them computes alone
+    first: tuple[str, ...]  # of those that all compute: what was begun, and comes before the rest
 
     @staticmethod
     def prepare(
@@ -138,23 +138,17 @@ class Study:
         decides = processes is None or processes.leads
         todo = [part for part in parts if part.label not in finished]
         splits = {"train": train, "test": test} if accuracies and decides else {}
-        owners: dict[str, int] = {}
-        if processes is not None:
-            sizes = {part.label: len(part.index) * plan.copies for part in todo}
-            owners = share_out(sizes, objective.device.type, processes.size)
-            # What was begun needs the vectors that lie in the leader's folder.
-            owners |= {label: 0 for label in begun if label in owners}
         with attended(processes) as say:
             correct = {
                 name: classify(objective, of_split, todo)
                 for name, of_split in splits.items()
                 if of_split is not None
             }
-            choice, way, basis = choose_products(objective, plan, todo, owners, processes)
-            say((choice, way.name, basis))
-        notes = [
-            f"product: {choice}",
-        ]
+            chosen = choose_products(objective, plan, todo, processes, say)
+        choice, way, owners = chosen.choice, chosen.way, dict(chosen.owners)
+        # What was begun needs the vectors that lie in the leader's folder, before others do.
+        owners |= {label: 0 for label in begun if label in owners}
+        notes = [f"product: {choice}"]
         notes += [f"refused for this model: {name}, {why}" for name, why in choice.refused.items()]
         notes += way.notes
         if plan.until_converged is not None:
@@ -173,9 +167,8 @@ class Study:
         if train is not None and "train" in correct:
             notes += near_chance(*correct["train"], train)
         if owners:
-            notes.append(
-                f"computed by one process each: {', '.join(owners)}; the others by all together"
-            )
+            named = f"{', '.join([*owners][:4])}{f', … ({len(owners)})' if len(owners) > 4 else ''}"
+            notes.append(f"computed by one process each: {named}; the others by all together")
         held_in = {p.dtype for p in checkpoint.model.parameters()}
         if torch.float64 in held_in and plan.dtype == "float32":
             notes.append(
@@ -193,9 +186,10 @@ class Study:
             parts,
             correct,
             tuple(notes),
-            basis,
+            chosen.basis,
             processes,
             owners,
+            tuple(part.label for part in todo if part.label in begun and part.label not in owners),
         )
 
     def blank(self) -> Analysis:

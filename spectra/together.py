@@ -1,34 +1,37 @@
 """The parts of a study, computed by however many processes there are.
 
-First each process computes the parts that are its own (`sharing`), as if it were alone; then all of
-them pass through the samples of the others together, each through its share.
+What was begun before, and is shared, comes first: its vectors lie in the folder. Then each process
+computes the parts that are its own (`sharing`), as if it were alone; then all of them pass through
+the samples of the others together, each through its share.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spectra.errors import SpectraError, StorageError
-from spectra.lines import PATIENCE, Line
+from spectra.lines import PATIENCE, Line, opened
 from spectra.plan import Part
-from spectra.processes import LostProcess
+from spectra.processes import LostProcess, Processes
 from spectra.results import ClassSpectrum
 from spectra.study import Progress, Study
 
-Found = tuple[ClassSpectrum, tuple[str, ...]]  # and what its products did otherwise than planned
+# Takes a spectrum, and what its products did otherwise than planned.
+Take = Callable[[ClassSpectrum, tuple[str, ...]], object]
 
 
-def spectra_of(
+def compute(
     study: Study,
     parts: Sequence[Part],
     held: Mapping[str, ClassSpectrum],
     folder: Path | None,
     meter: Progress,
-) -> Iterator[Found]:
-    """Compute parts, with the other processes where there are any; give each result as it comes.
+    take: Take,
+) -> None:
+    """Compute parts, with the other processes where there are any.
 
     Args:
         study: what the parts share, of the process that leads.
@@ -36,44 +39,85 @@ def spectra_of(
         held: by label, what an interrupted run has left of them.
         folder: where Ritz vectors are kept between probes.
         meter: is told of every product.
+        take: takes each result as it comes.
 
     Raises:
-        LostProcess: another process has ended; what the others had found was given before.
+        LostProcess: another process has ended; what had come was taken.
         StorageError: something could not be kept.
     """
 
-    def compute(part: Part) -> Iterator[Found]:
-        for spectrum in _attempt(study, part, held.get(part.label), folder, meter):
-            yield spectrum, study.notes_of_products()
+    def alone(part: Part, progress: Progress) -> None:
+        for spectrum in _attempt(study, part, held.get(part.label), folder, progress):
+            take(spectrum, study.notes_of_products())
 
     processes, owners = study.processes, study.owners
-    if processes is not None and owners:
-        elsewhere = {part.label: part for part in parts if owners.get(part.label, 0) > 0}
-        lines = [Line(processes, other) for other in range(1, processes.size)]
+    if processes is None:
         for part in parts:
-            if owners.get(part.label) == 0:
-                for found in compute(part):
-                    yield found
-                    yield from _arrived(study, lines, elsewhere, meter)
-        while elsewhere:
-            yield from _arrived(study, lines, elsewhere, meter)
-            time.sleep(PATIENCE)
-        for line in lines:
-            line.close()
-    for part in parts:
-        if part.label not in owners:
-            if processes is not None:
-                processes.tell(part.label)
-            yield from compute(part)
-            if processes is not None:
-                processes.tell(None)
-    if processes is not None:
+            alone(part, meter)
+        return
+
+    def together(shared: Sequence[Part]) -> None:
+        for part in shared:
+            processes.tell(part.label)
+            alone(part, meter)
+            processes.tell(None)
         processes.tell(None)
 
+    if study.first:
+        together([part for part in parts if part.label in study.first])
+    if owners:
+        elsewhere = {part.label: part for part in parts if owners.get(part.label, 0) > 0}
+        lines = [Line(processes, other) for other in range(1, processes.size)]
 
-def _arrived(
-    study: Study, lines: Sequence[Line], elsewhere: dict[str, Part], meter: Progress
-) -> Iterator[Found]:
+        def arrive() -> None:
+            _arrive(study, lines, elsewhere, meter, take)
+
+        with opened(lines):
+            for part in parts:
+                if owners.get(part.label) == 0:
+                    alone(part, _Watched(meter, arrive))
+            while elsewhere:
+                arrive()
+                time.sleep(PATIENCE)
+    rest = [part for part in parts if part.label not in (*owners, *study.first)]
+    together(rest)
+
+
+def assist(study: Study, meter: Progress) -> None:
+    """Take part in what the process that leads does in `compute`.
+
+    Args:
+        study: what the parts share, of a process that does not lead.
+        meter: is told of every product of its own parts.
+    """
+    processes, parts = study.processes, {part.label: part for part in study.parts}
+    assert processes is not None
+    if study.first:
+        _sum_shares(study, parts, processes)
+    if study.owners:
+        line = Line(processes, 0)
+        with opened([line]):
+            for part in parts.values():
+                if study.owners.get(part.label) == processes.rank:
+                    watched = _Watched(meter, line.require)
+                    for spectrum in _attempt(study, part, None, None, watched):
+                        if spectrum.complete:  # done, or failed
+                            line.say((spectrum, study.notes_of_products()))
+    _sum_shares(study, parts, processes)
+
+
+def _sum_shares(study: Study, parts: Mapping[str, Part], processes: Processes) -> None:
+    while (label := processes.hear()) is not None:
+        study.sum_own_share(parts[label])
+
+
+def _arrive(
+    study: Study,
+    lines: Sequence[Line],
+    elsewhere: dict[str, Part],
+    meter: Progress,
+    take: Take,
+) -> None:
     """Take what other processes have found since the last time out of what is elsewhere."""
     lost = None
     for line in lines:
@@ -85,31 +129,24 @@ def _arrived(
         for spectrum, notes in arrived:
             part = elsewhere.pop(spectrum.label)
             meter.tick(part.label, *study.cost([part]))
-            yield study.with_accuracies(spectrum, part), notes
+            take(study.with_accuracies(spectrum, part), notes)
     if lost is not None:
         raise lost
 
 
-def assist(study: Study, meter: Progress) -> None:
-    """Compute the parts that are this process's own, then sum over its share of all others.
+@dataclass(frozen=True)
+class _Watched:
+    """Look after something with every product."""
 
-    Args:
-        study: what the parts share, of a process that does not lead.
-        meter: is told of every product of its own parts.
-    """
-    processes = study.processes
-    assert processes is not None
-    parts = {part.label: part for part in study.parts}
-    if study.owners:
-        line = Line(processes, 0)
-        for part in parts.values():
-            if study.owners.get(part.label) == processes.rank:
-                for spectrum in _attempt(study, part, None, None, meter):
-                    if spectrum.complete:  # done, or failed
-                        line.say((spectrum, study.notes_of_products()))
-        line.close()
-    while (label := processes.hear()) is not None:
-        study.sum_own_share(parts[label])
+    progress: Progress
+    look: Callable[[], None]
+
+    def begin(self, products: int, work: int) -> None:
+        self.progress.begin(products, work)
+
+    def tick(self, label: str, products: int, work: int) -> None:
+        self.progress.tick(label, products, work)
+        self.look()
 
 
 def _attempt(

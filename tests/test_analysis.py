@@ -1,6 +1,7 @@
 """The hallway: what `analyze` promises about interruptions, failures, counts and side effects."""
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,6 +27,7 @@ from spectra import (
     class_operators,
     hessian_operator,
     study,
+    together,
 )
 from spectra.checkpoint import save_checkpoint
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
@@ -1499,25 +1501,78 @@ def test_a_small_class_of_many_samples_leaves_the_others_where_they_are() -> Non
     assert (found.count, found.share) == (5, 5 / 1205)
 
 
+class Two(Processes):
+    """The leading one of two processes, of which the other says what it is told to."""
+
+    replies: tuple[Any, ...] = (None, None)  # closed at once: while all prepare, and after it
+
+    def device(self, name: str) -> str:
+        return name
+
+    def tell(self, message: object) -> None:
+        pass
+
+    def send(self, message: object, other: int) -> None:
+        pass
+
+    def receive(self, other: int) -> Any:
+        return next(self.waiting)
+
+    @property
+    def waiting(self) -> Any:
+        return self.__dict__.setdefault("_waiting", iter(self.replies))
+
+
 def test_a_part_that_was_begun_goes_on_where_its_vectors_lie() -> None:
-    class Two(Processes):
-        def device(self, name: str) -> str:
-            return name
-
-        def tell(self, message: object) -> None:
-            pass
-
-        def send(self, message: object, other: int) -> None:
-            pass
-
-        def receive(self, other: int) -> None:
-            return None  # closed at once
-
     plan = Plan(classes=(0, 1), steps=3, device="cpu")
     for begun, owner in (((), 1), (("class 1",), 0)):
         two = Two(0, 2, 0, 2, None)
         prepared = study.Study.prepare(checkpoint(), plan, samples(), None, two, (), begun)
         assert prepared.owners["class 1"] == owner
+        assert prepared.first == ()
+    many = samples(counts=(90, 5, 5))
+    whole = replace(plan, overall=True)
+    two = Two(0, 2, 0, 2, None)
+    prepared = study.Study.prepare(checkpoint(), whole, many, None, two, (), ("overall",))
+    assert prepared.first == ("overall",)  # before a small class takes the place of its vectors
+    assert set(prepared.owners) == {"class 1"}
+
+
+def test_what_another_process_has_found_is_taken_while_this_one_computes() -> None:
+    class Ready(Two):
+        replies = (
+            None,
+            [(ClassSpectrum(label="class 1", name="1", count=5, share=0.1), ("n",))],
+            None,
+        )
+
+    plan, taken = Plan(classes=(0, 1), steps=3, device="cpu"), []
+    prepared = study.Study.prepare(checkpoint(), plan, samples(), None, Ready(0, 2, 0, 2, None))
+    assert prepared.owners == {"class 0": 0, "class 1": 1}
+
+    class Slow:
+        def tick(self, *_: object) -> None:
+            time.sleep(0.05)
+
+    together.compute(prepared, prepared.parts, {}, None, Slow(), lambda *found: taken.append(found))
+    assert taken[0][1] == ("n",)
+    assert [spectrum.label for spectrum, _ in taken] == ["class 1", "class 0"]
+
+
+def test_where_memory_holds_one_basis_all_processes_share_every_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Plan(classes=(0, 1), steps=10, device="cpu")
+    basis = 10 * 43 * 4
+    for free, owned in ((8 * basis, True), (7 * basis, False), (basis, False)):
+        monkeypatch.setattr("spectra.gathering.free_memory", lambda free=free: free)
+        two = Two(0, 8, 0, 8, None)
+        monkeypatch.setattr(Two, "replies", (None,) * 14)
+        prepared = study.Study.prepare(checkpoint(), plan, samples(), None, two)
+        assert bool(prepared.owners) == owned
+    monkeypatch.setattr("spectra.gathering.free_memory", lambda: basis - 1)
+    with pytest.raises(SpectraError, match="Krylov basis"):
+        study.Study.prepare(checkpoint(), plan, samples(), None, Two(0, 8, 0, 8, None))
 
 
 def test_parameters_that_the_loss_does_not_depend_on_are_named() -> None:
@@ -1528,6 +1583,27 @@ def test_parameters_that_the_loss_does_not_depend_on_are_named() -> None:
     assert note.endswith("does not depend on: spare")
     plain = analyze(checkpoint(), Plan(steps=2, device="cpu"), train=samples())
     assert not [note for note in plain.notes if "zero rows" in note]
+
+
+def test_a_layer_that_starts_at_zero_is_not_called_unused_and_ignored_labels_tell_nothing() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.gain = network(inputs=4, classes=4), nn.Parameter(torch.zeros(()))
+            self.head = nn.Linear(4, CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.gain * self.inner(x))
+
+    data = samples(counts=(60, 60, 5))
+    targets = data.targets.clone()
+    targets[:118] = -100  # two of class 1, and class 2
+    masked = replace(data, targets=targets)
+    for train in (data, masked):
+        plan = Plan(classes=(2,), steps=2, device="cpu")
+        found = analyze(checkpoint(Residual()), plan, train=train)
+        assert found.get("class 2").error is None
+        assert not [note for note in found.notes if "zero rows" in note]
 
 
 def test_images_are_classified_in_smaller_batches_where_memory_is_scarce(

@@ -19,13 +19,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectra import Analysis, Plan, SpectraError, certify, esd, figures, load_checkpoint, trajectory
+from spectra import (
+    Analysis,
+    Plan,
+    SpectraError,
+    analyze,
+    certify,
+    esd,
+    figures,
+    load_checkpoint,
+    trajectory,
+)
 from spectra.data import Samples, open_data
 from spectra.hessian import HessianOperator, Objective, choose_product
 from spectra.hessian.choice import central_difference, of_logits
 from spectra.hessian.kept import KeptProducts
 from spectra.hessian.shares import _seed_of, assist, led, share_of
-from spectra.lines import Line
+from spectra.lines import Line, opened
 from spectra.processes import LostProcess, Processes
 from spectra.resuming import describe, take_over
 from spectra.sharing import share_out
@@ -400,6 +410,19 @@ def test_a_silent_line_carries_signs_of_life_and_nothing_that_is_heard() -> None
     line.close()
 
 
+def test_an_error_ends_the_signs_of_life() -> None:
+    ours, _ = connected()
+    line = Line(ours, 1, beat=0.01)
+    with pytest.raises(ValueError, match="made up"), opened([line]):
+        raise ValueError("made up")
+    line._threads[0].join(30)
+    assert not line._threads[0].is_alive()
+    said = [ours.out.get() for _ in range(ours.out.qsize())]
+    assert None not in said  # which would mean that all is done
+    ours.back.put(None)
+    line._threads[1].join(30)
+
+
 def test_a_lost_process_is_told_after_what_it_had_sent() -> None:
     ours, theirs = connected()
     line = Line(ours, 1)
@@ -564,6 +587,41 @@ def test_a_lost_process_ends_the_run_with_one_line_and_resumable_results(
     resumed = alone([*flags, "--resume"], folder, repository)
     assert any("computed by 2 process" in note for note in resumed["notes"])
     require_equal(resumed, alone(flags, tmp_path / "one", repository))
+
+
+def test_more_processes_go_on_with_a_part_that_one_has_begun(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Before the small classes, whose vectors would take the place of its own."""
+    checkpoint = load_checkpoint(repository / SGD)
+    train, test = (open_data(checkpoint.data, split=split) for split in ("train", "test"))
+    made = 0
+
+    class Stop:
+        def begin(self, *_: object) -> None:
+            pass
+
+        def tick(self, label: str, products: int, work: int) -> None:
+            nonlocal made
+            made += products
+            if made > 16:
+                raise KeyboardInterrupt
+
+    plan = Plan(overall=True, classes=(8, 9), steps=8, probes=2, max_samples=65, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        analyze(checkpoint, plan, train=train, test=test, folder=tmp_path, progress=Stop())
+    (begun,) = Analysis.load(tmp_path).get("overall").runs
+    flags = ["--overall", "--classes", "8,9", "--steps", "8", "--probes", "2", "--device", "cpu"]
+    flags += ["--max-samples", "65", "--resume", "--out", str(tmp_path)]
+    port = free_port()
+    both = [start(r, 2, port, flags, repository) for r in (0, 1)]
+    told = [process.communicate(timeout=240) for process in both]
+    assert [process.poll() for process in both] == [0, 0], told
+    found = Analysis.load(tmp_path)
+    assert found.finished == ("overall", "class 8", "class 9")
+    first, second = found.get("overall").runs
+    assert first.alphas.tolist() == begun.alphas.tolist()  # to the last bit: it was not made again
+    assert second.alphas.tolist() != first.alphas.tolist()
 
 
 def test_an_input_that_cannot_be_used_is_told_once(repository: Path, tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ def test_a_network_beside_other_parts_is_found_where_there_is_only_one_of_it() -
     assert list(fitting_names(module, own)) == list(own)
     twice = student | {f"teacher.{name}": value for name, value in own.items()}
     assert not set(fitting_names(twice, own)) & set(own)
+    for prefix in ("", "model."):  # the one within the other
+        nested = {f"{prefix}{name}": value for name, value in own.items()}
+        teacher = {f"{prefix}teacher.{name}": value + 1 for name, value in own.items()}
+        found = fitting_names(nested | teacher, own)
+        assert all(found[name] is own[name] for name in found if name in own)
 
 
 def test_a_prefix_of_the_networks_own_stays() -> None:

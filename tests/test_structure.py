@@ -71,9 +71,9 @@ MAY_IMPORT = {
         "losses",
         "networks",
     }
-    | {"errors", "lines", "plan", "processes"},
+    | {"errors", "lines", "plan", "processes", "sharing"},
     "study": (HALLWAY - {"files", "devices", "models", "losses"})
-    | {"fingerprints", "lines", "processes", "resuming", "gathering", "sharing"},
+    | {"fingerprints", "lines", "processes", "resuming", "gathering"},
     "together": {"errors", "lines", "plan", "processes", "results", "study"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
     | {"results", "resuming", "study", "together"},

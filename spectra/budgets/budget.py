@@ -205,7 +205,13 @@ class Budget:
         stem = f"{Path(checkpoint.file).stem}-landscape-{digest(settings)}"
         folder = self.root / "reports" / "notebooks" / f"{stem}-{checkpoint.sha256[:8]}"
         with closing(Bar()) as bar:
-            return explore(checkpoint, plan, survey, train=images[0], folder=folder, progress=bar)
+            return explore(
+                *(checkpoint, plan, survey),
+                train=images[0],
+                folder=folder,
+                overwrite=True,  # its name is that of the question
+                progress=bar,
+            )
 
     def trajectory(self, *steps: str, protocol: str = "exact", **changes: Any) -> Trajectory:
         """Give the spectra of runs from epoch to epoch: stored, or of short runs trained here.

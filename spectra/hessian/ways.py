@@ -26,7 +26,7 @@ from spectra.hessian.products import PRODUCTS
 # Samples at once: on a GPU enough for its kernels, and few for a class of 50 images; on a CPU what
 # stays in the caches, cut so that little is filled up.
 _SIZES = {"cuda": (512, 64)}
-_MOST_ON_CPU, _ENOUGH_ON_CPU = 40, 32
+_MOST_ON_CPU = 40
 # Samples that each batch costs beside its own: launches, and what is done on weights. 1.2 and 4.4
 # were measured, on an AMD EPYC before norms were drawn into weights and on an Intel Xeon after it.
 _PER_BATCH = 2.0
@@ -286,7 +286,7 @@ def _sizes(objective: Objective, work: Work) -> tuple[int, ...]:
     fits = objective.batch_size
     if objective.device.type in _SIZES:
         return tuple(dict.fromkeys(min(size, fits) for size in _SIZES[objective.device.type]))
-    most = _MOST_ON_CPU if fits >= _ENOUGH_ON_CPU else fits
+    most = min(_MOST_ON_CPU, fits)
 
     def cost(size: int) -> float:
         return work.batches(size) * (size + _PER_BATCH)

@@ -48,7 +48,8 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
 
     plan, survey = plan_of(options), _survey_of(options)
     checkpoint = open_checkpoint(options.checkpoint, options)
-    train, test = open_samples(checkpoint, options, accuracies=False)
+    trained = bool(survey.amplification)  # whose minibatches are of the training samples
+    train, test = open_samples(checkpoint, options, accuracies=False, trained=trained)
     with shown_bar(options) as bar:
         found = explore(
             *(checkpoint, plan, survey),

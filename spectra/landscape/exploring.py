@@ -171,7 +171,14 @@ def _spare_others(
     samples = train if plan.split == "train" else test
     if samples is None or not (folder / f"{STEM}.json").exists():
         return
-    held = Landscape.load(folder)
+    try:
+        held = Landscape.load(folder)
+    except SpectraError as error:
+        raise SpectraError(
+            f"got a landscape in {folder} that cannot be read ({error}), expected an empty folder, "
+            "or one of the same question: nothing was replaced; choose another --out, or replace "
+            "it with --overwrite"
+        ) from error
     said = describe(checkpoint, plan, samples, train, find_device(plan.device))
     asked = {**said.settings, **asdict(survey), "radii": list(survey.radii)}
     labels = [part.label for part in choose_parts(plan, samples, train)]
