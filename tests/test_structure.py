@@ -78,7 +78,7 @@ MAY_IMPORT = {
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
     | {"results", "resuming", "study", "together"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
-    | {"study", "analysis", "processes"},
+    | {"study", "analysis", "processes", "resuming"},
     "tables": {"files", "results", "trajectories", "writing"},
     "comparisons": {"data", "krylov", "results", "tables", "trajectories", "writing"},
     "figures": {"errors", "files", "krylov", "results", "trajectories", "comparisons"}

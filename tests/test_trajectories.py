@@ -258,18 +258,37 @@ def test_a_number_that_is_no_epoch_gives_way_to_what_the_file_says(
 def test_the_trajectory_of_other_runs_is_not_replaced(
     run: Path, plan: Plan, whole: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(whole, tmp_path / "results")
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
     shutil.copytree(run, tmp_path / "other")
-    before = files_of(tmp_path / "results")
-    for resume in (False, True):
-        with pytest.raises(SpectraError, match=r"3 epochs more .*as short, epoch 1.*--overwrite"):
-            follow([tmp_path / "other"], plan, folder=tmp_path / "results", resume=resume)
-        assert files_of(tmp_path / "results") == before
-    both = follow([run, tmp_path / "other"], plan, folder=tmp_path / "results", resume=True)
-    assert [r.name for r in both.runs] == ["short", "other"]
-    (tmp_path / "results" / "trajectory.json").write_text("{}")
+    before = files_of(results)
+    with pytest.raises(SpectraError, match=r"3 epochs more .*as short, epoch 1.*--overwrite"):
+        follow([tmp_path / "other"], plan, folder=results)
+    assert files_of(results) == before
+    both = follow([tmp_path / "other"], plan, folder=results, resume=True)
+    assert [(r.name, r.epochs) for r in both.runs] == [("short", (1, 2, 3)), ("other", (1, 2, 3))]
+    assert [r.name for r in Trajectory.load(results).runs] == ["short", "other"]
+    (results / "trajectory.json").write_text("{}")
     with pytest.raises(SpectraError, match="truncated or no trajectory"):
-        follow([run], plan, folder=tmp_path / "results", resume=True)
+        follow([run], plan, folder=results)
+    follow([run], plan, folder=results, resume=True)  # made again from what the epochs hold
+    assert [r.name for r in Trajectory.load(results).runs] == ["short"]
+
+
+def test_epochs_that_are_kept_no_longer_stay_in_a_resumed_trajectory(
+    run: Path, plan: Plan, whole: Path, tmp_path: Path
+) -> None:
+    """As where a trainer keeps its best checkpoints alone."""
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    shutil.copytree(run, tmp_path / "short")
+    (tmp_path / "short" / "epoch-2.pt").unlink()
+    with pytest.raises(SpectraError, match=r"1 epochs more .*as short, epoch 2"):
+        follow([tmp_path / "short"], plan, folder=results)
+    with pytest.raises(SpectraError, match=r"steps \(3, now 4\)"):
+        follow([tmp_path / "short"], replace(plan, steps=4), folder=results, resume=True)
+    follow([tmp_path / "short"], plan, folder=results, resume=True)
+    assert files_of(results) == files_of(whole)
 
 
 def test_one_network_is_held_at_a_time(

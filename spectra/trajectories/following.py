@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -22,6 +23,8 @@ from spectra.errors import SpectraError, StorageError
 from spectra.files import Keeping, drawn_pages
 from spectra.plan import Plan
 from spectra.processes import LostProcess, Processes
+from spectra.results import Analysis
+from spectra.resuming import settled
 from spectra.study import Progress
 
 from .published import curve_for
@@ -75,7 +78,8 @@ def follow(
         run_dirs: folders of runs; all are looked through before the first product.
         plan: what to compute at every epoch.
         folder: where the results go, saved as they come; nothing is written when None.
-        resume: take over what `folder` holds of the same checkpoints and settings.
+        resume: take over what `folder` holds of the same checkpoints and settings; of other runs
+            and of epochs that are kept no longer, too.
         overwrite: replace whatever it holds, as in `analyze`.
         accuracies: as in `analyze`.
         published: which published values stand beside each run, as in `published.curve_for`; one
@@ -98,14 +102,22 @@ def follow(
     done: list[RunTrajectory] = []
     place = None if folder is None else Path(folder)
     gathered = _gather(run_dirs, published, load, samples)
+    gone: dict[str, RunTrajectory] = {}
     if place is not None and leads and not overwrite:
-        _spare_others(place, [(run.name, kept) for run, kept, _ in gathered])
+        made = {(run.name, known.epoch) for run, kept, _ in gathered for _, known in kept}
+        more = [one for one in _listed(place, resume=resume) if one[1:] not in made]
+        if resume:
+            gone = _taken_over(place, more, plan)
+        elif more:
+            _refuse(more)
         for run, kept, (train, test) in [] if resume else gathered:
             for _, checkpoint in kept:  # all of them before the first product
                 held = place / run.name / f"epoch-{checkpoint.epoch}"
                 spare_others(held, checkpoint, plan, train, test)
     stale = [] if place is None or resume or not leads else _made_before(place)
     with Keeping[Trajectory](lambda whole: leads and place and whole.save(place)) as keep:
+        names = {run.name for run, _, _ in gathered}
+        done += [run for name, run in gone.items() if name not in names]
         for run, kept, (train, test) in gathered:
             for k, (path, known) in enumerate(kept, start=1):
                 epoch = f"epoch-{known.epoch}"
@@ -128,8 +140,8 @@ def follow(
                 except SpectraError as error:
                     raise SpectraError(f"{run.name}, {epoch}: {error}") from error
                 run = replace(run, analyses=(*run.analyses, analysis))
-                keep(Trajectory((*done, run)))
-            done.append(run)
+                keep(Trajectory((*done, _joined(run, gone))))
+            done.append(_joined(run, gone))
     return Trajectory(tuple(done))
 
 
@@ -212,28 +224,60 @@ def _opened_again(path: Path, known: Checkpoint, load: Callable[[Path], Checkpoi
     return replace(opened, epoch=known.epoch)
 
 
-def _spare_others(place: Path, runs: Sequence[tuple[str, Sequence[Kept]]]) -> None:
-    """Refuse to replace the table and figures of other runs, or of more epochs, than these."""
+def _listed(place: Path, *, resume: bool) -> list[tuple[dict[str, Any], str, int]]:
+    """List what the trajectory in a folder holds: of each run what is known, its name, an epoch."""
     index = place / "trajectory.json"
     if not index.exists():
-        return
-    made = {(name, checkpoint.epoch) for name, kept in runs for _, checkpoint in kept}
+        return []
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["runs"]
-        held = [(run["name"], int(epoch)) for run in listed for epoch in run["epochs"]]
+        runs = json.loads(index.read_text(encoding="utf-8"))["runs"]
+        return [(run, run["name"], int(epoch)) for run in runs for epoch in run["epochs"]]
     except (ValueError, KeyError, TypeError) as error:
+        if resume:  # made again from the epochs' own results
+            return []
         raise SpectraError(
             f"{index} is truncated or no trajectory ({error}), expected an empty folder, or the "
-            "trajectory of the same runs: nothing was replaced; choose another --out, or replace "
-            "it with --overwrite"
+            "trajectory of the same runs: nothing was replaced; choose another --out, go on with "
+            "--resume, or replace it with --overwrite"
         ) from error
-    if lost := [(name, epoch) for name, epoch in held if (name, epoch) not in made]:
-        name, epoch = lost[0]
-        raise SpectraError(
-            f"got a folder with the trajectory of {len(lost)} epochs more than this command makes "
-            f"(as {name}, epoch {epoch}), expected an empty one, or that of the same runs: nothing "
-            "was replaced; name all runs, choose another --out, or replace it with --overwrite"
-        )
+
+
+def _refuse(more: Sequence[tuple[dict[str, Any], str, int]]) -> NoReturn:
+    """Say that table and figures would lose other runs, or epochs that are kept no longer."""
+    _, name, epoch = more[0]
+    raise SpectraError(
+        f"got a folder with the trajectory of {len(more)} epochs more than this command makes (as "
+        f"{name}, epoch {epoch}), expected an empty one, or that of the same runs: nothing was "
+        "replaced; add to it with --resume, choose another --out, or replace it with --overwrite"
+    )
+
+
+def _taken_over(
+    place: Path, more: Sequence[tuple[dict[str, Any], str, int]], plan: Plan
+) -> dict[str, RunTrajectory]:
+    """Load epochs that a resumed trajectory holds and whose checkpoints are not here any more.
+
+    Raises:
+        SpectraError: they are results of other settings.
+    """
+    found: dict[str, RunTrajectory] = {}
+    for about, name, epoch in more:
+        try:
+            analysis = Analysis.load(place / name / f"epoch-{epoch}")
+        except SpectraError:  # removed, or damaged: there is nothing to take over
+            continue
+        settled(plan, analysis.settings)
+        empty = RunTrajectory(name, (), about.get("recipe"), about.get("published"))
+        run = found.get(name, empty)
+        found[name] = replace(run, analyses=(*run.analyses, analysis))
+    return found
+
+
+def _joined(run: RunTrajectory, gone: Mapping[str, RunTrajectory]) -> RunTrajectory:
+    """Add what was taken over, in the order of the epochs."""
+    more = gone[run.name].analyses if run.name in gone else ()
+    ordered = sorted((*run.analyses, *more), key=lambda a: int(a.checkpoint["epoch"]))
+    return replace(run, analyses=tuple(ordered))
 
 
 def _numbered(folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
