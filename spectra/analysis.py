@@ -122,6 +122,7 @@ def analyze(
         def take(spectrum: ClassSpectrum, notes: tuple[str, ...]) -> None:
             nonlocal analysis
             analysis = analysis.with_spectrum(spectrum).with_notes(notes)
+            analysis = _in_order(analysis, study.parts)  # others come when they are done
             # The vectors of an unfinished part lie in a file of their own, already.
             keep(analysis, at_once=not spectrum.complete)
 

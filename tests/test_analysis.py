@@ -1538,7 +1538,7 @@ def test_a_part_that_was_begun_goes_on_where_its_vectors_lie() -> None:
     assert set(prepared.owners) == {"class 1"}
 
 
-def test_what_another_process_has_found_is_taken_while_this_one_computes() -> None:
+def test_what_another_process_has_found_is_taken_while_this_one_computes(tmp_path: Path) -> None:
     class Ready(Two):
         replies = (
             None,
@@ -1557,6 +1557,9 @@ def test_what_another_process_has_found_is_taken_while_this_one_computes() -> No
     together.compute(prepared, prepared.parts, {}, None, Slow(), lambda *found: taken.append(found))
     assert taken[0][1] == ("n",)
     assert [spectrum.label for spectrum, _ in taken] == ["class 1", "class 0"]
+    given = {"folder": tmp_path, "processes": Ready(0, 2, 0, 2, None)}
+    analyze(checkpoint(), plan, train=samples(), **given)
+    assert Analysis.load(tmp_path).labels == ("class 0", "class 1")  # in the order asked for
 
 
 def test_where_memory_holds_one_basis_all_processes_share_every_part(
