@@ -20,7 +20,7 @@ from spectra.files import Keeping, OneWriter, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
 from spectra.results import Analysis, ClassSpectrum
-from spectra.resuming import describe, require_replaceable, settled, take_over
+from spectra.resuming import describe, require_replaceable, settled, take_over, unreadable
 from spectra.study import Progress, Study
 from spectra.together import assist, compute
 
@@ -144,11 +144,7 @@ def spare_others(
     try:
         held = Analysis.load(folder)
     except SpectraError as error:
-        raise SpectraError(
-            f"got results in {folder} that cannot be read ({error}), expected an empty folder, or "
-            "results of the same question: nothing was replaced; choose another --out, or replace "
-            "them with --overwrite"
-        ) from error
+        raise unreadable(f"results in {folder}", error) from error
     mine = _described(checkpoint, replace(plan, batch_size=plan.batches), samples, train, None)
     require_replaceable(
         mine,

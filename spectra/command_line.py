@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -179,6 +179,18 @@ def shared_exit_code(
     for processes in joined:
         processes.close(code)
     return code
+
+
+def require_done(errors: Sequence[str | None]) -> None:
+    """Raise SpectraError if spectra have failed, of which the others are saved.
+
+    Args:
+        errors: of every spectrum, None where it is there.
+    """
+    if failed := [error for error in errors if error is not None]:
+        raise SpectraError(
+            f"{len(failed)} of {len(errors)} spectra failed, the first because: {failed[0]}"
+        )
 
 
 def leads() -> bool:

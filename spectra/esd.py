@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectra.command_line import Parser, found_in, shared_exit_code
-from spectra.errors import SpectraError
+from spectra.command_line import Parser, found_in, require_done, shared_exit_code
 from spectra.plan_flags import (
     add_result_flags,
     checkpoint_parser,
@@ -99,12 +98,7 @@ def _show(
         print(tables.render(analysis, width=screen_width()))
         files = ["esd.json", "esd.npz", "esd.csv", *(path.name for path in drawn)]
         print(f"\n{folder}{os.sep}: {', '.join(files)}")
-    errors = [spectrum.error for spectrum in analysis.spectra if spectrum.error is not None]
-    if errors:
-        raise SpectraError(
-            f"{len(errors)} of {len(analysis.spectra)} spectra failed, the first because: "
-            f"{errors[0]}"
-        )
+    require_done([spectrum.error for spectrum in analysis.spectra])
 
 
 def _kernel(options: argparse.Namespace) -> Any:

@@ -169,19 +169,17 @@ def choose_products(
         processes: that share the work; the choice of the one that leads is everyone's.
         say: tells it to the others, which wait for it here (see `lines.attended`).
     """
-    if processes is None:
-        asked = None if plan.product == "auto" else plan.product
-        choice = choose_product(objective, path=asked if asked in PRODUCTS else None)
-        basis = _place_of_basis(plan, objective, 1)
-        return Chosen(choice, _way(objective, plan, todo, choice, asked, basis), basis, {})
-    if not processes.leads:
+    if processes is not None and not processes.leads:
         choice, name, basis, owners = attend(processes)
         way = _way(objective, plan, todo, choice, name, basis, owners, processes)
         return Chosen(choice, way, basis, owners)
-    sizes = {part.label: len(part.index) * plan.copies for part in todo}
-    owners = share_out(sizes, objective.device.type, processes.size)
+    owners = {}
+    if processes is not None:
+        sizes = {part.label: len(part.index) * plan.copies for part in todo}
+        owners = share_out(sizes, objective.device.type, processes.size)
     try:
-        basis = _place_of_basis(plan, objective, processes.local_size if owners else 1)
+        bases = processes.local_size if processes is not None and owners else 1
+        basis = _place_of_basis(plan, objective, bases)
     except SpectraError:  # one of them may fit
         owners, basis = {}, _place_of_basis(plan, objective, 1)
     asked = None if plan.product == "auto" else plan.product
@@ -198,10 +196,9 @@ def _way(
     choice: ProductChoice,
     asked: ProductName | None,
     basis: Place,
-    owners: Mapping[str, int] | None = None,
-    processes: Processes | None = None,
+    owners: Mapping[str, int],
+    processes: Processes | None,
 ) -> Way:
-    owners = owners or {}
     size, rank, here = 1, 0, 1
     if processes is not None:
         size, rank, here = processes.size, processes.rank, processes.local_size
@@ -314,9 +311,9 @@ def unused(objective: Objective) -> list[str]:
     shift = rows.flatten(rows.split(aside.to(objective.device, objective.dtype)))  # frozen stay
     slopes = rows.split(few.gradient(shift=shift))
     flat = [name for name, slope in slopes.items() if not bool(slope.any())]
-    return (
-        [name for name in flat if name not in objective.frozen] if len(flat) < len(slopes) else []
-    )
+    if len(flat) == len(slopes):
+        return []
+    return [name for name in flat if name not in objective.frozen]
 
 
 def accuracy(correct: Tensor, targets: Tensor, classes: tuple[int, ...]) -> float | None:

@@ -112,6 +112,20 @@ def require_replaceable(
         )
 
 
+def unreadable(what: str, error: SpectraError) -> SpectraError:
+    """Refuse to replace what cannot be read: it may be whole, and another program's or version's.
+
+    Args:
+        what: lies there, and where.
+        error: why it cannot be read.
+    """
+    return SpectraError(
+        f"got {what} that cannot be read ({error}), expected an empty folder, or results of the "
+        "same question: nothing was replaced; choose another --out, or replace them with "
+        "--overwrite"
+    )
+
+
 def describe(
     checkpoint: Checkpoint,
     plan: Plan,

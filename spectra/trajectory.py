@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectra.command_line import Parser, found_in, shared_exit_code
-from spectra.errors import SpectraError
+from spectra.command_line import Parser, found_in, require_done, shared_exit_code
 from spectra.plan_flags import (
     add_plan_flags,
     add_result_flags,
@@ -82,11 +81,7 @@ def _show(trajectory: Trajectory, folder: Path, options: argparse.Namespace) -> 
             "<run>/epoch-<e>/esd.json",
         ]
         print(f"\n{folder}{os.sep}: {', '.join(files)}")
-    errors = [s.error for run in trajectory.runs for a in run.analyses for s in a.spectra]
-    if failed := [error for error in errors if error is not None]:
-        raise SpectraError(
-            f"{len(failed)} of {len(errors)} spectra failed, the first because: {failed[0]}"
-        )
+    require_done([s.error for r in trajectory.runs for a in r.analyses for s in a.spectra])
 
 
 def _choices(text: str) -> tuple[str, ...]:

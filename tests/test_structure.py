@@ -89,9 +89,9 @@ MAY_IMPORT = {
     "command_line": {"errors", "processes"},
     "plan_flags": {"spectra", "choices", "errors", "command_line", "data"},
     "terminal": {"processes"},
-    "esd": {"spectra", "errors", "files", "processes", "command_line", "plan_flags", "terminal"}
+    "esd": {"spectra", "files", "processes", "command_line", "plan_flags", "terminal"}
     | {"tables", "figures"},
-    "trajectory": {"spectra", "errors", "processes", "command_line", "plan_flags", "terminal"}
+    "trajectory": {"spectra", "processes", "command_line", "plan_flags", "terminal"}
     | {"trajectories", "tables", "figures"},
     "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "doctor", "plan", "gathering"}
     | {"readings", "study", "writing"},

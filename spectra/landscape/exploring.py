@@ -39,7 +39,7 @@ from spectra.landscape.stored import CONTROL, STEM, Landscape, View
 from spectra.landscape.surfaces import Surface, filter_normalised, surface
 from spectra.plan import Part, Plan, choose_parts
 from spectra.readings import RitzVectors
-from spectra.resuming import describe, require_replaceable
+from spectra.resuming import describe, require_replaceable, unreadable
 from spectra.study import Progress, Study
 
 FIGURES = ("slices", "surfaces", "amplification")  # whose pages the command draws
@@ -174,11 +174,7 @@ def _spare_others(
     try:
         held = Landscape.load(folder)
     except SpectraError as error:
-        raise SpectraError(
-            f"got a landscape in {folder} that cannot be read ({error}), expected an empty folder, "
-            "or one of the same question: nothing was replaced; choose another --out, or replace "
-            "it with --overwrite"
-        ) from error
+        raise unreadable(f"a landscape in {folder}", error) from error
     said = describe(checkpoint, plan, samples, train, find_device(plan.device))
     asked = {**said.settings, **asdict(survey), "radii": list(survey.radii)}
     labels = [part.label for part in choose_parts(plan, samples, train)]
