@@ -19,9 +19,10 @@ from spectra.errors import SpectraError
 from spectra.files import Keeping, OneWriter, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
+from spectra.progress import Progress, Silent
 from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe, require_replaceable, settled, take_over, unreadable
-from spectra.study import Progress, Study
+from spectra.study import Study
 from spectra.together import assist, compute
 
 
@@ -76,7 +77,7 @@ def analyze(
     if processes is not None and not processes.leads:
         return _assist(checkpoint, train, test, processes)
     folder = Path(folder) if folder is not None else None
-    meter = progress or _Silent()
+    meter = progress or Silent()
     held: Analysis | None = None
     writer = None if folder is None else OneWriter(folder / "esd.json")
     if resume and folder is not None and (folder / "esd.json").exists():
@@ -93,7 +94,9 @@ def analyze(
     if processes is not None:
         processes.tell((plan, finished, begun, _fingerprints(checkpoint, train, test)))
     study = Study.prepare(
-        *(checkpoint, plan, train, test, processes, finished, begun), accuracies=accuracies
+        *(checkpoint, plan, train, test, processes, finished, begun),
+        accuracies=accuracies,
+        meter=meter,
     )
     analysis = study.blank()
     if held is not None:
@@ -215,7 +218,7 @@ def _assist(
         assert samples is not None
         return _described(checkpoint, plan, samples, train, processes)
     study = Study.prepare(checkpoint, plan, train, test, processes, finished, begun)
-    assist(study, _Silent())
+    assist(study, Silent())
     return study.blank()
 
 
@@ -228,11 +231,3 @@ def _fingerprints(
             found[f"{split} draw"] = samples.draw_sha256
             found[f"{split} images"] = samples.pixels_sha256
     return found
-
-
-class _Silent:
-    def begin(self, products: int, work: int) -> None:
-        pass
-
-    def tick(self, label: str, products: int, work: int) -> None:
-        pass

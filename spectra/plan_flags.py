@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from spectra.choices import CHOICES
 from spectra.command_line import Parser, integers, leads, listed
 from spectra.errors import SpectraError
+from spectra.terminal import announced
 
 if TYPE_CHECKING:
     from spectra import Checkpoint, DataSpec, Plan, Samples
@@ -260,8 +262,11 @@ def open_samples(
             "--mean 0 and --std 1 leave the pixels as they are"
         )
 
+    said = nullcontext if options.quiet or not leads() else announced
+
     def opened(split: str) -> Samples:
-        samples = open_data(spec, path=options.data, split=split)
+        with said(f"reading the {split} images"):
+            samples = open_data(spec, path=options.data, split=split)
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
     if options.split == "test" and not (accuracies or trained or options.groups):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +32,9 @@ from spectra.gathering import (
     accuracy,
     choose_products,
     classify,
-    doubts,
     gather,
-    near_chance,
     needed,
     start_of,
-    unused,
 )
 from spectra.hessian import (
     HessianOperator,
@@ -59,8 +56,10 @@ from spectra.krylov import (
 from spectra.lines import attended
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import LostProcess, Processes
+from spectra.progress import Progress, stage
 from spectra.readings import Form, RitzVectors, assemble
 from spectra.released import released_lanczos
+from spectra.remarks import about_accuracies, about_parameters, about_products, doubts
 from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe
 
@@ -68,17 +67,6 @@ _ENDS = 2  # products that measure the residuals of λmin and λmax
 LOSS_DRAWS = 5  # of the augmentation, where it is drawn anew
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
 _FITTED = 1e-4  # a class's loss; below it float32's probabilities may be too coarse for its λmax
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """What a progress bar has to understand."""
-
-    def begin(self, products: int, work: int) -> None:
-        """Say how many products there will be, and how many samples they pass over."""
-
-    def tick(self, label: str, products: int, work: int) -> None:
-        """Say that so many products over so many samples are done."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +99,7 @@ class Study:
         begun: Sequence[str] = (),
         *,
         accuracies: bool = True,
+        meter: Progress | None = None,
     ) -> Study:
         samples = train if plan.split == "train" else test
         if samples is None:
@@ -139,50 +128,30 @@ class Study:
         todo = [part for part in parts if part.label not in finished]
         splits = {"train": train, "test": test} if accuracies and decides else {}
         with attended(processes) as say:
-            correct = {
-                name: classify(objective, of_split, todo)
-                for name, of_split in splits.items()
-                if of_split is not None
-            }
-            chosen = choose_products(objective, plan, todo, processes, say)
-        choice, way, owners = chosen.choice, chosen.way, dict(chosen.owners)
+            correct = {}
+            for name, of_split in splits.items():
+                if of_split is not None:
+                    with stage(meter, f"classifying the {name} images"):
+                        correct[name] = classify(objective, of_split, todo)
+            with stage(meter, "comparing ways to compute products"):
+                chosen = choose_products(objective, plan, todo, processes, say)
+        owners = dict(chosen.owners)
         # What was begun needs the vectors that lie in the leader's folder, before others do.
         owners |= {label: 0 for label in begun if label in owners}
-        notes = [f"product: {choice}"]
-        notes += [f"refused for this model: {name}, {why}" for name, why in choice.refused.items()]
-        notes += way.notes
-        if plan.until_converged is not None:
-            notes.append(
-                f"each probe ends once both residuals are within {plan.until_converged:g} of the "
-                "larger modulus: fewer nodes, so that the bounds of the negative mass are wider"
-            )
-        if objective.frozen:
-            notes.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
-        if decides and (names := unused(objective)):
-            told = f"{', '.join(names[:4])}{', …' if names[4:] else ''}"
-            notes.append(f"zero rows for parameters that the loss does not depend on: {told}")
-        notes += doubts(checkpoint, samples, train)
-        if decides and not accuracies:
-            notes.append("no image was classified: accuracies were left out")
-        if train is not None and "train" in correct:
-            notes += near_chance(*correct["train"], train)
-        if owners:
-            named = f"{', '.join([*owners][:4])}{f', … ({len(owners)})' if len(owners) > 4 else ''}"
-            notes.append(f"computed by one process each: {named}; the others by all together")
-        held_in = {p.dtype for p in checkpoint.model.parameters()}
-        if torch.float64 in held_in and plan.dtype == "float32":
-            notes.append(
-                "the network's float64 parameters were rounded to float32, for the certificates, "
-                "too; --dtype float64 takes them as they are"
-            )
+        notes: list[str] = []
+        if decides:  # the others' would be read by nobody
+            notes += about_products(replace(chosen, owners=owners), plan)
+            notes += about_parameters(objective, checkpoint, plan)
+            notes += doubts(checkpoint, samples, train)
+            notes += about_accuracies(correct, train, asked=accuracies)
         return Study(
             checkpoint,
             plan,
             samples,
             train,
             objective,
-            choice,
-            way,
+            chosen.choice,
+            chosen.way,
             parts,
             correct,
             tuple(notes),

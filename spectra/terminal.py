@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spectra.processes import Processes
+
+_PATIENCE = 2.0  # seconds in which nothing need be said
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Say what a block does, if it takes long."""
+
+    def say() -> None:
+        print(f"{what} …", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(_PATIENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -32,6 +51,11 @@ class Bar:
     def __init__(self) -> None:
         self.bar: Any = None
         self.done = self.total = 0
+
+    def stage(self, what: str) -> AbstractContextManager[None]:
+        """Say what is done before the products, under the bar before."""
+        self.close()
+        return announced(what)
 
     def begin(self, products: int, work: int) -> None:
         """Open the bar, under the one before."""

@@ -16,8 +16,9 @@ from spectra.errors import SpectraError, StorageError
 from spectra.lines import PATIENCE, Line, opened
 from spectra.plan import Part
 from spectra.processes import LostProcess, Processes
+from spectra.progress import Progress
 from spectra.results import ClassSpectrum
-from spectra.study import Progress, Study
+from spectra.study import Study
 
 # Takes a spectrum, and what its products did otherwise than planned.
 Take = Callable[[ClassSpectrum, tuple[str, ...]], object]

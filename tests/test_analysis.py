@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,12 +33,13 @@ from spectra import (
 from spectra.checkpoint import save_checkpoint
 from spectra.doctor import PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
 from spectra.errors import StorageError
-from spectra.gathering import classify, near_chance
+from spectra.gathering import classify
 from spectra.hessian import HessianOperator, KeptProducts, Objective
 from spectra.krylov import random_start
 from spectra.losses import LossSpec, as_loss
 from spectra.plan import choose_parts
 from spectra.processes import Processes
+from spectra.remarks import near_chance
 from spectra.results import OPEN_MASS
 from spectra.resuming import settled
 from spectra.study import TRACE_PROBES
@@ -152,6 +154,32 @@ def test_a_fitted_class_has_the_float64_check_of_its_largest_eigenvalue() -> Non
         assert (single.loss < 1e-4) != loose
         apart = abs(single.lambda_max - double.lambda_max)
         assert apart <= single.doctor["noise_floor"] + single.residual_max + double.residual_max
+
+
+def test_a_bar_that_understands_it_hears_of_what_comes_before_the_products() -> None:
+    """A bar of two methods, as any caller may write it, goes on without."""
+
+    class Plain:
+        heard: tuple[object, ...] = ()
+
+        def begin(self, products: int, work: int) -> None:
+            self.heard = (*self.heard, "begin")
+
+        def tick(self, label: str, products: int, work: int) -> None:
+            pass
+
+    class Telling(Plain):
+        @contextmanager
+        def stage(self, what: str) -> Iterator[None]:
+            self.heard = (*self.heard, what)
+            yield
+
+    plain, telling = Plain(), Telling()
+    for bar in (plain, telling):
+        analyze(network(), Plan(steps=3), train=samples(), test=samples(1), progress=bar)
+    assert plain.heard == ("begin",)
+    classified = ("classifying the train images", "classifying the test images")
+    assert telling.heard == (*classified, "comparing ways to compute products", "begin")
 
 
 def test_a_network_near_chance_on_its_own_training_set_is_told() -> None:

@@ -24,9 +24,9 @@ from torch.optim.swa_utils import AveragedModel
 from spectra.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spectra.data import DataSpec, open_data
 from spectra.errors import SpectraError
-from spectra.gathering import doubts
 from spectra.losses import LossSpec
 from spectra.models import ModelSpec
+from spectra.remarks import doubts
 
 SPEC = ModelSpec("digits", 10)
 

@@ -619,6 +619,34 @@ def test_all_classes_failing_is_an_error_even_when_quiet(
     assert [entry["lambda_min"] for entry in result.json["spectra"]] == [None, None]
 
 
+class Impatient:
+    """A timer that is over as soon as it starts."""
+
+    def __init__(self, seconds: float, say: Callable[[], None]) -> None:
+        assert seconds > 0
+        self.start, self.said = say, False
+
+    def cancel(self) -> None:
+        self.said = True
+
+
+def test_what_takes_long_before_the_products_is_announced(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def announced(*flags: str) -> list[str]:
+        shutil.rmtree(command("--classes", "9", "--steps", "3", "--quiet").folder)
+        err = command("--classes", "9", "--steps", "3", *flags).err
+        return [line for line in err.splitlines() if line.endswith(" …")]
+
+    assert announced() == []  # the digits keep nobody waiting
+    monkeypatch.setattr("spectra.terminal.threading.Timer", Impatient)
+    reading = ["reading the train images …", "reading the test images …"]
+    classifying = [line.replace("reading", "classifying") for line in reading]
+    assert announced() == [*reading, *classifying, "comparing ways to compute products …"]
+    assert announced("--no-accuracies") == [reading[0], "comparing ways to compute products …"]
+    assert announced("--quiet") == []
+
+
 def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "lines": {"processes"},
     "sharing": set(),
     "writing": set(),
+    "progress": set(),
     "krylov": {"errors"},
     "networks": {"errors"},
     "models": {"errors", "networks"},
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "doctor": {"krylov", "hessian"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor", "networks"}
     | {"choices", "checkpoint", "data", "plan", "readings", "study", "gathering", "writing"}
-    | {"devices", "resuming"},
+    | {"devices", "progress", "resuming"},
     "landscape.__main__": {"spectra", "command_line", "plan_flags", "terminal", "landscape"}
     | {"figures"},
     "released": {"krylov"},
@@ -61,24 +62,17 @@ MAY_IMPORT = {
     "plan": {"choices", "errors", "data", "hessian"},
     "readings": {"files", "krylov", "hessian", "doctor", "results"},
     "resuming": {"spectra", "errors", "devices", "files", "checkpoint", "data", "plan", "results"},
-    "gathering": {
-        "choices",
-        "devices",
-        "checkpoint",
-        "data",
-        "hessian",
-        "krylov",
-        "losses",
-        "networks",
-    }
+    "gathering": {"choices", "devices", "checkpoint", "data", "hessian", "krylov", "losses"}
     | {"errors", "lines", "plan", "processes", "sharing"},
+    "remarks": {"checkpoint", "data", "gathering", "hessian", "networks", "plan"},
     "study": (HALLWAY - {"files", "devices", "models", "losses"})
+    | {"remarks", "progress"}
     | {"fingerprints", "lines", "processes", "resuming", "gathering"},
-    "together": {"errors", "lines", "plan", "processes", "results", "study"},
+    "together": {"errors", "lines", "plan", "processes", "progress", "results", "study"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
-    | {"results", "resuming", "study", "together"},
+    | {"progress", "results", "resuming", "study", "together"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
-    | {"study", "analysis", "processes", "resuming"},
+    | {"progress", "analysis", "processes", "resuming"},
     "tables": {"files", "results", "trajectories", "writing"},
     "comparisons": {"data", "krylov", "results", "tables", "trajectories", "writing"},
     "figures": {"errors", "files", "krylov", "results", "trajectories", "comparisons"}
@@ -87,16 +81,16 @@ MAY_IMPORT = {
     "training": {"errors", "files", "devices", "networks", "models", "data", "losses"}
     | {"checkpoint", "writing"},
     "command_line": {"errors", "processes"},
-    "plan_flags": {"spectra", "choices", "errors", "command_line", "data"},
+    "plan_flags": {"spectra", "choices", "errors", "command_line", "data", "terminal"},
     "terminal": {"processes"},
     "esd": {"spectra", "files", "processes", "command_line", "plan_flags", "terminal"}
     | {"tables", "figures"},
     "trajectory": {"spectra", "processes", "command_line", "plan_flags", "terminal"}
     | {"trajectories", "tables", "figures"},
     "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "doctor", "plan", "gathering"}
-    | {"readings", "study", "writing"},
+    | {"progress", "readings", "writing"},
     "draws.__main__": {"errors", "devices", "files", "command_line", "plan_flags", "terminal"}
-    | {"spectra", "plan", "draws", "resuming", "gathering"},
+    | {"spectra", "plan", "draws", "resuming", "remarks"},
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},
@@ -477,6 +471,13 @@ def test_the_readme_documents_every_flag_and_every_key_of_the_format() -> None:
     assert (ROOT / "docs/digits.png").exists()
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", text):
         assert (ROOT / link).exists(), link
+
+
+def test_every_benchmark_is_introduced_and_says_its_question() -> None:
+    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"common.py"}
+    assert set(re.findall(r"^\| `(\w+\.py)`", text, flags=re.MULTILINE)) == files
+    assert set(re.findall(r"\b(\w+\.py)\b", text)) <= files
 
 
 def test_ci_runs_what_a_person_runs() -> None:

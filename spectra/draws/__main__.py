@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace, folder: Path, found: list[Draws]) -> None:
     from spectra.devices import find_device
     from spectra.draws import over_draws, table
     from spectra.files import Keeping, require_writable, write_json
-    from spectra.gathering import doubts
+    from spectra.remarks import doubts
     from spectra.resuming import describe
 
     plan = plan_of(options)

@@ -25,8 +25,8 @@ from spectra.gathering import gather, start_of
 from spectra.hessian import HessianOperator, choose_product
 from spectra.krylov import TOLERANCE, lanczos, nonconvexity
 from spectra.plan import Plan, choose_parts
+from spectra.progress import Progress
 from spectra.readings import RitzVectors
-from spectra.study import Progress
 from spectra.writing import markdown, number
 
 _ENDS = 2  # products that measure the residuals

@@ -38,9 +38,10 @@ from spectra.landscape.statistics import Amplification
 from spectra.landscape.stored import CONTROL, STEM, Landscape, View
 from spectra.landscape.surfaces import Surface, filter_normalised, surface
 from spectra.plan import Part, Plan, choose_parts
+from spectra.progress import Progress
 from spectra.readings import RitzVectors
 from spectra.resuming import describe, require_replaceable, unreadable
-from spectra.study import Progress, Study
+from spectra.study import Study
 
 FIGURES = ("slices", "surfaces", "amplification")  # whose pages the command draws
 _FAR = 1e-3, 16  # from this share of the farthest on, so many more distances: they are drawn
@@ -123,7 +124,7 @@ def explore(
     if folder is not None:
         require_writable(Path(folder))
     test = test if plan.split == "test" else None
-    study = Study.prepare(checkpoint, plan, train, test, accuracies=False)
+    study = Study.prepare(checkpoint, plan, train, test, accuracies=False, meter=progress)
     about = study.blank()
     settings = {**about.settings, **asdict(survey), "radii": list(survey.radii)}
     if trained is not None:  # SAM's step is one of that loss

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,9 +24,9 @@ from spectra.errors import SpectraError, StorageError
 from spectra.files import Keeping, drawn_pages
 from spectra.plan import Plan
 from spectra.processes import LostProcess, Processes
+from spectra.progress import Progress, stage
 from spectra.results import Analysis
 from spectra.resuming import settled
-from spectra.study import Progress
 
 from .published import curve_for
 from .results import RunTrajectory, Trajectory
@@ -376,6 +377,9 @@ class _Placed:
     def tick(self, label: str, products: int, work: int) -> None:
         if self.progress is not None:
             self.progress.tick(f"{self.where} {label}", products, work)
+
+    def stage(self, what: str) -> AbstractContextManager[object]:
+        return stage(self.progress, f"{self.where}: {what}")
 
 
 def _made_before(folder: Path) -> list[Path]:
