@@ -9,16 +9,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .errors import SpectraError, first_line, out_of_memory
+from .errors import SpectraError, first_line, out_of_memory, root_cause
 
 Named = dict[str, Tensor]
 Result = TypeVar("Result")
-_FAILED = False  # the recording of a CUDA graph, in this process
+_FAILED = ""  # why a recording of a CUDA graph has failed in this process
 
 
 def find_device(name: str) -> torch.device:
@@ -104,25 +104,34 @@ def bf16_cost() -> float:
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, *, precision: str = "ieee") -> Iterator[None]:
-    """Say how CUDA multiplies float32 numbers; other devices have one way only.
+    """Say how float32 numbers are multiplied, whatever the program around has asked for.
 
     cuDNN's convolutions round to TF32 unless they are told not to, and add in another order from
-    call to call unless they are told not to. Every setting is put back on the way out.
+    call to call unless they are told not to; a CPU's round to bfloat16 where they are told to.
+    Every setting is put back on the way out.
 
     Args:
         device: where the block computes.
-        precision: "ieee" (float32), or "tf32" (10 bits of mantissa), of convolutions and matrices.
+        precision: "ieee" (float32), or "tf32" (10 bits of mantissa), of convolutions and matrices
+            on CUDA.
     """
+    wanted: list[tuple[Any, str, object]] = []
+    if device.type == "cuda":
+        conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+        wanted = [(owner, "fp32_precision", precision) for owner in (conv, matmul)]
+        wanted.append((torch.backends.cudnn, "deterministic", True))
+    elif device.type == "cpu":
+        of_cpu = (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+        rounding = [owner for owner in of_cpu if owner.fp32_precision not in ("none", "ieee")]
+        wanted = [(owner, "fp32_precision", "ieee") for owner in rounding]
     with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-            for owner, name, value in (
-                (conv, "fp32_precision", precision),
-                (matmul, "fp32_precision", precision),
-                (torch.backends.cudnn, "deterministic", True),
-            ):
-                stack.callback(setattr, owner, name, getattr(owner, name))
-                setattr(owner, name, value)
+        for owner, name, value in wanted:
+            held = getattr(owner, name)
+            if name == "fp32_precision":  # what is inherited is read as if it were its own
+                owner.fp32_precision = "none"
+                held = "none" if owner.fp32_precision == held else held
+            stack.callback(setattr, owner, name, held)
+            setattr(owner, name, value)
         yield
 
 
@@ -169,7 +178,7 @@ def recorded(
     """
     global _FAILED
     if _FAILED:
-        raise RuntimeError("an earlier recording has failed")
+        raise RuntimeError(f"an earlier recording has failed: {_FAILED}")
     held = {name: value.clone() for name, value in example.items()}
     device = next(iter(held.values())).device
     # The stream is put back here because a capture that fails leaves its own one current.
@@ -180,15 +189,18 @@ def recorded(
             for _ in range(warmups):  # lazy initialisation, the choice of algorithms stay outside
                 step(held)
         torch.cuda.current_stream().wait_stream(side)
-        graph, _FAILED = torch.cuda.CUDAGraph(), True
+        graph, _FAILED = torch.cuda.CUDAGraph(), "interrupted"
         try:
             with torch.cuda.graph(graph):
                 result = step(held)
         except RuntimeError as error:
+            # The end of a capture that has failed raises an error of its own, which says nothing.
+            cause = root_cause(error)
+            short = isinstance(cause, Exception) and out_of_memory(cause)
             # Less may fit, where what this one held is given back.
-            _FAILED = not (_for_lack_of_memory(error) and torch.__version__ >= "2.12")
+            _FAILED = "" if short and torch.__version__ >= "2.12" else first_line(cause)
             raise
-        _FAILED = False
+        _FAILED = ""
 
     def replay(batch: Named) -> Tensor:
         for name, value in batch.items():
@@ -197,10 +209,3 @@ def recorded(
         return result
 
     return replay
-
-
-def _for_lack_of_memory(error: BaseException | None) -> bool:
-    """Look for the cause: the end of a capture that has failed raises an error of its own."""
-    while error is not None and not (isinstance(error, Exception) and out_of_memory(error)):
-        error = error.__context__
-    return error is not None

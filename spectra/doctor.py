@@ -20,11 +20,13 @@ is right for the model, a central difference of the gradient, with its own noise
 term is for the inner product over n parameters and the sum over N samples; it is taken at the size
 of H (n ‖Hz‖² is its squared Frobenius norm on average) and not of Hy, for a y in the null space has
 nothing but rounding in Hy. The rounding inside the network is what the disagreement of the two
-passes measures, but for what both have in common: a softmax gives probabilities that are off by
-2⁻⁵³, however near to 0 and 1, so that samples which are fitted to the last bits have curvatures of
-rounding. G is the Hessian of Σ z²/2 + |z|, whose derivatives by the logits z are 1 and more in size
-where such a sample's are off by 2⁻⁵³; s is the scale of a cosine head that the loss names (one
-inside a given function is not seen), 1 otherwise.
+passes measures, but for what both have in common. That is the forward pass, whose own rounding
+moves the point at which both differentiate: where a network subtracts nearly equal numbers, and the
+curvature is due to their difference, its sign could be wrong, and nothing here would tell. And a
+softmax gives probabilities that are off by 2⁻⁵³, however near to 0 and 1, so that samples which are
+fitted to the last bits have curvatures of rounding. G is the Hessian of Σ z²/2 + |z|, whose
+derivatives by the logits z are 1 and more in size where such a sample's are off by 2⁻⁵³; s is the
+scale of a cosine head that the loss names (one inside a given function is not seen), 1 otherwise.
 ‖Hy − θy‖ says that *some* eigenvalue lies within it of θ, no more.
 
 References:
@@ -44,6 +46,7 @@ from spectra.hessian import HessianOperator, Objective
 from spectra.hessian.choice import central_difference, of_logits, random_layer
 from spectra.hessian.network import forked_random_state
 from spectra.krylov import SymmetricOperator, random_start
+from spectra.writing import at_most, number, with_error
 
 PRODUCTS_PER_EXAMINATION = 5
 PRODUCTS_PER_CERTIFICATE = 4  # two of them in float64
@@ -93,11 +96,12 @@ class Certificate:
     def __str__(self) -> str:
         """Say in one line what is proven, of which operator."""
         found = "" if self.negative_curvature else "no "
-        theta = f"yᵀHy {self.rayleigh_quotient:.6g} ± {self.noise_floor:.0e}"
-        below = "" if self.lower_bound_95 is None else f", λmin > {self.lower_bound_95:.6g} (95 %)"
+        theta = f"yᵀHy {with_error(self.rayleigh_quotient, self.noise_floor)}"
+        bound = self.lower_bound_95
+        below = "" if bound is None else f", λmin > {at_most(bound, 6)} (95 %)"
         drawn = "" if self.operator == "none" else f" over {self.operator}"
         found += f"negative curvature proven{drawn}"
-        return f"{found}: {theta} in {self.dtype}, residual {self.residual:.0e}{below}"
+        return f"{found}: {theta} in {self.dtype}, residual {number(self.residual, 1)}{below}"
 
 
 def examine(operator: SymmetricOperator, *, seed: int = 0) -> Examination:
@@ -171,7 +175,9 @@ def certify(
     theta = _dot(y, hy)
     # One sample more at once than the first pass: the cuts differ wherever they can.
     second = first.recut(batch_size=first.batch_size + 1, backwards=False)
-    if choice.path == choice.reference:  # the same rounding twice would agree with itself
+    if choice.path == choice.second(
+        objective.device
+    ):  # the same rounding twice would agree with itself
         other, noise, _ = central_difference(second, y)
     else:
         other, noise = second.product(y, choice.path), 0.0
@@ -208,12 +214,12 @@ def rayleigh_quotient(operator: HessianOperator, vector: Float[Tensor, " n"]) ->
 def _exact_product(
     operator: HessianOperator, vector: Float[Tensor, " n"]
 ) -> tuple[Objective, Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Give the float64 objective that made it, the unit vector y, and Hy by the reference path."""
+    """Give the float64 objective that made it, the unit vector y, and Hy by another path."""
     objective = replace(operator.objective, redraw=None)
     y = vector.detach().to(device=objective.device, dtype=torch.float64)
     y = y / y.norm()
     exact = objective.recut(dtype=torch.float64, backwards=True)
-    return exact, y, exact.product(y, operator.choice.reference)
+    return exact, y, exact.product(y, operator.choice.second(exact.device))
 
 
 def _find_culprit(operator: SymmetricOperator) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -151,13 +152,14 @@ def assemble(
     low, high = ends.lambda_min, ends.lambda_max
     defect = examination.noise_floor(max(abs(low), abs(high)))
     floor = max(defect, apart or 0.0, *(run.asymmetry for run in runs))
+    fixed = outline.caveat is None and examination.fixed_operator
     known = replace(
         outline,
         lambda_min=low,
         lambda_max=high,
         residual_min=ends.residual_min,
         residual_max=ends.residual_max,
-        nonconvexity=nonconvexity(low, high),
+        nonconvexity=nonconvexity(low, high, floor if fixed else 0.0),
         steps=ends.steps,
         probes=len(runs),
         converged=ends.converged,
@@ -176,21 +178,20 @@ def assemble(
         else:
             of_t = float(runs[0].alphas.sum())
             trace = trace_estimate(forms, measure.dim, known=known_forms, known_trace=of_t)
-        known = replace(known, trace=trace.value, trace_stderr=trace.stderr)
-    if outline.caveat is not None or not examination.fixed_operator:
+        # An error that all products share shows in no scatter of theirs.
+        shared = abs(trace.value) * floor / max(abs(low), abs(high)) if floor else 0.0
+        stderr = None if trace.stderr is None else math.hypot(trace.stderr, shared)
+        known = replace(known, trace=trace.value, trace_stderr=stderr)
+    if not fixed:
         return known
     # T is of the products' precision: what that does to λmin shows in the certificate's yᵀHy.
     off = abs(low - certificate.rayleigh_quotient)
     threshold = max(floor, 1e-6 * max(high, 0.0))
-    mass = measure.mass_below(-threshold)
-    bounds = measure.mass_bounds(-threshold)
-    if all(run.exhausted for run in runs):
-        hidden = max(_hidden(run, -threshold, floor) for run in runs)
-        bounds = max(bounds[0], mass.value - hidden), min(bounds[1], mass.value + hidden)
+    mass, stderr, bounds = _mass_below(-threshold, measure, runs, floor)
     return replace(
         known,
-        negative_mass=mass.value,
-        negative_mass_stderr=mass.stderr,
+        negative_mass=mass,
+        negative_mass_stderr=stderr,
         negative_mass_bounds=bounds,
         negative_mass_threshold=threshold,
         certificate={
@@ -198,6 +199,22 @@ def assemble(
             "lower_bound_95": _lower_bound(runs, low, high, max(floor, off), fixed_steps),
         },
     )
+
+
+def _mass_below(
+    where: float, measure: SpectralMeasure, runs: Sequence[Tridiagonal], floor: float
+) -> tuple[float, float | None, tuple[float, float]]:
+    """Give the share of eigenvalues below a place, its standard error, what T leaves open."""
+    values, dim = runs[0].ritz().values, runs[0].dim
+    if runs[0].orthogonal and len(values) == dim:  # all eigenvalues are known, to rounding
+        few, some, many = (int((values < x).sum()) for x in (where - floor, where, where + floor))
+        return some / dim, 0.0, (few / dim, many / dim)
+    mass = measure.mass_below(where)
+    low, high = measure.mass_bounds(where)
+    if all(run.exhausted for run in runs):
+        hidden = max(_hidden(run, where, floor) for run in runs)
+        low, high = max(low, mass.value - hidden), min(high, mass.value + hidden)
+    return mass.value, mass.stderr, (low, high)
 
 
 def _lower_bound(

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,20 @@ class ClassSpectrum:
     def ratios(self) -> list[float | None]:
         """Give the non-convexity of every probe by itself; the spectrum's is of all ends."""
         nodes = () if self.measure is None else self.measure.nodes
-        return [nonconvexity(float(values[0]), float(values[-1])) for values in nodes]
+        floor = 0.0 if self.caveat else self.doctor.get("noise_floor") or 0.0
+        return [nonconvexity(float(values[0]), float(values[-1]), floor) for values in nodes]
+
+    @property
+    def negative_mass_scatter(self) -> float | None:
+        """Give the standard error of the negative mass that random starts alone would have.
+
+        As measured over three probes or more. The weight that a random unit vector has on k of n
+        eigenvectors follows the distribution Beta(k/2, (n − k)/2), which tells it for fewer.
+        """
+        share, dim = self.negative_mass, None if self.measure is None else self.measure.dim
+        if self.negative_mass_stderr is not None or share is None or dim is None:
+            return self.negative_mass_stderr
+        return math.sqrt(2 * share * (1 - share) / ((dim + 2) * self.probes))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the JSON object: every known key, plain types, unknown and non-finite as None."""
@@ -149,8 +163,9 @@ class ClassSpectrum:
         """Give the same as a row of a table: nested keys as ``doctor_asymmetry``, lists joined.
 
         The bounds of the negative mass are columns of their own, ``negative_mass_low`` and
-        ``negative_mass_high``, and where they lie more than `OPEN_MASS` apart its own is empty:
-        one number, with the scatter of start vectors beside it, would claim what nobody knows.
+        ``negative_mass_high``, and where they lie more than `OPEN_MASS` apart, or start vectors
+        scatter by more and none of it was measured, its own is empty: it would claim what nobody
+        knows.
         """
         low, high = self.negative_mass_bounds or (None, None)
         entry: dict[str, Any] = {}
@@ -159,7 +174,8 @@ class ClassSpectrum:
                 entry |= {"negative_mass_low": low, "negative_mass_high": high}
             else:
                 entry[name] = value
-        if low is not None and high is not None and high - low > OPEN_MASS:
+        unseen = 0.0 if self.negative_mass_stderr is not None else self.negative_mass_scatter or 0.0
+        if low is not None and high is not None and max(high - low, unseen) > OPEN_MASS:
             entry |= {"negative_mass": None, "negative_mass_stderr": None}
         nested = {name: entry.pop(name) for name in ("doctor", "certificate")}
         entry |= {name: " ".join(map(str, entry[name])) for name in ("classes", "notes")}

@@ -200,7 +200,7 @@ class Study:
         return () if kept is None else tuple(n for n in (kept.note, kept.launched) if n)
 
     def with_accuracies(self, spectrum: ClassSpectrum, part: Part) -> ClassSpectrum:
-        """Add the shares of a part's images that are classified right, as far as known."""
+        """Add the shares that are classified right of all images of a part's classes."""
         shares = {
             split: accuracy(correct, targets, part.classes)
             for split, (correct, targets) in self.correct.items()

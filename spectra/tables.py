@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from spectra.files import replacing
 from spectra.results import CAVEAT, OPEN_MASS, Analysis, ClassSpectrum
 from spectra.trajectories import RunTrajectory, Trajectory
-from spectra.writing import markdown, number, with_error
+from spectra.writing import at_least, at_most, markdown, number, with_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,16 +167,18 @@ def _cells(s: ClassSpectrum) -> list[str]:
 
 def _mass(s: ClassSpectrum) -> str:
     """Write the share as a range where the quadrature leaves more open than the probes do."""
-    known = s.negative_mass, s.negative_mass_stderr
+    known = s.negative_mass, s.negative_mass_scatter
     mass, stderr = (None if x is None else 100 * x for x in known)
     if mass is None or s.negative_mass_bounds is None:
         return with_error(mass, stderr)
     low, high = (100 * end for end in s.negative_mass_bounds)
-    if stderr is not None and high - low <= stderr:
+    if stderr and high - low <= 2 * stderr:
         return with_error(mass, stderr)
     if high - low > 100 * OPEN_MASS:
-        return f"{low:.0f}–{high:.0f}"
-    return "–".join(dict.fromkeys(map(number, (low, high))))  # once where three digits agree
+        return f"{math.floor(round(low, 9))}–{math.ceil(round(high, 9))}"
+    if number(low) == number(high):  # three digits agree
+        return number(mass)
+    return f"{at_most(low)}–{at_least(high)}"
 
 
 def _footer(analysis: Analysis) -> Sequence[str]:

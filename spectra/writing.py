@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,24 @@ def number(value: float | None, digits: int = 3) -> str:
     plain = -3 <= power < 4
     text = f"{value:.{max(0, digits - 1 - power)}f}" if plain else f"{mantissa}e{power}"
     return text.replace("-", "−")
+
+
+def at_most(value: float | None, digits: int = 3) -> str:
+    """Write a number rounded down, as a lower bound must be."""
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def at_least(value: float | None, digits: int = 3) -> str:
+    """Write a number rounded up, as an upper bound must be."""
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def _rounded(value: float | None, digits: int, way: str) -> str:
+    if value is None or value == 0 or not math.isfinite(value):
+        return number(value, digits)
+    exact = Decimal(f"{value:.12g}")  # 1.22 is less than the double that stands for it
+    last = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    return number(float(exact.quantize(last, rounding=way)), digits)
 
 
 def with_error(value: float | None, error: float | None) -> str:

@@ -36,7 +36,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def no_recording_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One failed CUDA graph ends all recording in a process."""
-    monkeypatch.setattr("spectra.devices._FAILED", False)
+    monkeypatch.setattr("spectra.devices._FAILED", "")
 
 
 @pytest.fixture(scope="session")

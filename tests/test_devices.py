@@ -53,6 +53,26 @@ def test_the_arithmetic_is_set_on_cuda_and_put_back(precision: str) -> None:
         assert settings() == before
 
 
+def test_a_cpu_that_was_told_to_round_does_not_and_is_left_as_it_was() -> None:
+    """Products in bfloat16 would be called float32; what was inherited is inherited again."""
+    conv, matmul = BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    assert not {*before} & {"bf16", "tf32"}
+    try:
+        conv.fp32_precision = "bf16"
+        BACKENDS.fp32_precision = "tf32"
+        matmul.fp32_precision = "none"
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("bf16", "tf32")
+        with arithmetic(torch.device("cpu")):
+            assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("bf16", "tf32")
+        BACKENDS.fp32_precision = "none"
+        assert matmul.fp32_precision == "none"
+    finally:
+        BACKENDS.fp32_precision = "none"
+        conv.fp32_precision, matmul.fp32_precision = before
+
+
 def test_bf16_costs_what_its_convolution_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its quickest turn: the machine may be busy in the others."""
     now, turns = 0.0, {torch.float32: 0, torch.bfloat16: 0}
@@ -113,9 +133,11 @@ def test_a_recording_that_failed_is_the_last_one(monkeypatch: pytest.MonkeyPatch
 
     @contextlib.contextmanager
     def graph(_: object) -> Iterator[None]:
-        yield
-        if calls.count("fail"):
-            raise RuntimeError("the capture was invalidated")
+        try:
+            yield
+        finally:
+            if calls.count("fail"):  # as torch ends a capture, whatever went wrong in it
+                raise RuntimeError("the capture was invalidated")
 
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
@@ -127,6 +149,8 @@ def test_a_recording_that_failed_is_the_last_one(monkeypatch: pytest.MonkeyPatch
 
     def step(given: dict[str, torch.Tensor]) -> torch.Tensor:
         calls.append("step")
+        if calls.count("fail") and calls.count("step") == 12:
+            raise RuntimeError("a copy from the host")
         return given["x"]
 
     given = {"x": torch.ones(2)}
@@ -136,6 +160,6 @@ def test_a_recording_that_failed_is_the_last_one(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RuntimeError, match="invalidated"):
         devices.recorded(step, given)
     assert calls.count("step") == 12  # three to warm up, and the recording
-    with pytest.raises(RuntimeError, match="an earlier recording has failed"):
+    with pytest.raises(RuntimeError, match="earlier recording has failed: a copy from the host"):
         devices.recorded(step, given)
     assert calls.count("step") == 12

@@ -406,8 +406,8 @@ def test_under_redrawing_the_certificate_is_that_of_the_plain_operator() -> None
 def test_findings_are_told_in_a_line() -> None:
     proven = Certificate("none", "float64", -1.106201, 1.6e-5, 2e-9, True, -1.10712)
     assert str(proven) == (
-        "negative curvature proven: yᵀHy -1.1062 ± 2e-09 in float64, residual 2e-05, "
-        "λmin > -1.10712 (95 %)"
+        "negative curvature proven: yᵀHy −1.1062010000 ± 2.0e−9 in float64, residual 2e−5, "
+        "λmin > −1.10712 (95 %)"
     )
     open_ = replace(proven, operator="frozen:5", negative_curvature=False, lower_bound_95=None)
     assert str(open_).startswith("no negative curvature proven over frozen:5: ")

@@ -289,8 +289,8 @@ def test_a_recording_that_fails_costs_the_recording_and_nothing_else(
     assert float(gap.norm()) < 1e-5
     assert "capture was invalidated" in way.kept.launched
     assert way.kept.note == ""
-    monkeypatch.setattr(devices, "_FAILED", True)  # memory of a failed one is not given back
-    with pytest.raises(RuntimeError, match="earlier recording"):
+    monkeypatch.setattr(devices, "_FAILED", "why")  # memory of a failed one is not given back
+    with pytest.raises(RuntimeError, match="earlier recording has failed: why"):
         devices.recorded(lambda given: given["v"], {"v": v})
 
 

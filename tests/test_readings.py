@@ -157,8 +157,47 @@ def test_a_defect_of_the_operator_is_in_its_noise_floor_and_counts_no_eigenvalue
     found = _read(d, 31, examination=examination)
     assert found.doctor["noise_floor"] == pytest.approx(0.42)
     assert found.negative_mass_threshold == found.doctor["noise_floor"]
-    assert found.negative_mass == pytest.approx(found.measure.mass_below(-0.42).value)
-    assert 0 < found.negative_mass < found.measure.mass_below(-1e-6).value
+    shares = [float((d < x).double().mean()) for x in (-0.84, -0.42, 0.0)]
+    assert [found.negative_mass_bounds[0], found.negative_mass, found.negative_mass_bounds[1]] == (
+        shares
+    )
+    assert 0 < shares[0] < shares[1] < shares[2]
+
+
+def test_a_lambda_max_of_rounding_divides_nothing() -> None:
+    """One concave parameter and nine that are frozen: the ratio would be that of two roundings."""
+    d = torch.tensor([-0.3] + [0.0] * 9, dtype=torch.float64)
+    for off in (-3e-9, 0.0, 3e-9):
+        found = _read(d + off, 2, examination=Examination(True, 0.0, 0.0, 0.0, 1.2e-7, None))
+        assert found.lambda_max == pytest.approx(off, abs=1e-15)
+        assert found.nonconvexity is None
+        assert found.ratios == [None]
+    assert _read(d + 3e-9, 2).nonconvexity == pytest.approx(1e8)  # where it is no rounding
+
+
+def test_an_error_that_all_products_share_is_in_that_of_the_trace() -> None:
+    d = torch.linspace(1, 2, 12, dtype=torch.float64)
+    exact = _read(d, 12)
+    off = _read(d, 12, examination=Examination(True, 0.0, 0.0, 0.0, 1e-3, None))
+    assert off.trace == exact.trace
+    assert off.trace_stderr**2 == pytest.approx(exact.trace_stderr**2 + (1e-3 * exact.trace) ** 2)
+
+
+def test_the_scatter_of_one_start_is_known_without_others() -> None:
+    """Of an invariant subspace T tells everything but how much of each eigenvector a start has."""
+    d = torch.repeat_interleave(torch.tensor([-1.0, 0.5, 2.0]), 20).double()
+    found = _read(d, 3)
+    assert found.runs[0].exhausted
+    assert found.negative_mass_stderr is None
+    low, high = found.negative_mass_bounds
+    assert high - low < 1e-12
+    row = found.to_row()
+    assert row["negative_mass"] is None  # 8 points of 100 at one start
+    starts = [random_start(60, seed=s, probe=0) for s in range(4000)]
+    shares = np.array([float((q[:20] ** 2).sum() / (q**2).sum()) for q in starts])
+    expected = replace(found, negative_mass=1 / 3).negative_mass_scatter
+    assert shares.std() == pytest.approx(expected, rel=0.05)
+    assert 0.08 < expected < 0.09
 
 
 def test_what_t_and_the_float64_check_are_off_by_is_in_the_noise_floor_too() -> None:
@@ -209,10 +248,11 @@ def test_an_exhausted_run_counts_only_what_its_residual_cannot_move(
 
 def test_an_exhausted_run_counts_only_what_rounding_cannot_move() -> None:
     """To first order: products that are off by E turn two eigenvectors by ‖E‖ over their gap."""
-    off, start = 1e-3, torch.tensor([0.6, 0.8], dtype=torch.float64)
-    matrix = torch.tensor([[-1.0, off], [off, 1.0]], dtype=torch.float64)
-    run = lanczos(SymmetricOperator.from_matrix(matrix), start, steps=2)
+    off, start = 1e-3, torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
+    matrix = torch.tensor([[-1.0, off, 0], [off, 1.0, 0], [0, 0, 0.5]], dtype=torch.float64)
+    run = lanczos(SymmetricOperator.from_matrix(matrix), start, steps=3)
     assert run.exhausted
+    assert run.steps == 2  # the third eigenvector is none of the start's
     examination = Examination(True, 0.0, 0.0, 0.0, off, None)
     outline = ClassSpectrum(label="class 8", name="", count=1, share=1.0)
     certificate = Certificate("none", "float64", -1.0, 0.0, 1e-15, True, None)

@@ -221,7 +221,14 @@ def test_a_released_analysis_is_called_what_it_is(released: Path, tmp_path: Path
 def test_findings_tell_proof_from_no_proof_and_failure_from_both(exact: Path) -> None:
     spectrum = Analysis.load(exact).spectra[0]
     assert spectrum.proven
-    assert "Negative curvature is proven: λmin ≤ yᵀHy = −" in pages.findings(spectrum)
+    told = pages.findings(spectrum).replace("−", "-")
+    least, above = re.search(
+        r"curvature is proven: λmin ≤ (\S+) \(yᵀHy = -.*λmin > (\S+)\.$", told
+    ).groups()
+    certificate = spectrum.certificate
+    proven = certificate["rayleigh_quotient"] + certificate["noise_floor"]
+    assert proven <= float(least) <= 0.99999 * proven
+    assert 1.00001 * certificate["lower_bound_95"] <= float(above) <= certificate["lower_bound_95"]
     unsure = dict(spectrum.certificate) | {"negative_curvature": False}
     assert "is not proven: yᵀHy" in pages.findings(replace(spectrum, certificate=unsure))
     assert "There is no certificate" in pages.findings(replace(spectrum, certificate={}))

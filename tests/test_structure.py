@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "files", "fingerprints", "untrusted", "networks", "models", "data"}
     | {"losses", "recognition"},
     "hessian": {"choices", "errors", "devices", "networks", "krylov", "data", "losses"},
-    "doctor": {"krylov", "hessian"},
+    "doctor": {"krylov", "hessian", "writing"},
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor", "networks"}
     | {"choices", "checkpoint", "data", "plan", "readings", "study", "gathering", "writing"}
     | {"devices", "progress", "resuming"},

@@ -13,7 +13,7 @@ from spectra import tables
 from spectra.errors import SpectraError
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.tables import frame, number, render, to_csv, to_markdown
-from spectra.writing import with_error
+from spectra.writing import at_least, at_most, with_error
 
 KNOWN = ClassSpectrum(
     label="class 8",
@@ -78,6 +78,25 @@ def test_numbers_have_three_digits_and_unknown_is_a_dash(value: float | None, te
     assert number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "digits", "low", "high"),
+    [
+        (-1.1070010175, 6, "−1.10701", "−1.10700"),
+        (-1.1061977256, 6, "−1.10620", "−1.10619"),
+        (0.99999, 3, "0.999", "1.00"),
+        (9.991, 3, "9.99", "10.0"),
+        (1.22, 3, "1.22", "1.22"),
+        (2.4041e-7, 3, "2.40e−7", "2.41e−7"),
+        (0.0, 3, "0", "0"),
+        (None, 3, "–", "–"),
+    ],
+)
+def test_bounds_are_rounded_away_from_what_they_bound(
+    value: float | None, digits: int, low: str, high: str
+) -> None:
+    assert (at_most(value, digits), at_least(value, digits)) == (low, high)
+
+
 def test_every_quantity_of_the_issue_stands_in_the_row() -> None:
     (row,) = rows(render(analysis_of(KNOWN)))
     cells = ["▼", "class 8", "ship", "83", "0.669", "0.00240", "100.0", "52.1", "−0.499", "45.5"]
@@ -135,6 +154,10 @@ def test_a_number_has_the_digits_that_its_error_has(
     ("bounds", "stderr", "text"),
     [
         ((0.0122, 0.0124), 0.001, "1.23 ± 0.10"),
+        ((0.012, 0.0139), 0.001, "1.23 ± 0.10"),
+        ((0.0122349, 0.0124351), None, "1.22–1.25"),  # outwards
+        ((0.0351, 0.0549), 0.001, "3–6"),
+        ((0.07, 0.57), 0.001, "7–57"),
         ((0.012, 0.016), 0.001, "1.20–1.60"),
         ((0.0122, 0.0124), None, "1.22–1.24"),
         ((0.0123, 0.0123 + 1e-12), None, "1.23"),

@@ -13,44 +13,18 @@ Lanczos saw. float32 products. One line of JSON.
 
 import json
 import sys
-from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
+from views import all_views, losses_and_hits, opened
 
 import spectra
 from spectra.hessian import HessianOperator, Objective, Work, choose_product, choose_way
 
-PADDING = 4
-checkpoint = spectra.load_checkpoint(sys.argv[1])
-samples = spectra.open_data(checkpoint.data, path=sys.argv[2])
-assert samples.augmentation == f"crop-flip:{PADDING}"
+checkpoint, samples = opened(*sys.argv[1:3])
 label, most = int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 1000
-part = samples.of_class(label)
-side = part.inputs.shape[-1]
-padded = F.pad(part.inputs, (PADDING,) * 4)
-crops = [
-    padded[:, :, y : y + side, x : x + side]
-    for y in range(2 * PADDING + 1)
-    for x in range(2 * PADDING + 1)
-]
-inputs = torch.cat([*crops, *(crop.flip(3) for crop in crops)])
-views = replace(
-    part,
-    inputs=inputs,
-    targets=part.targets.repeat(len(inputs) // len(part)),
-    augmentation=None,
-    positions=None,
-)
+views, images = all_views(samples, label)
 network, loss = checkpoint.model.float().eval(), checkpoint.criterion("ce")
-with torch.no_grad():
-    logits = torch.cat(
-        [
-            network(views.select(slice(k, k + 256)).prepared()).double()
-            for k in range(0, len(views), 256)
-        ]
-    )
-losses = loss.per_sample(logits, views.targets)
+losses, right = losses_and_hits(network, views, loss)
 doubt = -torch.expm1(-losses)  # 1 - p
 order = doubt.argsort(descending=True)
 seen = order[:most].sort().values
@@ -66,13 +40,13 @@ values = run.ritz().values
 row = {
     "checkpoint": checkpoint.file,
     "class": label,
-    "images": len(part),
+    "images": images,
     "views": len(views),
     "loss": float(losses.mean()),
-    "wrong_views": int((logits.argmax(1) != views.targets).sum()),
-    "loss_of_images": sorted(
-        (losses.reshape(-1, len(part)).mean(0) / len(part)).tolist(), reverse=True
-    )[:3],
+    "wrong_views": int((~right).sum()),
+    "loss_of_images": sorted((losses.reshape(-1, images).mean(0) / images).tolist(), reverse=True)[
+        :3
+    ],
     "seen_views": len(seen),
     "seen_of_loss": float(losses[seen].sum() / losses.sum()),
     "seen_of_doubt": float(doubt[seen].sum() / doubt.sum()),

@@ -56,6 +56,16 @@ class ProductChoice:
     seconds: float = field(default=0.0, compare=False)
     conclusive: bool = True  # two steps of the differences agreed: no kink lay in between
 
+    def second(self, device: torch.device) -> PathName:
+        """Name another right path, for a float64 pass over many samples; the same if none is left.
+
+        Not double backward on a GPU, where there is a third: to it a layer's weights are what a
+        convolution gives whose kernel is a whole image's gradient, for which cuDNN has no way that
+        fills a GPU.
+        """
+        others = [p for p in _PREFERENCE if p != self.path and p not in self.refused]
+        return others[0] if device.type == "cuda" and others else self.reference
+
     def __str__(self) -> str:
         """Say in one line what was compared with what."""
         truth = (

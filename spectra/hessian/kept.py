@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spectra.choices import KeptName, PathName
 from spectra.devices import Named, recorded
-from spectra.errors import first_line, out_of_memory
+from spectra.errors import first_line, out_of_memory, root_cause
 from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import by_itself, calling, logits_of, recordable
 from spectra.hessian.norms import NO_MAPS, Maps, written_out
@@ -67,6 +67,7 @@ class KeptProducts:
         sizes: Sequence[int],
         budget: int | None = None,
         reserve: int = 0,
+        records: bool = True,
     ) -> None:
         """Prepare a way for all selections of an objective.
 
@@ -78,12 +79,14 @@ class KeptProducts:
                 samples of weight zero, so that few shapes are traced.
             budget: bytes that may be kept; half of what is free at that time when None.
             reserve: bytes of that time's free ones that others are going to need.
+            records: on a GPU, record the product over all batches as a CUDA graph.
         """
         self.name = name
         self.path = path
         self.sizes = tuple(sizes)
         self.budget = budget
         self.reserve = reserve
+        self.records = records
         self.note = ""  # what went otherwise than planned, the last time that something did
         self.launched = ""  # why the products are launched one by one, on a GPU
         self.plain = False  # the plain path has taken over for the objective at hand
@@ -311,7 +314,7 @@ class KeptProducts:
             vector: (n,).
             first: the product with it; takes the bits that the recording gives.
         """
-        if objective.device.type != "cuda" or self.name == "kept-graph":
+        if objective.device.type != "cuda" or self.name == "kept-graph" or not self.records:
             return
         # A host may have to prepare a batch that is not kept; and who takes turns keeps none.
         if any(piece.batch is None for piece in self._pieces):
@@ -327,7 +330,9 @@ class KeptProducts:
             gap = float((again - first).norm() / size)
             why = f"{gap:.1e} from the plain launches"
         except RuntimeError as error:  # a capture may fail in any way; there is room without one
-            gap, why = torch.inf, "out of memory" if out_of_memory(error) else first_line(error)
+            cause = root_cause(error)
+            short = isinstance(cause, Exception) and out_of_memory(cause)
+            gap, why = torch.inf, "out of memory" if short else first_line(cause)
         if gap <= _REPLAYED[objective.dtype] * (_COARSER if objective.tf32 else 1):
             self._replay = step
             first.copy_(again)

@@ -58,9 +58,9 @@ class Extremes:
     start: str = "random"  # or "given": then no bound, density or trace follows from the run
 
 
-def nonconvexity(low: float, high: float) -> float | None:
-    """Give max(0, −λmin)/λmax, None where λmax is not positive."""
-    return max(0.0, -low) / high if high > 0 else None
+def nonconvexity(low: float, high: float, floor: float = 0.0) -> float | None:
+    """Give max(0, −λmin)/λmax, None where λmax is not positive beyond the noise floor."""
+    return max(0.0, -low) / high if high > floor else None
 
 
 def extremes_of(

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from spectra.landscape.statistics import Amplification, Interval
 from spectra.landscape.stored import Landscape, rows_of
-from spectra.writing import Table, number
+from spectra.writing import Table, number, with_error
 
 _WITHIN = 0.05  # of |vᵀHv|: what agreement is, and what an error may be for it to count
 
@@ -29,8 +29,8 @@ def bends(found: Landscape) -> list[str]:
             ("λmin", view.low, view.along_low),
             ("λmax", view.high, view.along_high),
         ):
-            line = f"  {end}: yᵀHy = {certificate.rayleigh_quotient:.6g}"
-            line += f" ± {certificate.noise_floor:.1e}, residual {certificate.residual:.1e}"
+            theta = with_error(certificate.rayleigh_quotient, certificate.noise_floor)
+            line = f"  {end}: yᵀHy = {theta}, residual {certificate.residual:.1e}"
             for name, seen in (
                 ("second differences", cut.second_difference),
                 ("slopes", cut.slope_difference),

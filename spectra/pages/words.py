@@ -8,7 +8,7 @@ from typing import Any
 
 from spectra.results import ClassSpectrum
 from spectra.trajectories import RunTrajectory
-from spectra.writing import number
+from spectra.writing import at_least, at_most, number
 
 # What markdown takes for more than a letter; an underscore between letters is one.
 _MARKUP = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]")
@@ -131,8 +131,8 @@ def _proof(s: ClassSpectrum) -> str:
         return "There is no certificate."
     # The bounds of a converged λmin differ in the fourth digit or later.
     sign, digits = "+" if theta > 0 else "", 6 if s.proven and s.caveat is None else 3
-    told = f"yᵀHy = {sign}{number(theta, digits)}, with a noise floor of {number(floor, 2)}, in "
-    told += str(c.get("dtype"))
+    beside = f", with a noise floor of {number(floor, 2)}, in {c.get('dtype')}"
+    told = f"yᵀHy = {sign}{number(theta, digits)}{beside}"
     if s.caveat is not None:
         verdict = "is proven" if s.proven else "is not proven"
         return (
@@ -143,8 +143,9 @@ def _proof(s: ClassSpectrum) -> str:
     if not s.proven:
         return f"Negative curvature is not proven: {told}."
     bound = c.get("lower_bound_95")
-    above = "" if bound is None else f"; with 95 % probability λmin > {number(bound, digits)}"
-    return f"Negative curvature is proven: λmin ≤ {told}{above}."
+    above = "" if bound is None else f"; with 95 % probability λmin > {at_most(bound, digits)}"
+    least = at_least(theta + (floor or 0.0), digits)
+    return f"Negative curvature is proven: λmin ≤ {least} ({told}){above}."
 
 
 def some(values: Iterable[object]) -> str:

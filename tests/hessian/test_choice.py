@@ -247,6 +247,11 @@ def test_another_path_than_the_chosen_one_is_the_reference_wherever_one_is_right
         choice = hessian_operator(model, data, product=path).choice
         assert choice.path == path
         assert choice.reference != path
+        on_gpu, on_cpu = (choice.second(torch.device(name)) for name in ("cuda", "cpu"))
+        assert on_cpu == choice.reference
+        assert on_gpu not in (path, "double-backward")  # slow there, and there is a third
+        alone = replace(choice, refused={on_gpu: "wrong"})
+        assert alone.second(torch.device("cuda")) not in (path, on_gpu)
 
 
 def test_a_path_that_differs_by_little_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

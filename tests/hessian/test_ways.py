@@ -223,6 +223,28 @@ def test_a_program_that_is_wrong_is_found_out(
         choose_way(objective, choice, MUCH, product="linearized")
 
 
+@pytest.mark.parametrize("off", [0.0, 0.1])
+def test_kernels_that_round_otherwise_are_judged_by_their_distance_from_float64(
+    off: float, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """Beyond the bound, which was measured on CPUs, a way may be twice as far as the plain path."""
+    monkeypatch.setitem(ways._CLOSE, torch.float32, 1e-12)
+    real = KeptProducts.product
+
+    def product(self: KeptProducts, objective: Objective, vector: Tensor) -> Tensor:
+        found = real(self, objective, vector)
+        return found if objective.dtype == torch.float64 else found * (1 + off)
+
+    monkeypatch.setattr(KeptProducts, "product", product)
+    objective, choice = setting(device, dtype=torch.float32)
+    if off:
+        with pytest.raises(SpectraError, match=r"9\.1e-02 away from .* in float32"):
+            choose_way(objective, choice, MUCH, product="linearized")
+    else:
+        way = choose_way(objective, choice, MUCH, product="linearized")
+        assert any("from the product in float64" in note for note in way.notes)
+
+
 def test_the_batch_is_filled_up_little(device: torch.device) -> None:
     if device.type == "cuda":
         pytest.skip("one pair of sizes there")
