@@ -175,9 +175,8 @@ def certify(
     theta = _dot(y, hy)
     # One sample more at once than the first pass: the cuts differ wherever they can.
     second = first.recut(batch_size=first.batch_size + 1, backwards=False)
-    if choice.path == choice.second(
-        objective.device
-    ):  # the same rounding twice would agree with itself
+    # The same rounding twice would agree with itself.
+    if choice.path == choice.second(objective.device):
         other, noise, _ = central_difference(second, y)
     else:
         other, noise = second.product(y, choice.path), 0.0

@@ -1,5 +1,14 @@
 """The one error that a user is meant to read, and what others say."""
 
+_NO_MEMORY = (
+    "can't allocate memory",  # the CPU's allocator
+    "bad_alloc",  # the C++ library under it
+    "could not create a",  # oneDNN
+    "ALLOC_FAILED",  # cuBLAS
+    "CUDA error: out of memory",  # the CUDA runtime
+    "unable to find an engine",  # cuDNN, where the memory is too little for each of its ways
+)
+
 
 class SpectraError(ValueError):
     """Tell in one line what was given, what was expected, which harm was avoided, and the way out.
@@ -30,10 +39,6 @@ def root_cause(error: BaseException) -> BaseException:
 
 def out_of_memory(error: Exception) -> bool:
     """Recognise running out of memory, whoever noticed it."""
-    # The CPU allocator, the C++ library under it, oneDNN, which does not say memory, cuBLAS, the
-    # CUDA runtime, and cuDNN, whose last word it is where no way fits into the memory.
-    words = ("can't allocate memory", "bad_alloc", "could not create a", "ALLOC_FAILED")
-    words += ("CUDA error: out of memory", "unable to find an engine")
     named = type(error).__name__ == "OutOfMemoryError"  # torch's, which not every command loads
-    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
     return named or told or isinstance(error, MemoryError)

@@ -260,7 +260,8 @@ class _Trial:
         gap = relative(found, expected)
         if kept.note:
             raise SpectraError(kept.note)
-        if bound < gap <= _STILL_PROVEN:
+        exactly = whole.dtype == torch.float64
+        if exactly and bound < gap <= _STILL_PROVEN:
             second = self.choice.path if path != self.choice.path else self.choice.reference
             scatter = relative(other.product(vector, second), expected)
             bound = max(bound, _SCATTER * scatter)
@@ -268,7 +269,7 @@ class _Trial:
                 f"{kept.name}: {gap:.1e} from {path} in float64, where {second} is {scatter:.1e} "
                 "from it: the samples are fitted to the last bits"
             )
-        if bound < gap < 1 and whole.dtype == torch.float32:  # other kernels round otherwise
+        if not exactly and bound < gap < 1:  # other kernels round otherwise
             exact = other.recut(dtype=torch.float64).product(vector.double(), path)
             ours, plain = (relative(p.double(), exact) for p in (found, expected))
             bound = gap if ours <= _AS_FAR * plain else bound

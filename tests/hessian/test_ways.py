@@ -228,7 +228,7 @@ def test_kernels_that_round_otherwise_are_judged_by_their_distance_from_float64(
     off: float, monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     """Beyond the bound, which was measured on CPUs, a way may be twice as far as the plain path."""
-    monkeypatch.setitem(ways._CLOSE, torch.float32, 1e-12)
+    monkeypatch.setitem(ways._CLOSE, torch.float32, -1.0)
     real = KeptProducts.product
 
     def product(self: KeptProducts, objective: Objective, vector: Tensor) -> Tensor:
