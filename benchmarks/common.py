@@ -129,6 +129,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
+def fallen_back(way: object) -> str:
+    """Say what a kept product does otherwise than its name tells; empty where nothing."""
+    kept = getattr(getattr(way, "func", way), "__self__", None)
+    told = (getattr(kept, "note", ""), getattr(kept, "launched", ""))
+    return "; ".join(filter(None, told))
+
+
 def processor() -> str:
     """Name the CPU; by its family, too, where its name has no number."""
     info = Path("/proc/cpuinfo")

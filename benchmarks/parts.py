@@ -8,10 +8,11 @@ with their callers. A product at its floor is six convolution passes, a gradient
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from common import interleaved, options, problem, save, table
+from common import fallen_back, interleaved, options, problem, save, table
 from product import gradient
 from torch.profiler import ProfilerActivity, profile
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names.append("compiled")
     for name in names:
         kept = KeptProducts(name, objective, "double-backward", sizes=[size])
-        tasks[name] = lambda kept=kept: kept.product(objective, vector)
+        tasks[name] = partial(kept.product, objective, vector)
     rows: dict[str, Any] = {}
     with arithmetic(device):
         seconds = interleaved(tasks, args.repetitions)
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows[name] = {"seconds": seconds[name], "convolutions": convolutions, "shares": named}
     for name, row in rows.items():
         row["gradients"] = row["seconds"] / seconds["gradient"]
+        if note := fallen_back(tasks[name]):
+            row["note"] = note
+            print(f"{name}: {note}")
         print(f"{name}: {row['gradients']:.3g} gradients, {row['convolutions']:.0%} convolutions")
         table(["operation", "share"], [[key, f"{v:.1%}"] for key, v in row["shares"].items()])
     settings = {"arch": args.arch, "samples": samples, "dtype": "float32", "batch_size": size}

@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from common import interleaved, options, peak_bytes, problem, save, table
+from common import fallen_back, interleaved, options, peak_bytes, problem, save, table
 from torch import Tensor, nn
 
 from spectra.choices import KeptName, PathName
@@ -210,6 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row["peak_mb"], row["first_seconds"] = row.pop("peak") / 1e6, row.pop("first")
     columns = ["seconds", "gradients", "peak_mb", "first_seconds", "error"]
     table(["one pass", *columns], [[n, *(row[c] for c in columns)] for n, row in rows.items()])
+    for name, way in ways.items():
+        if note := fallen_back(way):
+            rows[name]["note"] = note
+            print(f"{name}: {note}")
     settings = {"arch": args.arch, "parameters": dim, "samples": samples, "dtype": "float32"}
     settings |= {"batch_size": size, "kept_batch_size": own, "repetitions": args.repetitions}
     settings["device"] = device_name(device)

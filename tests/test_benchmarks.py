@@ -39,15 +39,28 @@ def bench(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_all_ways_of_multiplying_agree_to_rounding_in_float64(bench):
-    results = bench("product", "--samples", "4", "--batch-size", "2", "--repetitions", "1")
+    small = ("--samples", "4", "--batch-size", "2", "--repetitions", "1", "--device", "cpu")
+    results = bench("product", *small)
     assert results["gradient"]["gradients"] == 1
     errors = {name: row["error"] for name, row in results.items() if name != "gradient"}
     assert {"reverse-over-forward", "forward-over-reverse", "double-backward"} <= set(errors)
     assert max(errors.values()) < 1e-10
+    assert not [row["note"] for row in results.values() if "note" in row]
+
+
+def test_a_row_says_where_a_way_has_fallen_back(bench, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no room for this")
+
+    monkeypatch.setattr("spectra.hessian.kept.KeptProducts._take_over", refuse)
+    small = ("--samples", "4", "--batch-size", "2", "--repetitions", "1", "--device", "cpu")
+    assert "no room for this" in bench("product", *small)["linearized"]["note"]
 
 
 def test_products_with_several_vectors_agree_with_those_one_after_the_other(bench):
-    results = bench("probes", "--batch-size", "4", "--probes", "2", "--repetitions", "1")
+    results = bench(
+        "probes", "--batch-size", "4", "--probes", "2", "--repetitions", "1", "--device", "cpu"
+    )
     assert len(results) == 5
     for way in results.values():
         assert way["relative_difference"] < 1e-2  # float32: single ReLUs may turn
@@ -128,7 +141,7 @@ def test_processes_share_a_product_that_stays_the_same(bench):
 
 
 def test_time_and_memory_are_measured_over_samples_steps_and_parameters(bench):
-    results = bench("scaling")
+    results = bench("scaling", "--device", "cpu")
     samples, steps = results["samples"]["seconds"], results["steps"]["seconds"]
     assert [*samples] == ["30", "100"]
     assert [*steps] == ["5", "10"]
