@@ -74,6 +74,14 @@ def test_the_parts_of_a_product_are_shares_of_it(bench):
         assert 0 < row["convolutions"] < sum(row["shares"].values()) <= 1.001
 
 
+def test_layouts_change_the_speed_of_a_product_alone(bench):
+    results = bench("layouts", "--dtype", "float64", "--repetitions", "1", "--device", "cpu")
+    assert set(results) == {"4, channels-last", "4, contiguous"}
+    for row in results.values():
+        assert row["relative_difference"] < 1e-13
+        assert row["samples_per_second"] == 4 / row["seconds"] > 0
+
+
 def test_the_share_beside_the_products_is_one(bench):
     results = bench("overhead", "--steps", "3", "--cap", "4", "--repetitions", "1")
     assert len(results["classes"]) == 10
