@@ -261,7 +261,8 @@ class Study:
             made += products
             meter.tick(part.label, products, (products if cost is None else cost) * work)
 
-        fixed = self._operator(part, tick)
+        whole = self.objective_of(part)
+        fixed = self._operator(whole, tick, shared=self._shared(part))
         redraw = torch.Generator()
         operator = fixed
         if self._resampled:
@@ -272,7 +273,7 @@ class Study:
             self.outline(part),
             loss=loss,
             loss_stderr=loss_stderr,
-            samples_sha256=self._fingerprint(part),
+            samples_sha256=self._fingerprint(whole.samples),
         )
 
         vectors = _vectors(part, folder)
@@ -344,9 +345,8 @@ class Study:
             values.append(objective.exact_value())
         return float(np.mean(values)), float(np.std(values, ddof=1) / LOSS_DRAWS**0.5)
 
-    def _operator(self, part: Part, tick: Any) -> HessianOperator:
-        objective = self.objective_of(part)
-        if self.processes is not None and self._shared(part):
+    def _operator(self, objective: Objective, tick: Any, *, shared: bool) -> HessianOperator:
+        if self.processes is not None and shared:
             objective = led(objective, self.processes)
         return HessianOperator.of(objective, self.choice, kept=self.way.kept, callback=tick)
 
@@ -358,9 +358,8 @@ class Study:
         whole = self.objective if part.label == "overall" else self.objective.unweighted()
         return whole.select(index, what=part.label)
 
-    def _fingerprint(self, part: Part) -> str:
+    def _fingerprint(self, samples: Samples) -> str:
         """Tell the samples of a part from others: generators may change from release to release."""
-        samples = self.objective_of(part).samples
         drawn = samples.draw_sha256
         return sha256_of([drawn, samples.pixels_sha256]) if self.plan.frozen_copies else drawn
 
