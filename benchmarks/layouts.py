@@ -6,6 +6,7 @@ of the gradient of the same samples, channels-last, and in sample-products a sec
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from typing import Any
@@ -14,12 +15,47 @@ from unittest.mock import patch
 import torch
 from common import fallen_back, interleaved, options, problem, save, table
 from product import gradient
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectra.devices import device_name, find_device
 from spectra.hessian import KeptProducts, Objective
 
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+def laid_out(
+    layout: torch.memory_format,
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    size: int,
+    tf32: bool,
+) -> Objective:
+    """Make an objective whose images and filters lie as they are told to."""
+    with ExitStack() as stack:
+        for room in ("objective", "network"):  # of the images, and of the filters
+            name = f"spectra.hessian.{room}.memory_format"
+            stack.enter_context(patch(name, lambda _: layout))
+        device = data[0].device
+        return Objective.of(model, data, dtype=dtype, device=device, batch_size=size, tf32=tf32)
+
+
+def filters(objective: Objective) -> str:
+    """Tell how the filters lie, of those that have two layouts."""
+    weights = (p for p in objective.network.parameters() if p.dim() == 4 and p.shape[1] > 1)
+    layouts = {
+        name for p in weights for name, way in LAYOUTS.items() if p.is_contiguous(memory_format=way)
+    }
+    return " and ".join(sorted(layouts))
+
+
+def trying(tries: bool, way: Callable[[], Tensor]) -> Tensor:
+    """Run with cuDNN trying its kernels, or not."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, tries
+    try:
+        return way()
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,19 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks: dict[str, Callable[[], Any]] = {"gradient": gradient(model, [(x, y)])}
         products: dict[str, Tensor] = {}
         for (name, layout), tries in product(LAYOUTS.items(), tried):
-            with patch("spectra.hessian.objective.memory_format", lambda _, to=layout: to):
-                objective = Objective.of(
-                    *(model, (x, y)), dtype=dtype, device=device, batch_size=size, tf32=args.tf32
-                )
+            objective = laid_out(layout, model, (x, y), dtype, size, args.tf32)
             vector = torch.randn(objective.dim, generator=torch.Generator().manual_seed(1))
             kept = KeptProducts("linearized", objective, "double-backward", sizes=[size])
             way = partial(kept.product, objective, vector.to(device, dtype))
             title = f"{name}, kernels tried" if tries else name
-            before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, tries
-            products[title] = way()  # kernels are chosen, the graph is recorded
-            torch.backends.cudnn.benchmark = before
-            tasks[title] = way
-            rows[f"{size}, {title}"] = {"note": note} if (note := fallen_back(way)) else {}
+            tasks[title] = partial(trying, tries, way)
+            products[title] = tasks[title]()  # kernels are chosen, the graph is recorded
+            row = rows[f"{size}, {title}"] = {"filters": filters(objective)}
+            if note := fallen_back(way):
+                row["note"] = note
         seconds = interleaved(tasks, args.repetitions)
         first = products["channels-last"]
         for title, found in products.items():

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import SpectraError, first_line, out_of_memory, root_cause
+from .errors import SpectraError, first_line, out_of_memory
 
 Named = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -189,17 +189,22 @@ def recorded(
             for _ in range(warmups):  # lazy initialisation, the choice of algorithms stay outside
                 step(held)
         torch.cuda.current_stream().wait_stream(side)
-        graph, _FAILED = torch.cuda.CUDAGraph(), "interrupted"
+        graph, _FAILED = torch.cuda.CUDAGraph(), "it was interrupted"
+        cause: RuntimeError | None = None
         try:
             with torch.cuda.graph(graph):
-                result = step(held)
+                try:
+                    result = step(held)
+                except RuntimeError as error:
+                    cause = error
+                    raise
         except RuntimeError as error:
             # The end of a capture that has failed raises an error of its own, which says nothing.
-            cause = root_cause(error)
-            short = isinstance(cause, Exception) and out_of_memory(cause)
+            cause = cause or error
             # Less may fit, where what this one held is given back.
-            _FAILED = "" if short and torch.__version__ >= "2.12" else first_line(cause)
-            raise
+            again = out_of_memory(cause) and torch.__version__ >= "2.12"
+            _FAILED = "" if again else first_line(cause) or type(cause).__name__
+            raise cause from None
         _FAILED = ""
 
     def replay(batch: Named) -> Tensor:

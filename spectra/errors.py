@@ -30,13 +30,6 @@ def first_line(error: BaseException, longest: int | None = 160) -> str:
     return next(iter(str(error).splitlines()), "")[:longest]
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """Find the error while which all the later ones were raised."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
-
-
 def out_of_memory(error: Exception) -> bool:
     """Recognise running out of memory, whoever noticed it."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's, which not every command loads

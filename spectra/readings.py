@@ -179,7 +179,8 @@ def assemble(
             of_t = float(runs[0].alphas.sum())
             trace = trace_estimate(forms, measure.dim, known=known_forms, known_trace=of_t)
         # An error that all products share shows in no scatter of theirs.
-        shared = abs(trace.value) * floor / max(abs(low), abs(high)) if floor else 0.0
+        size = max(abs(low), abs(high))
+        shared = abs(trace.value) * floor / size if size else 0.0
         stderr = None if trace.stderr is None else math.hypot(trace.stderr, shared)
         known = replace(known, trace=trace.value, trace_stderr=stderr)
     if not fixed:

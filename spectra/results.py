@@ -148,7 +148,8 @@ class ClassSpectrum:
         share, dim = self.negative_mass, None if self.measure is None else self.measure.dim
         if self.negative_mass_stderr is not None or share is None or dim is None:
             return self.negative_mass_stderr
-        return math.sqrt(2 * share * (1 - share) / ((dim + 2) * self.probes))
+        spread = max(0.0, share * (1 - share))  # a sum of squares may be 1 and a rounding
+        return math.sqrt(2 * spread / ((dim + 2) * self.probes))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the JSON object: every known key, plain types, unknown and non-finite as None."""

@@ -29,6 +29,7 @@ def announced(what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # what it is saying comes before whatever is said next
 
 
 @contextmanager

@@ -39,6 +39,12 @@ def no_recording_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spectra.devices._FAILED", "")
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine anything takes long, and would be announced."""
+    monkeypatch.setattr("spectra.terminal._PATIENCE", 3600.0)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

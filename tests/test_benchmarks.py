@@ -77,7 +77,8 @@ def test_the_parts_of_a_product_are_shares_of_it(bench):
 def test_layouts_change_the_speed_of_a_product_alone(bench):
     results = bench("layouts", "--dtype", "float64", "--repetitions", "1", "--device", "cpu")
     assert set(results) == {"4, channels-last", "4, contiguous"}
-    for row in results.values():
+    for name, row in results.items():
+        assert name.endswith(row["filters"])
         assert row["relative_difference"] < 1e-13
         assert row["samples_per_second"] == 4 / row["seconds"] > 0
 

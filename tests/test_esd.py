@@ -624,10 +624,13 @@ class Impatient:
 
     def __init__(self, seconds: float, say: Callable[[], None]) -> None:
         assert seconds > 0
-        self.start, self.said = say, False
+        self.start = say
 
     def cancel(self) -> None:
-        self.said = True
+        """It has fired."""
+
+    def join(self) -> None:
+        """It has said what it had to."""
 
 
 def test_what_takes_long_before_the_products_is_announced(

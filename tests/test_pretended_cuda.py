@@ -370,7 +370,7 @@ def test_only_a_failure_that_gives_back_what_it_held_does_not_end_all_recording(
         return given["v"]
 
     given = {"v": torch.ones(2)}
-    with pytest.raises(RuntimeError, match="invalidated"):
+    with pytest.raises(RuntimeError, match="no room" if scarce else "it waits"):  # the cause
         devices.recorded(step, given, warmups=0)
     with contextlib.nullcontext() if goes_on else pytest.raises(RuntimeError, match="earlier"):
         devices.recorded(step, given, warmups=0)

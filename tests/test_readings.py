@@ -183,6 +183,13 @@ def test_an_error_that_all_products_share_is_in_that_of_the_trace() -> None:
     assert off.trace_stderr**2 == pytest.approx(exact.trace_stderr**2 + (1e-3 * exact.trace) ** 2)
 
 
+def test_a_matrix_of_nothing_beside_a_float64_that_has_something_ends_no_run() -> None:
+    """As where float32's probabilities are 0 and 1, and float64's are not."""
+    found = _read(torch.zeros(12, dtype=torch.float64), 3, apart=1e-12)
+    assert (found.lambda_min, found.lambda_max, found.nonconvexity) == (0.0, 0.0, None)
+    assert (found.trace, found.doctor["noise_floor"]) == (pytest.approx(1.8), 1e-12)
+
+
 def test_the_scatter_of_one_start_is_known_without_others() -> None:
     """Of an invariant subspace T tells everything but how much of each eigenvector a start has."""
     d = torch.repeat_interleave(torch.tensor([-1.0, 0.5, 2.0]), 20).double()

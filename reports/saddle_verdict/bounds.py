@@ -1,15 +1,16 @@
-"""How low can λmin of a class be, whatever is drawn? A bound from its images, one by one.
+"""How low can λmin of a class be, whatever is drawn? An estimate from its images, one by one.
 
     python reports/saddle_verdict/bounds.py CKPT DATA_DIR CLASS [MOST]
 
 The Hessian of a class is the mean of its images' own, in any draw of the augmentation that of one
 view of each. So its λmin is no lower than the mean of the images' own λmin, each taken in the worst
-of its 162 views. Lanczos over one view at a time (float64, until the residuals are 1e-5 of the
-larger modulus, 80 steps at most) finds it for the MOST views (3) of every image in which 1 − p of
-its label is largest, and for the image as it is; the residual is taken off. A view's own λmin
-vanishes with 1 − p: the views that are left out, and those with less than 1e-4 of it, are given the
-largest |λmin| / (1 − p) that was met in any, where that makes an image's worst view worse. One line
-of JSON.
+of its 162 views. Lanczos over one view at a time (float64, one start, until the residuals are 1e-5
+of the larger modulus, 80 steps at most) finds it for the MOST views (3) of every image in which
+1 − p of its label is largest, and for the image as it is; the residual is taken off. A view's own
+λmin vanishes with 1 − p: the views that are left out, and those with less than 1e-4 of it, are
+given the largest |λmin| / (1 − p) that was met in any, where that makes an image's worst view
+worse. So this is an estimate of the bound, no proof: a start may miss a view's lowest eigenvector.
+One line of JSON.
 """
 
 import json
@@ -49,6 +50,8 @@ for image in range(images):
         if doubt[view, image] > SMALL:
             found[view, image] = lowest(view, image)
 looked = ~found.isnan()
+if not looked.any():
+    sys.exit(f"no view of class {label} has more than {SMALL} of 1 - p: there is nothing to bound")
 factor = float((-found / doubt)[looked].max())
 plain = torch.where(looked, found, -factor * doubt)[PLAIN]
 worst = found.nan_to_num(0.0).amin(0).clamp(max=0.0)

@@ -1,17 +1,16 @@
-"""Set the curvature of class 8 against its loss, at every kept epoch of every network.
+"""Set the curvature of class 8 against its loss, over the kept epochs of the CIFAR-10-LT networks.
 
     python reports/saddle_verdict/losses.py
 
 Reads the trajectories of exact analyses, the ends of the shortened runs, and of the other classes
 those of the runs of 200 epochs; cross-entropy of the images as they are. Writes `losses.png` beside
-this file. Prints, for every point of SAM in class 8, the one of SGD with cross-entropy whose loss
-is nearest, within a factor of 1.25; and a line through SGD's points in class 8, |λmin| = a lossᵇ
-and λmax likewise, with what the others, and the published numbers, have beside it.
+this file. Prints a line through SGD's points in class 8, |λmin| = a lossᵇ and λmax likewise, with
+what the others, CIFAR-100-LT's ends and the published numbers have beside it; and, for every point
+of SAM in class 8, the one of SGD with cross-entropy whose loss is nearest, within a factor of 1.25.
 """
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +26,54 @@ from spectra.writing import markdown, number
 HERE = Path(__file__).parent
 CLASS, FACTOR = "class 8", 1.25  # of losses that are alike
 SMALLEST = 1e-6  # loss that is drawn: below it are fitted classes of LDAM and VS
-SGD, SAM = "SGD, CE+DRW and CE", "SAM, CE+DRW"
-KINDS = {  # of training: the name of its runs; look
-    SGD: (r"ce(-drw)?-sgd", {"color": "#08306b", "marker": "o"}),
-    SAM: (r"ce-drw-sam", {"color": "#d99a00", "marker": "s"}),
-    "SGD, VS": (r"vs-sgd", {"color": "#4d9221", "marker": "^"}),
-    "SGD, LDAM+DRW": (r"ldam-drw-sgd", {"color": "#b2182b", "marker": "v"}),
+SGD, SAM, VS, LDAM = "SGD, CE+DRW and CE", "SAM, CE+DRW", "SGD, VS", "SGD, LDAM+DRW"
+LOOKS = {
+    SGD: {"color": "#08306b", "marker": "o"},
+    SAM: {"color": "#d99a00", "marker": "s"},
+    VS: {"color": "#4d9221", "marker": "^"},
+    LDAM: {"color": "#b2182b", "marker": "v"},
 }
-OVER_TIME = ("cifar10-lt-trajectories/exact*/*/epoch-*", "cifar10-lt-50/*/exact")
-ENDS = ("cifar10-lt-*/exact*", "cifar10-lt-*/seed-*/exact*")
+KEPT, SHORT = "cifar10-lt-trajectories", "cifar10-lt-50"
+OVER_TIME = {  # kind of training -> run -> its results
+    SGD: {
+        "CE+DRW, seed 0": f"{KEPT}/exact/cifar10-lt-ce-drw-sgd/epoch-*",
+        "CE+DRW, seed 1": f"{KEPT}/exact-seed1/*/epoch-*",
+        "CE+DRW, seed 2": f"{KEPT}/exact-seed2/*/epoch-*",
+        "CE": f"{KEPT}/exact-ce/*/epoch-*",
+        "CE+DRW, 64 epochs": "cifar10-lt/exact",
+        "CE+DRW, 50 epochs, seed 1": f"{SHORT}/ce-drw-sgd-seed1/exact",
+        "CE+DRW, 50 epochs, seed 2": f"{SHORT}/ce-drw-sgd-seed2/exact",
+        "CE, 50 epochs": f"{SHORT}/ce-sgd/exact",
+    },
+    SAM: {
+        "seed 0": f"{KEPT}/exact/cifar10-lt-ce-drw-sam/epoch-*",
+        "seed 1": f"{KEPT}/exact-sam-seed1/*/epoch-*",
+        "50 epochs, seed 1": f"{SHORT}/ce-drw-sam-seed1/exact",
+    },
+    VS: {"": f"{KEPT}/exact-vs/*/epoch-*", "50 epochs": f"{SHORT}/vs-sgd/exact"},
+    LDAM: {"": f"{KEPT}/exact-ldam/*/epoch-*", "50 epochs": f"{SHORT}/ldam-drw-sgd/exact"},
+}
+ENDS = {  # of 200 epochs; head classes over 500 images
+    SGD: {
+        "CE+DRW, seed 0": "cifar10-lt-ce-drw-sgd/exact*",
+        "CE+DRW, seed 0, class 2": "cifar10-lt-ce-drw-sgd/sizes/exact-500",
+        "CE+DRW, seed 1": "cifar10-lt-ce-drw-sgd/seed-1/exact*",
+        "CE+DRW, seed 2": "cifar10-lt-ce-drw-sgd/seed-2/exact*",
+        "CE": "cifar10-lt-ce-sgd/exact*",
+    },
+    SAM: {
+        "seed 0": "cifar10-lt-ce-drw-sam/exact*",
+        "seed 1": "cifar10-lt-ce-drw-sam/seed-1/exact*",
+    },
+    VS: {"": "cifar10-lt-vs-sgd/exact*"},
+    LDAM: {"": "cifar10-lt-ldam-drw-sgd/exact*"},
+}
+CIFAR100 = {
+    "SGD, CE+DRW, CIFAR-100-LT": {"": "cifar100-lt-ce-drw-sgd/exact"},
+    "SAM, CE+DRW, CIFAR-100-LT": {"": "cifar100-lt-ce-drw-sam/exact"},
+    "SGD, CE+DRW, class 2, all images": {"": "cifar10-lt-ce-drw-sgd/sizes/exact"},
+    "SGD, CE+DRW, whole set, 500": {"": "cifar10-lt-ce-drw-sgd/exact"},
+}
 
 
 class Point(NamedTuple):
@@ -45,12 +83,20 @@ class Point(NamedTuple):
     loss: float
     low: float
     high: float
-    ratio: float
+
+    @property
+    def ratio(self) -> float:
+        return max(0.0, -self.low) / self.high
 
     @property
     def row(self) -> list[str]:
-        ends = (number(self.low), number(self.high))
-        return [self.run, f"{self.loss:.3g}", *ends, f"{self.ratio:.3f}"]
+        return [
+            self.run,
+            f"{self.loss:.3g}",
+            number(self.low),
+            number(self.high),
+            f"{self.ratio:.3f}",
+        ]
 
 
 VALUES: dict[str, Callable[[Point], float]] = {
@@ -60,43 +106,40 @@ VALUES: dict[str, Callable[[Point], float]] = {
 }
 
 
-def points(kind: str, places: tuple[str, ...], wanted: Callable[[str], bool]) -> list[Point]:
-    """Find the results of one kind of training, one a network and class."""
+def points(runs: Mapping[str, str], wanted: Callable[[str], bool]) -> list[Point]:
+    """Find the results of some runs, one a network and class."""
     found = {}
-    for folder in sorted(folder for place in places for folder in HERE.parent.glob(place)):
-        named = re.search(
-            r"cifar10-lt(?:-50)?[-/]((?:ce|vs|ldam)[^/]*)(?:/seed-(\d))?", str(folder)
-        )
-        if "/cifar10-lt-trajectories/" in str(folder):
-            named = re.search(
-                r"/cifar10-lt-((?:ce|vs|ldam)[^/]*?)(?:-seed(\d))?/epoch", str(folder)
-            )
-        if named is None or not re.fullmatch(kind, re.sub(r"-seed\d$", "", named[1])):
-            continue
-        analysis = Analysis.load(folder)
-        if (analysis.settings["loss"], analysis.settings["augment"]) != ("ce", "none"):
-            continue
-        seed = re.search(r"-seed(\d)$", named[1]) or re.search(r"(\d)$", named[2] or "0")
-        epoch = f"epoch {analysis.checkpoint['epoch']}" + " of 50" * ("lt-50/" in str(folder))
-        run = (
-            f"{re.sub(r'-seed.$', '', named[1]).upper().replace('-', ' ')}, seed {seed[1]}, {epoch}"
-        )
-        for s in analysis.spectra:
-            if wanted(s.label) and s.loss > SMALLEST and s.count > 1:
-                point = Point(run, s.loss, s.lambda_min, s.lambda_max, s.nonconvexity)
-                found[analysis.checkpoint["sha256"], s.label] = point
+    for run, place in runs.items():
+        for folder in sorted(HERE.parent.glob(place)):
+            analysis = Analysis.load(folder)
+            if (analysis.settings["loss"], analysis.settings["augment"]) != ("ce", "none"):
+                continue
+            name = ", ".join(filter(None, (run, f"epoch {analysis.checkpoint['epoch']}")))
+            for s in analysis.spectra:
+                if wanted(s.label) and s.loss > SMALLEST:
+                    key = analysis.checkpoint["sha256"], s.label
+                    found.setdefault(key, Point(name, s.loss, s.lambda_min, s.lambda_max))
     return sorted(found.values(), key=lambda point: point.loss)
 
 
-over_time = {name: points(kind, OVER_TIME, CLASS.__eq__) for name, (kind, _) in KINDS.items()}
-others = {
-    name: points(kind, ENDS, lambda label: label.startswith("class") and label != CLASS)
-    for name, (kind, _) in KINDS.items()
+def scatter(
+    ax: mpl.axes.Axes, drawn: Iterable[Point], value: Callable[[Point], float], **look
+) -> None:
+    """Draw points without a line between them."""
+    xy = [(p.loss, value(p)) for p in drawn]
+    ax.plot(*zip(*xy, strict=True), linestyle="", markeredgewidth=0.6, **look)
+
+
+over_time = {kind: points(runs, CLASS.__eq__) for kind, runs in OVER_TIME.items()}
+ends = {
+    kind: points(runs, lambda label: label not in ("overall", CLASS)) for kind, runs in ENDS.items()
+}
+elsewhere = {
+    kind: points(runs, lambda label, whole="whole" in kind: (label == "overall") == whole)
+    for kind, runs in CIFAR100.items()
 }
 published = [
-    Point(
-        f"{step.upper()}, {label}", p.loss, p.lambda_min, p.lambda_max, -p.lambda_min / p.lambda_max
-    )
+    Point(f"{step.upper()}, {label}", p.loss, p.lambda_min, p.lambda_max)
     for step, panels in PUBLISHED.items()
     for label, p in panels.items()
 ]
@@ -109,23 +152,23 @@ for title, value in VALUES.items():
     print(f"SGD, {len(x)} points: {said}, within a factor of {math.exp(off):.2f}; ", end="")
     print(f"correlation of the logarithms {np.corrcoef(x, y)[0, 1]:.3f}")
 
+
+def beside(point: Point, title: str) -> float:
+    """Divide a value by what SGD's line has at the same loss."""
+    return VALUES[title](point) / math.exp(np.polyval(lines[title], math.log(point.loss)))
+
+
 with mpl.rc_context(fname=STYLE):
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
     for ax, (title, value) in zip(axes, VALUES.items(), strict=True):
-        for name, (_, look) in KINDS.items():
-            for drawn, fill in ((others[name], "none"), (over_time[name], "full")):
-                xy = [(p.loss, value(p)) for p in drawn]
-                about = {"label": name if fill == "full" else None, "fillstyle": fill}
-                about |= {"linestyle": "", "markersize": 3.5, "markeredgewidth": 0.6}
-                ax.plot(*zip(*xy, strict=True), **about, **look)
-        xy = [(p.loss, value(p)) for p in published]
-        about = {"color": INK, "marker": "*", "linestyle": "", "markersize": 6}
-        ax.plot(*zip(*xy, strict=True), label="published", **about)
+        for kind, look in LOOKS.items():
+            scatter(ax, ends[kind], value, fillstyle="none", markersize=3.5, **look)
+            scatter(ax, over_time[kind], value, label=kind, markersize=3.5, **look)
+        scatter(ax, published, value, label="published", color=INK, marker="*", markersize=6)
         if title == "|λmin|":
-            ends = np.array([1e-3, 6.0])
-            drawn = np.exp(np.polyval(lines[title], np.log(ends)))
-            ax.plot(ends, drawn, color=KINDS[SGD][1]["color"], linewidth=0.6)
+            span = np.array([1e-3, 6.0])
+            ax.plot(span, np.exp(np.polyval(lines[title], np.log(span))), color="#08306b", lw=0.6)
         ax.set(xscale="log", yscale="log", xlabel="class loss")
         ax.set_title(title, loc="left", fontsize=8)
     handles, names = axes[0].get_legend_handles_labels()
@@ -133,30 +176,26 @@ with mpl.rc_context(fname=STYLE):
     figure.savefig(HERE / "losses.png", dpi=200)
 shrunk(HERE / "losses.png")
 
-for title, value in VALUES.items():
-    for name in KINDS:
-        for what, drawn in (("class 8", over_time[name]), ("other classes, 200", others[name])):
-            beside = [
-                value(p) / math.exp(np.polyval(lines[title], math.log(p.loss))) for p in drawn
-            ]
-            told = f"{min(beside):.2f} to {max(beside):.2f}, median {np.median(beside):.2f}"
-            print(f"{title} beside SGD's line: {name}, {what}: {told} ({len(beside)})")
+for title in VALUES:
+    for what, kinds in (("class 8", over_time), ("other classes, 200", ends), ("", elsewhere)):
+        for kind, drawn in kinds.items():
+            shares = [beside(p, title) for p in drawn]
+            told = f"{min(shares):.2f} to {max(shares):.2f}, median {np.median(shares):.2f}"
+            print(f"{title} beside SGD's line: {kind}, {what}: {told} ({len(shares)})")
 
-rows = []
-for p in published:
-    beside = [
-        value(p) / math.exp(np.polyval(lines[t], math.log(p.loss))) for t, value in VALUES.items()
-    ]
-    rows.append([*p.row, *(f"{x:.2g}" for x in beside[:2])])
 columns = ("loss", "λmin", "λmax", "ratio")
-print(markdown(["published", *columns, "|λmin| beside SGD's line", "λmax beside it"], rows))
-rows, gains = [], []
+rows = [[*p.row, *(f"{beside(p, title):.2g}" for title in VALUES)] for p in published]
+print(markdown(["published", *columns, *(f"{title} beside SGD's line" for title in VALUES)], rows))
+
+pairs = []
 for one in over_time[SAM]:
-    other = min(over_time[SGD], key=lambda p: abs(math.log(p.loss / one.loss)))
-    if abs(math.log(other.loss / one.loss)) < math.log(FACTOR):
-        rows.append([*one.row, *other.row])
-        gains.append((other.low / one.low, other.high / one.high, one.ratio / other.ratio))
+    nearest = min(over_time[SGD], key=lambda p: abs(math.log(p.loss / one.loss)))
+    if abs(math.log(nearest.loss / one.loss)) < math.log(FACTOR):
+        pairs.append((one, nearest))
+rows = [[*sam.row, *sgd.row] for sam, sgd in pairs]
 print(markdown(["SAM", *columns, "SGD", *columns], rows, text=(0, 5)))
-told = ("|λmin|, SGD ÷ SAM", "λmax, SGD ÷ SAM", "ratio, SAM ÷ SGD")
-for name, each in zip(told, zip(*gains, strict=True), strict=True):
-    print(f"{name}: {min(each):.2f} to {max(each):.2f}")
+for title, value in VALUES.items():
+    shares = [value(sgd) / value(sam) for sam, sgd in pairs]
+    print(
+        f"{title}, SGD's beside SAM's: {min(shares):.2f} to {max(shares):.2f} ({len(shares)} pairs)"
+    )

@@ -145,6 +145,10 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
         if disagreement < _AGREEMENT or right == [name]:
             _require_symmetric(few, name, vector, products[name], noise)
             off = relative(products[reference], truth)
+            for other in right:
+                gap = relative(products[other], products[name])
+                if gap >= _AGREEMENT and right != [name]:
+                    refused[other] = f"{gap:.1e} away from {name} in float64"
             took = min(seconds[path] for path in right)  # the first one warmed torch up
             return ProductChoice(name, reference, disagreement, off, refused, took, conclusive)
         refused[name] = f"{disagreement:.1e} away from {reference} in float64"

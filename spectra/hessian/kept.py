@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spectra.choices import KeptName, PathName
 from spectra.devices import Named, recorded
-from spectra.errors import first_line, out_of_memory, root_cause
+from spectra.errors import first_line, out_of_memory
 from spectra.hessian.batching import free_bytes
 from spectra.hessian.network import by_itself, calling, logits_of, recordable
 from spectra.hessian.norms import NO_MAPS, Maps, written_out
@@ -330,9 +330,7 @@ class KeptProducts:
             gap = float((again - first).norm() / size)
             why = f"{gap:.1e} from the plain launches"
         except RuntimeError as error:  # a capture may fail in any way; there is room without one
-            cause = root_cause(error)
-            short = isinstance(cause, Exception) and out_of_memory(cause)
-            gap, why = torch.inf, "out of memory" if short else first_line(cause)
+            gap, why = torch.inf, "out of memory" if out_of_memory(error) else first_line(error)
         if gap <= _REPLAYED[objective.dtype] * (_COARSER if objective.tf32 else 1):
             self._replay = step
             first.copy_(again)
