@@ -17,10 +17,12 @@ from spectra.figures import (
     COLOURS,
     draw_trajectory,
     ends_panels,
+    loss_panels,
     save,
     trace_panels,
     trajectory_pages,
     trajectory_panels,
+    trajectory_titles,
 )
 from spectra.krylov import SpectralMeasure
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
@@ -202,11 +204,35 @@ def test_both_ends_stand_with_their_residuals_over_the_same_axes() -> None:
     assert "± residual" in legend_of(figure)
 
 
+def test_both_ends_stand_against_the_loss_over_the_same_axes() -> None:
+    def losing(name: str, *losses: float | None, **ends: float) -> RunTrajectory:
+        spectra = [spectrum_of(8, 0.5, loss=loss, **ends) for loss in losses]
+        analyses = tuple(analysis_of(e, s) for e, s in zip(EPOCHS, spectra, strict=False))
+        return replace(run_of(name, 8), analyses=analyses)
+
+    wide = losing("sgd", 2.0, None, 0.02, 0.0)
+    figure = loss_panels(Trajectory((wide, losing("sam", 0.1, lambda_min=0.3, lambda_max=70.0))))
+    ours, theirs = figure.axes
+    high, low = ours.lines
+    assert list(zip(*high.get_data(), strict=True)) == [(2.0, 1.0), (0.02, 1.0)]
+    assert list(zip(*low.get_data(), strict=True)) == [(2.0, 0.5), (0.02, 0.5)]
+    assert (high.get_fillstyle(), low.get_fillstyle()) == ("full", "none")
+    assert len(theirs.lines) == 1  # λmin is above zero there
+    assert ours.get_xlim() == theirs.get_xlim()
+    assert ours.get_ylim() == theirs.get_ylim()
+    assert ours.get_ylim()[1] > 70
+    assert {"λmax", "|λmin|"} <= set(legend_of(figure))
+    (empty,) = loss_panels(Trajectory((losing("sgd", None),))).axes
+    assert not empty.lines
+
+
 def test_the_trace_has_a_page_where_it_is_known() -> None:
     known = run_of("sgd", 8, trace=-3.0, trace_stderr=0.5)
     names = [page.texts[0].get_text() for page in trajectory_pages(Trajectory((known,)))]
     assert [name.split()[0] for name in names] == ["|λmin|", "λ", "tr"]
     assert len(trajectory_pages(Trajectory((run_of("sgd", 8),)))) == 2
+    titles = trajectory_titles(Trajectory((run_of("sgd", 8, loss=0.1),)))
+    assert [title.split(" against")[-1] for title in titles] == [" the epoch"] * 2 + [" the loss"]
     (ax,) = trace_panels(Trajectory((known,))).axes
     assert set(ax.lines[0].get_ydata()) == {-3.0}
     bars = [np.array(path.vertices)[:, 1] for bar in ax.collections for path in bar.get_paths()]

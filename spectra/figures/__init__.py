@@ -8,6 +8,8 @@ from .accuracies import class_panels as class_panels
 from .accuracies import draw_classes as draw_classes
 from .accuracies import draw_radius as draw_radius
 from .accuracies import radius_panels as radius_panels
+from .against_loss import draw_against_loss as draw_against_loss
+from .against_loss import loss_panels as loss_panels
 from .amplifications import amplification_panels as amplification_panels
 from .amplifications import draw_amplification as draw_amplification
 from .densities import Scale as Scale
@@ -32,3 +34,4 @@ from .trajectories import ends_panels as ends_panels
 from .trajectories import trace_panels as trace_panels
 from .trajectories import trajectory_pages as trajectory_pages
 from .trajectories import trajectory_panels as trajectory_panels
+from .trajectories import trajectory_titles as trajectory_titles

@@ -1,6 +1,7 @@
 """Draw |λmin|/λmax of every class against the epoch, one panel a run, as the paper does.
 
-Two more pages have what the ratio hides: both ends, with their residuals, and the trace.
+More pages have what the ratio hides: both ends, with their residuals, the trace, and the ends
+against the loss.
 
 Hollow markers are the published values; whiskers the 95 % interval (Student's t) of the mean over
 single probes, where there are three or more: how start vectors scatter, beside the ratio of the
@@ -10,57 +11,52 @@ outermost ends of all probes, which is the marker. Re-weighting starts at the da
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from spectra.results import ClassSpectrum
 from spectra.trajectories import RunTrajectory, Trajectory, nonconvexity_of_probes
 from spectra.trajectories.published import EPOCHS
 
-from .pages import (
-    COLOURS,
-    INK,
-    PLAIN,
-    STYLE,
-    Head,
-    add_ribbon,
-    columns_on,
-    facts_of,
-    lay_out,
-    panel_width,
-    plain_text,
-    size_of,
-    width_of,
-    wrapped,
-)
+from .against_loss import loss_panels
+from .pages import INK, STYLE
+from .runs import finish, handles_of, open_page, styles_of
 
 _Value = tuple[float | None, float | None]  # and what it is uncertain by
-_MARKERS = "os^Dv<>p*h"
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1, 1, 1)))
-_LINE: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": "-."}
 _HOLLOW: dict[str, Any] = {"linestyle": "none", "fillstyle": "none", "markersize": 6.5}
-_MOST = 14  # entries of the legend; of more classes only the groups are named
 
 
 def trajectory_pages(trajectory: Trajectory, *, width: float | None = None) -> list[Figure]:
-    """Draw the ratio, both ends, and the trace where there is one, a page each.
+    """Draw the ratio, both ends, the trace where there is one, and the ends against the loss.
 
     Args:
-        trajectory: what was found.
+        trajectory: what was found; a page each, as `trajectory_titles` has them.
         width: as in `trajectory_panels`.
     """
-    pages = [trajectory_panels(trajectory, width=width), ends_panels(trajectory, width=width)]
+    return [draw(trajectory, width=width) for draw in _pages(trajectory).values()]
+
+
+def trajectory_titles(trajectory: Trajectory) -> list[str]:
+    """Say what each of the pages of a trajectory shows."""
+    return list(_pages(trajectory))
+
+
+def _pages(trajectory: Trajectory) -> dict[str, Callable[..., Figure]]:
     spectra = [s for run in trajectory.runs for a in run.analyses for s in a.spectra]
+    pages: dict[str, Callable[..., Figure]] = {
+        "|λmin|/λmax against the epoch": trajectory_panels,
+        "λmin and λmax against the epoch": ends_panels,
+    }
     if any(s.trace is not None for s in spectra):
-        pages.append(trace_panels(trajectory, width=width))
+        pages["Trace against the epoch"] = trace_panels
+    if any(s.loss is not None for s in spectra):
+        pages["|λmin| and λmax against the loss"] = loss_panels
     return pages
 
 
@@ -72,9 +68,9 @@ def trajectory_panels(trajectory: Trajectory, *, width: float | None = None) -> 
         width: of the page in inches; below 7 the runs stand below each other. By default 3.4 for
             a single run, which is one column of print, else 7, which is two.
     """
-    handles = _handles(trajectory.runs) + _marks(trajectory.runs)
+    handles = handles_of(trajectory.runs) + _marks(trajectory.runs)
     title = "Non-convexity during training"
-    figure, panels = _open(trajectory, title, "|λmin| / λmax", handles, width)
+    figure, panels = open_page(trajectory, title, "|λmin| / λmax", handles, width)
     with mpl.rc_context(fname=STYLE):
         for ax, run in zip(panels, trajectory.runs, strict=True):
             draw_trajectory(ax, run)
@@ -115,13 +111,13 @@ def _logarithmic(
     width: float | None,
 ) -> Figure:
     """Draw values of either sign with what they are uncertain by, logarithmic but around zero."""
-    handles = _handles(trajectory.runs)
+    handles = handles_of(trajectory.runs)
     handles.append(Line2D([], [], label=f"± {error}", color=INK, marker="|", ls="none"))
-    figure, panels = _open(trajectory, title, y, handles, width)
+    figure, panels = open_page(trajectory, title, y, handles, width)
     seen, last = [0.0], 1.0
     with mpl.rc_context(fname=STYLE):
         for ax, run in zip(panels, trajectory.runs, strict=True):
-            for label, style in _styles(run).items():
+            for label, style in styles_of(run).items():
                 points = run.of(label)
                 last = max(last, *(epoch for epoch, _ in points))
                 for curve in zip(*(values_of(s) for _, s in points), strict=True):
@@ -135,7 +131,7 @@ def _logarithmic(
                             ax.vlines(epoch, *around, color=style["color"], linewidth=1.2)
                     seen += [value for value in values if math.isfinite(value)]
             ax.axhline(0, color=INK, linewidth=0.5, zorder=1)
-            _finish(ax, run, last)
+            finish(ax, run, last)
         for ax in panels:
             ax.set_xlim(0, 1.04 * last)
             _set_decades(ax, seen)
@@ -157,21 +153,6 @@ def _set_decades(ax: Axes, values: Sequence[float]) -> None:
     ax.set_ylim(low, high)
 
 
-def _open(
-    trajectory: Trajectory, title: str, y: str, handles: list[Any], width: float | None
-) -> tuple[Figure, list[Axes]]:
-    """Open a page with a panel for each run."""
-    runs = trajectory.runs
-    width = width or width_of(len(runs))
-    analyses = [analysis for run in runs for analysis in run.analyses]
-    head = Head(title, facts_of(*analyses), handles, width)
-    ribbon = any(spectrum.caveat for a in analyses for spectrum in a.spectra)
-    columns = columns_on(len(runs), width)
-    names = max((len(wrapped(run.name, panel_width(columns, width))) for run in runs), default=1)
-    with mpl.rc_context(fname=STYLE):
-        return lay_out(len(runs), columns, head, ribbon=ribbon, x="Epoch", y=y, names=names)
-
-
 def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
     """Draw one run: a line a class, group or whole; what is unknown leaves a gap.
 
@@ -183,7 +164,7 @@ def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
         The same axes.
     """
     last, top = 1.0, 0.0
-    for label, style in _styles(run).items():
+    for label, style in styles_of(run).items():
         points = run.of(label)
         values = [math.nan if s.nonconvexity is None else s.nonconvexity for _, s in points]
         ax.plot([epoch for epoch, _ in points], values, label=label, markersize=4, **style)
@@ -198,70 +179,14 @@ def draw_trajectory(ax: Axes, run: RunTrajectory) -> Axes:
             values += paper.values()
         last = max(last, *(epoch for epoch, _ in points), *paper)
         top = max(top, *(value for value in values if value == value), 0.0)
-    _finish(ax, run, last)
+    finish(ax, run, last)
     _set_limits(ax, 1.04 * last, 1.06 * top or 1.0)
     return ax
-
-
-def _finish(ax: Axes, run: RunTrajectory, last: float) -> None:
-    """Write the run's name, where its re-weighting starts, and whether its operator moves."""
-    if run.reweighted_after is not None and run.reweighted_after <= last:
-        ax.axvline(run.reweighted_after, label="re-weighting", zorder=1, **_LINE)
-    width = size_of(ax)[0]
-    ax.xaxis.set_major_locator(MaxNLocator(max(2, int(width / 0.5)), integer=True))
-    moving = any(s.caveat for analysis in run.analyses for s in analysis.spectra)
-    title = plain_text("\n".join(wrapped(run.name, width)))
-    ax.set_title(title, y=add_ribbon(ax, shown=moving))
 
 
 def _set_limits(ax: Axes, right: float, high: float) -> None:
     ax.set_xlim(0, right)
     ax.set_ylim(-0.02 * high, high)  # a marker at zero is seen whole
-
-
-def _styles(run: RunTrajectory) -> dict[str, dict[str, Any]]:
-    """Choose colours by group and dashes by the place within it; markers go round."""
-    styles: dict[str, dict[str, Any]] = {}
-    used: dict[str | None, int] = {}
-    for label in run.labels:
-        analysis = next(a for a in run.analyses if a.get(label) is not None)
-        spectrum = analysis.get(label)
-        assert spectrum is not None
-        group = analysis.group_of(spectrum)
-        k = used[group] = used.get(group, -1) + 1
-        styles[label] = {
-            "color": INK if not spectrum.classes else _line_colour(group or ""),
-            "marker": _MARKERS[len(styles) % len(_MARKERS)],
-            "linestyle": _DASHES[k % len(_DASHES)],
-        }
-    return styles
-
-
-def _line_colour(group: str) -> tuple[float, ...]:
-    return tuple(0.65 * part for part in to_rgb(COLOURS.get(group, PLAIN)))
-
-
-def _handles(runs: Sequence[RunTrajectory]) -> list[Any]:
-    """Say what lines and marks mean; for many classes only their groups."""
-    styles: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for label, style in _styles(run).items():
-            name = run.of(label)[0][1].name
-            plain = name in ("", label, label.removeprefix("class "))
-            told = label if plain else textwrap.shorten(f"{label} · {name}", 22)
-            if styles.setdefault(told, style) != style:  # in another group there
-                styles[f"{told}, {run.name}"] = style
-    if len(styles) > _MOST:
-        colours = [style["color"] for style in styles.values()]
-        groups: dict[str, Any] = {f"{name} classes": _line_colour(name) for name in COLOURS}
-        groups |= {"other classes": _line_colour(""), "all samples": INK}
-        styles = {name: {"color": c} for name, c in groups.items() if c in colours}
-    handles = [
-        Line2D([], [], label=plain_text(label), markersize=4, **s) for label, s in styles.items()
-    ]
-    if any(run.reweighted_after is not None for run in runs):
-        handles.append(Line2D([], [], label="re-weighting starts", **_LINE))
-    return handles
 
 
 def _marks(runs: Sequence[RunTrajectory]) -> list[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from spectra.errors import SpectraError
-from spectra.figures import density_grid, save, trajectory_pages
+from spectra.figures import density_grid, save, trajectory_pages, trajectory_titles
 from spectra.files import drawn_pages, replacing
 from spectra.results import CAVEAT, Analysis, ClassSpectrum
 from spectra.tables import MARKS, marks, to_markdown
@@ -150,9 +150,8 @@ def _of_runs(trajectory: Trajectory, images: Sequence[str]) -> Iterable[str]:
     used = set("".join(map(marks, spectra)))
     yield _list(escaped(f"{mark} {meaning}") for mark, meaning in MARKS.items() if mark in used)
     yield "## Over the epochs"
-    told = ("|λmin|/λmax", "λmin and λmax", "Trace")  # as `trajectory_pages` draws them
-    pages = zip(told, images, strict=False)
-    yield "\n\n".join(f"![{what} against the epoch]({name})" for what, name in pages)
+    pages = zip(trajectory_titles(trajectory), images, strict=False)
+    yield "\n\n".join(f"![{what}]({name})" for what, name in pages)
     yield "## What the doctor found"
     for run in trajectory.runs:
         yield _list(
