@@ -16,7 +16,7 @@ from spectra.results import CAVEAT
 from tests.apart import Apart
 from tests.made_up import train_digits
 
-PAGES = [f"trajectory{page}.{kind}" for page in ("", "-2", "-3") for kind in ("pdf", "png")]
+PAGES = [f"trajectory{k}.{kind}" for k in ("", "-2", "-3", "-4") for kind in ("png", "pdf")]
 FILES = {"trajectory.csv", "trajectory.json", *PAGES}
 
 
