@@ -68,7 +68,8 @@ ENDS = {  # of 200 epochs; head classes over 500 images
     VS: {"": "cifar10-lt-vs-sgd/exact*"},
     LDAM: {"": "cifar10-lt-ldam-drw-sgd/exact*"},
 }
-CIFAR100 = {
+ELSEWHERE = {  # not drawn
+    "SAM, LDAM+DRW, 50 epochs": {"": f"{SHORT}/ldam-drw-sam/exact"},
     "SGD, CE+DRW, CIFAR-100-LT": {"": "cifar100-lt-ce-drw-sgd/exact"},
     "SAM, CE+DRW, CIFAR-100-LT": {"": "cifar100-lt-ce-drw-sam/exact"},
     "SGD, CE+DRW, class 2, all images": {"": "cifar10-lt-ce-drw-sgd/sizes/exact"},
@@ -136,7 +137,7 @@ ends = {
 }
 elsewhere = {
     kind: points(runs, lambda label, whole="whole" in kind: (label == "overall") == whole)
-    for kind, runs in CIFAR100.items()
+    for kind, runs in ELSEWHERE.items()
 }
 published = [
     Point(f"{step.upper()}, {label}", p.loss, p.lambda_min, p.lambda_max)
