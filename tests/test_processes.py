@@ -625,7 +625,7 @@ def test_more_processes_go_on_with_a_part_that_one_has_begun(
 
 
 def test_an_input_that_cannot_be_used_is_told_once(repository: Path, tmp_path: Path) -> None:
-    flags = ["--classes", "11", "--device", "cpu", "--out", str(tmp_path / "out")]
+    flags = ["--classes", "11", "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]
     port = free_port()
     both = [start(r, 2, port, flags, repository) for r in (0, 1)]
     told = [process.communicate(timeout=240)[1] for process in both]

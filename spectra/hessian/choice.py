@@ -148,7 +148,7 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
             for other in right:
                 gap = relative(products[other], products[name])
                 if gap >= _AGREEMENT and right != [name]:
-                    refused[other] = f"{gap:.1e} away from {name} in float64"
+                    refused.setdefault(other, f"{gap:.1e} away from {name} in float64")
             took = min(seconds[path] for path in right)  # the first one warmed torch up
             return ProductChoice(name, reference, disagreement, off, refused, took, conclusive)
         refused[name] = f"{disagreement:.1e} away from {reference} in float64"

@@ -261,10 +261,9 @@ def test_named_parameters_give_their_block_of_the_hessian(device: torch.device) 
 def test_wrappers_around_a_network_change_nothing(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """DataParallel takes no tangents, and each puts a prefix before the parameters' names."""
     model = small_net()
-    given = data(4), torch.nn.functional.cross_entropy
     asked = {"parameters": "0.*", "dtype": torch.float64, "device": "cpu"}
-    bare = hessian_operator(model, *given, **asked)
-    wrapped = hessian_operator(wrap(model), *given, **asked)
+    bare = hessian_operator(model, data(4), **asked)
+    wrapped = hessian_operator(wrap(model), data(4), **asked)
     vector = torch.randn(bare.dim, dtype=torch.float64)
     assert torch.equal(bare @ vector, wrapped @ vector)
 
