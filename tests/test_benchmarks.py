@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,13 +49,23 @@ def test_all_ways_of_multiplying_agree_to_rounding_in_float64(bench):
     assert not [row["note"] for row in results.values() if "note" in row]
 
 
-def test_a_row_says_where_a_way_has_fallen_back(bench, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise RuntimeError("no room for this")
+def test_a_way_says_where_it_has_fallen_back(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    common = importlib.import_module("common")
 
-    monkeypatch.setattr("spectra.hessian.kept.KeptProducts._take_over", refuse)
-    small = ("--samples", "4", "--batch-size", "2", "--repetitions", "1", "--device", "cpu")
-    assert "no room for this" in bench("product", *small)["linearized"]["note"]
+    class Kept:
+        note, launched = "", ""
+
+        def product(self, vector: float) -> float:
+            return vector
+
+    kept = Kept()
+    for way in (kept.product, partial(kept.product, 1.0), partial(abs, 1.0), abs):
+        assert common.fallen_back(way) == ""
+    kept.note, kept.launched = "no room", "not recorded"
+    for way in (kept.product, partial(kept.product, 1.0)):
+        assert common.fallen_back(way) == "no room; not recorded"
+    assert common.fallen_back(abs) == ""
 
 
 def test_products_with_several_vectors_agree_with_those_one_after_the_other(bench):
