@@ -6,7 +6,7 @@ what a network hardly knows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ def about_products(chosen: Chosen, plan: Plan) -> list[str]:
             "larger modulus: fewer nodes, so that the bounds of the negative mass are wider"
         )
     if owners:
-        more = f", … ({len(owners)})" if len(owners) > _NAMED else ""
-        named = f"{', '.join([*owners][:_NAMED])}{more}"
+        count = f" ({len(owners)})" if len(owners) > _NAMED else ""
+        named = f"{_first([*owners])}{count}"
         said.append(f"computed by one process each: {named}; the others by all together")
     return said
 
@@ -46,8 +46,7 @@ def about_parameters(objective: Objective, checkpoint: Checkpoint, plan: Plan) -
     if objective.frozen:
         said.append(f"zero rows for frozen parameters: {', '.join(sorted(objective.frozen))}")
     if names := unused(objective):
-        told = f"{', '.join(names[:_NAMED])}{', …' if names[_NAMED:] else ''}"
-        said.append(f"zero rows for parameters that the loss does not depend on: {told}")
+        said.append(f"zero rows for parameters that the loss does not depend on: {_first(names)}")
     held_in = {p.dtype for p in checkpoint.model.parameters()}
     if torch.float64 in held_in and plan.dtype == "float32":
         said.append(
@@ -105,10 +104,7 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
             f"{stem}; another with the same ones needs --model"
         )
     if checkpoint.unread:
-        found.append(
-            f"not read, as no part of the network: {', '.join(checkpoint.unread[:_NAMED])}"
-            f"{', …' if checkpoint.unread[_NAMED:] else ''}"
-        )
+        found.append(f"not read, as no part of the network: {_first(checkpoint.unread)}")
     said = checkpoint.scale is not None or checkpoint.loss is not None
     if checkpoint.model_spec.head == "cosine" and not said:
         found.append(
@@ -169,3 +165,8 @@ def unused(objective: Objective) -> list[str]:
     if len(flat) == len(slopes):
         return []
     return [name for name in flat if name not in objective.frozen]
+
+
+def _first(names: Sequence[str]) -> str:
+    """List the first of them; the dots say that there are more."""
+    return f"{', '.join(names[:_NAMED])}{', …' if names[_NAMED:] else ''}"

@@ -147,7 +147,7 @@ def _compare(few: Objective, path: PathName | None) -> ProductChoice:
             off = relative(products[reference], truth)
             for other in right:
                 gap = relative(products[other], products[name])
-                if gap >= _AGREEMENT and right != [name]:
+                if gap >= _AGREEMENT:
                     refused.setdefault(other, f"{gap:.1e} away from {name} in float64")
             took = min(seconds[path] for path in right)  # the first one warmed torch up
             return ProductChoice(name, reference, disagreement, off, refused, took, conclusive)

@@ -131,8 +131,8 @@ def _proof(s: ClassSpectrum) -> str:
         return "There is no certificate."
     # The bounds of a converged λmin differ in the fourth digit or later.
     sign, digits = "+" if theta > 0 else "", 6 if s.proven and s.caveat is None else 3
-    beside = f", with a noise floor of {number(floor, 2)}, in {c.get('dtype')}"
-    told = f"yᵀHy = {sign}{number(theta, digits)}{beside}"
+    told = f"yᵀHy = {sign}{number(theta, digits)}, with a noise floor of {number(floor, 2)}, in "
+    told += str(c.get("dtype"))
     if s.caveat is not None:
         verdict = "is proven" if s.proven else "is not proven"
         return (
