@@ -224,8 +224,8 @@ def _assist(
 
 def _fingerprints(
     checkpoint: Checkpoint, train: Samples | None, test: Samples | None
-) -> dict[str, str]:
-    found = {"checkpoint": checkpoint.sha256}
+) -> dict[str, str | None]:
+    found: dict[str, str | None] = {"checkpoint": checkpoint.sha256}
     for split, samples in (("train", train), ("test", test)):
         if samples is not None:
             found[f"{split} draw"] = samples.draw_sha256

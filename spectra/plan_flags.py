@@ -263,10 +263,17 @@ def open_samples(
         )
 
     said = nullcontext if options.quiet or not leads() else announced
+    of_all = options.overall or options.per_class or options.groups or not options.classes
+    few = options.max_samples is not None
 
     def opened(split: str) -> Samples:
+        """Read all images where nearly all are needed; else each when it is."""
+        analysed = split == options.split
+        whole = (of_all and (accuracies or (analysed and not few))) or (
+            trained and split == "train"
+        )
         with said(f"reading the {split} images"):
-            samples = open_data(spec, path=options.data, split=split)
+            samples = open_data(spec, path=options.data, split=split, on_demand=not whole)
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
     if options.split == "test" and not (accuracies or trained or options.groups):

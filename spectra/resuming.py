@@ -226,7 +226,9 @@ def _pairs(
         here, there = (f"{c.get('file')}, {str(c.get('sha256'))[:8]}" for c in (one, other))
         yield "checkpoint", here, there
     for key, name in _SAMPLES.items():  # older files name few
-        yield name, mine.data[key], held.data.get(key, mine.data[key])
+        ours, theirs = mine.data[key], held.data.get(key, mine.data[key])
+        if key != "pixels_sha256" or None not in (ours, theirs):  # not all of them were read
+            yield name, ours, theirs
     for key, value in mine.settings.items():
         if key not in (*_MAY_CHANGE, *free):
             yield key, value, held.settings.get(key, value if key in _NEW else _BEFORE.get(key))

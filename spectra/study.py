@@ -1,72 +1,31 @@
-"""What the spectra of one run share, and the way to each of them.
-
-Examine the operator, run Lanczos once per probe, read every answer off T, certify λmin in float64.
-"""
+"""What the spectra of one run share: network, samples, parts, and how products are computed."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from spectra.checkpoint import Checkpoint
 from spectra.data import Samples
-from spectra.doctor import (
-    CERTIFICATE_COST,
-    PRODUCTS_PER_CERTIFICATE,
-    PRODUCTS_PER_EXAMINATION,
-    certify,
-    examine,
-    rayleigh_quotient,
-)
-from spectra.errors import SpectraError, StorageError, first_line, out_of_memory
-from spectra.fingerprints import sha256_of
-from spectra.gathering import (
-    accuracy,
-    choose_products,
-    classify,
-    gather,
-    needed,
-    start_of,
-)
-from spectra.hessian import (
-    HessianOperator,
-    Objective,
-    ProductChoice,
-    Way,
-)
-from spectra.hessian.shares import assist, led
-from spectra.krylov import (
-    TOLERANCE,
-    Place,
-    SpectralMeasure,
-    Tridiagonal,
-    known_forms,
-    lanczos,
-    quadratic_form_probes,
-    ritz_vectors,
-)
+from spectra.doctor import CERTIFICATE_COST, PRODUCTS_PER_CERTIFICATE, PRODUCTS_PER_EXAMINATION
+from spectra.errors import SpectraError
+from spectra.gathering import accuracy, choose_products, classify, gather, needed
+from spectra.hessian import Objective, ProductChoice, Way
+from spectra.hessian.shares import assist
+from spectra.krylov import Place
 from spectra.lines import attended
 from spectra.plan import Part, Plan, choose_parts
-from spectra.processes import LostProcess, Processes
+from spectra.processes import Processes
 from spectra.progress import Progress, stage
-from spectra.readings import Form, RitzVectors, assemble
-from spectra.released import released_lanczos
 from spectra.remarks import about_accuracies, about_parameters, about_products, doubts
 from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe
 
 _ENDS = 2  # products that measure the residuals of λmin and λmax
-LOSS_DRAWS = 5  # of the augmentation, where it is drawn anew
 TRACE_PROBES = 10  # one-product probes beside those of Lanczos: the trace always has an error
-_FITTED = 1e-4  # a class's loss; below it float32's probabilities may be too coarse for its λmax
 
 
 @dataclass(frozen=True)
@@ -114,10 +73,11 @@ class Study:
                 "one: nothing would move, and be called moving; use --augment none"
             )
         parts, rows = needed(tuple(choose_parts(plan, samples, train)), len(samples))
-        if copies := plan.frozen_copies:
-            held = samples.frozen(copies, plan.seed, rows)
-        else:
-            held = samples if rows is None else samples.select(rows)
+        with stage(meter, "gathering the samples"):
+            if copies := plan.frozen_copies:
+                held = samples.frozen(copies, plan.seed, rows)
+            else:
+                held = samples.in_memory() if rows is None else samples.select(rows)
         objective = gather(
             checkpoint,
             replace(plan, device=processes.device(plan.device)) if processes else plan,
@@ -181,17 +141,19 @@ class Study:
     def cost(self, parts: list[Part]) -> tuple[int, int]:
         """Count products, and the samples that they pass over."""
         extra = 0 if self.plan.moves else TRACE_PROBES
-        each = self._products_per_probe * self.plan.probes
+        each = self.products_per_probe * self.plan.probes
         each += PRODUCTS_PER_EXAMINATION + _ENDS + extra
-        work = (each + CERTIFICATE_COST) * sum(self._work(part) for part in parts)
+        work = (each + CERTIFICATE_COST) * sum(self.work(part) for part in parts)
         return (each + PRODUCTS_PER_CERTIFICATE) * len(parts), work
 
     @property
-    def _products_per_probe(self) -> int:
-        again = 2 if self.basis == "none" else 1  # for the Ritz vectors
+    def products_per_probe(self) -> int:
+        """Products of one probe's steps, and of its Ritz vectors where no basis is kept."""
+        again = 2 if self.basis == "none" else 1
         return again * min(self.plan.steps, self.objective.dim)
 
-    def _work(self, part: Part) -> int:
+    def work(self, part: Part) -> int:
+        """Samples that one product of a part passes over."""
         return len(part.index) * self.plan.copies
 
     def notes_of_products(self) -> tuple[str, ...]:
@@ -217,138 +179,14 @@ class Study:
             count=len(part.index),
             share=part.share,
             protocol=self.plan.protocol,
-            operator="resampled" if self._resampled else "fixed",
+            operator="resampled" if self.resampled else "fixed",
         )
         return self.with_accuracies(outline, part)
 
     @property
-    def _resampled(self) -> bool:
+    def resampled(self) -> bool:
+        """Whether the augmentation is drawn anew in every product."""
         return self.plan.augment == "resample"
-
-    def spectra(
-        self, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress
-    ) -> Iterator[ClassSpectrum]:
-        """Compute one part; yield it after every probe, the last time complete.
-
-        Raises:
-            SpectraError: if it cannot be computed; what was left of it on disk is gone.
-        """
-        try:
-            yield from self._spectra(part, held, folder, meter)
-        except (StorageError, LostProcess):
-            raise
-        except SpectraError:
-            _vectors(part, folder).drop()
-            raise
-        except RuntimeError as error:
-            if self._shared(part) or not out_of_memory(error):
-                raise  # the other processes wait in the middle of a sum
-            _vectors(part, folder).drop()
-            raise SpectraError(
-                f"got too little memory for {part.label} ({first_line(error)}), expected more: try "
-                "--keep 0, which --resume takes, or anew --basis host or none"
-            ) from error
-
-    def _spectra(
-        self, part: Part, held: ClassSpectrum | None, folder: Path | None, meter: Progress
-    ) -> Iterator[ClassSpectrum]:
-        plan, work = self.plan, self._work(part)
-
-        made = 0  # products of the probe at hand
-
-        def tick(products: int = 1, cost: int | None = None) -> None:
-            nonlocal made
-            made += products
-            meter.tick(part.label, products, (products if cost is None else cost) * work)
-
-        whole = self.objective_of(part)
-        fixed = self._operator(whole, tick, shared=self._shared(part))
-        redraw = torch.Generator()
-        operator = fixed
-        if self._resampled:
-            moving = fixed.objective.redrawn(redraw)
-            operator = HessianOperator.of(moving, self.choice, callback=tick)
-        loss, loss_stderr = self._loss(operator.objective, redraw, part.label)
-        outline = replace(
-            self.outline(part),
-            loss=loss,
-            loss_stderr=loss_stderr,
-            samples_sha256=self._fingerprint(whole.samples),
-        )
-
-        vectors = _vectors(part, folder)
-        runs: list[Tridiagonal] = []
-        same = held is not None and held.samples_sha256 in (None, outline.samples_sha256)
-        if held is not None and same and vectors.load(len(held.runs), held.runs):
-            runs += held.runs
-        tick(len(runs) * self._products_per_probe)
-        _seed(redraw, plan.seed, part.label, "doctor")
-        examination = examine(operator, seed=plan.seed)
-        tick(PRODUCTS_PER_EXAMINATION - 4)  # four of them went through the operator
-        for probe in range(len(runs), plan.probes):
-            _seed(redraw, plan.seed, part.label, f"probe {probe}")
-            made = 0
-            run = self._run(operator, probe)
-            vectors.take(run, self._second_pass(operator, probe, run))
-            if probe == 0 and run.basis is not None and not plan.moves:
-                vectors.known_forms = known_forms(run, probes=TRACE_PROBES, seed=plan.seed)
-            tick(0, self._products_per_probe - made)  # those that were not needed
-            runs.append(run.without_basis())
-            del run  # the basis must be gone before the next one is made
-            if probe + 1 < plan.probes:
-                vectors.save(len(runs))
-                yield replace(
-                    outline,
-                    complete=False,
-                    probes=len(runs),
-                    steps=max(r.steps for r in runs),
-                    runs=tuple(runs),
-                    measure=SpectralMeasure.from_tridiagonals(runs, operator.dim),
-                )
-        _seed(redraw, plan.seed, part.label, "ends")
-        goal = plan.until_converged
-        tolerance = TOLERANCE if goal is None else min(goal, TOLERANCE)
-        ends = vectors.measured(operator, max(run.steps for run in runs), tolerance)
-        forms = np.zeros(0)
-        if not plan.moves:
-            forms = quadratic_form_probes(operator, probes=TRACE_PROBES, seed=plan.seed)
-        assert vectors.low is not None
-        assert vectors.high is not None
-        if self.way.kept is not None:
-            self.way.kept.drop()  # the certificate's passes have their own memory
-        name = f"frozen:{copies}" if (copies := plan.frozen_copies) else "none"
-        certificate = certify(fixed, vectors.low, name=name)
-        tick(PRODUCTS_PER_CERTIFICATE, CERTIFICATE_COST)
-        apart = None
-        # Of the compiled program only what it was made of was proven in float64.
-        doubtful = loss < _FITTED or self.way.name == "compiled"
-        if doubtful and not plan.moves and plan.dtype == "float32":
-            apart = abs(vectors.values[1] - rayleigh_quotient(fixed, vectors.high))
-        vectors.drop()
-        found = (outline, runs, ends, forms, examination, certificate)
-        yield assemble(
-            *found, known_forms=vectors.known_forms, apart=apart, fixed_steps=goal is None
-        )
-
-    def _loss(
-        self, objective: Objective, redraw: torch.Generator, label: str
-    ) -> tuple[float, float | None]:
-        """Evaluate the loss; where augmentation moves it, its mean over draws and their error."""
-        if not self._resampled:
-            value = objective.exact_value()
-            if not math.isfinite(value):
-                raise SpectraError(_not_finite(objective, value, label))
-            return value, None
-        values = []
-        for draw in range(LOSS_DRAWS):
-            _seed(redraw, self.plan.seed, label, f"loss {draw}")
-            values.append(objective.exact_value())
-        return float(np.mean(values)), float(np.std(values, ddof=1) / LOSS_DRAWS**0.5)
-
-    def _operator(self, objective: Objective, tick: Any, *, shared: bool) -> HessianOperator:
-        if self.processes is not None and shared:
-            objective = led(objective, self.processes)
-        return HessianOperator.of(objective, self.choice, kept=self.way.kept, callback=tick)
 
     def objective_of(self, part: Part) -> Objective:
         """Select the samples of a part, in all of their draws; classes have weights overall."""
@@ -358,12 +196,8 @@ class Study:
         whole = self.objective if part.label == "overall" else self.objective.unweighted()
         return whole.select(index, what=part.label)
 
-    def _fingerprint(self, samples: Samples) -> str:
-        """Tell the samples of a part from others: generators may change from release to release."""
-        drawn = samples.draw_sha256
-        return sha256_of([drawn, samples.pixels_sha256]) if self.plan.frozen_copies else drawn
-
-    def _shared(self, part: Part) -> bool:
+    def shared(self, part: Part) -> bool:
+        """Whether all processes compute a part together."""
         return self.processes is not None and part.label not in self.owners
 
     def sum_own_share(self, part: Part) -> None:
@@ -372,52 +206,3 @@ class Study:
         assist(self.objective_of(part), self.way.kept, self.processes)
         if self.way.kept is not None:
             self.way.kept.drop()
-
-    def _run(self, operator: HessianOperator, probe: int) -> Tridiagonal:
-        plan = self.plan
-        if plan.protocol == "released":
-            return released_lanczos(operator, steps=plan.steps, seed=plan.seed, probe=probe)
-        return lanczos(
-            operator,
-            start_of(operator, plan.seed, probe),
-            steps=plan.steps,
-            until_converged=plan.until_converged,
-            basis=self.basis,
-        )
-
-    def _second_pass(self, operator: HessianOperator, probe: int, run: Tridiagonal) -> Form | None:
-        if run.basis is not None:
-            return None
-        start = partial(start_of, operator, self.plan.seed, probe)
-        return lambda ends: ritz_vectors(operator, start(), run, ends=ends)
-
-
-def _vectors(part: Part, folder: Path | None) -> RitzVectors:
-    return RitzVectors(None if folder is None else folder / "ritz-vectors.pt", part.label)
-
-
-def _not_finite(objective: Objective, value: float, label: str) -> str:
-    """Say which sample has a loss that is no number."""
-    told = f"got a loss of {value} in {label}"
-    if objective.together is None:
-        low, high = 0, len(objective.samples)
-        while high - low > 1:  # a sum shows what is in it
-            middle = (low + high) // 2
-            part = objective.select(torch.arange(low, middle)).exact_value()
-            low, high = (middle, high) if math.isfinite(part) else (low, middle)
-        samples = objective.samples
-        assert samples.positions is not None
-        told += (
-            f", from sample {low + 1} of its {len(samples)} on (label {int(samples.targets[low])}, "
-            f"number {int(samples.positions[low])} of that class in the source)"
-        )
-    return (
-        f"{told}; expected a finite one: every eigenvalue would be meaningless; look for NaN or "
-        "huge values in that input and in the weights"
-    )
-
-
-def _seed(generator: torch.Generator, seed: int, *names: str) -> None:
-    """Start the augmentation draws of one part and probe, whatever ran before."""
-    words = np.frombuffer("/".join(names).encode(), dtype=np.uint8).tolist()
-    generator.manual_seed(int(np.random.SeedSequence([seed, *words]).generate_state(1)[0]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from spectra.errors import SpectraError, StorageError
 from spectra.lines import PATIENCE, Line, opened
 from spectra.plan import Part
+from spectra.probing import spectra_of
 from spectra.processes import LostProcess, Processes
 from spectra.progress import Progress
 from spectra.results import ClassSpectrum
@@ -155,7 +156,7 @@ def _attempt(
 ) -> Iterator[ClassSpectrum]:
     """Compute one part; one that fails must not throw away the others' results."""
     try:
-        yield from study.spectra(part, held, folder, meter)
+        yield from spectra_of(study, part, held, folder, meter)
     except (StorageError, LostProcess):
         raise  # the numbers cannot be kept, or not be summed: nothing to go on for
     except SpectraError as error:

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported torch already."""
+"""Commands in processes of their own, forked from one that has imported all they need already."""
 
 import importlib
 import multiprocessing
@@ -12,7 +12,12 @@ from pathlib import Path
 import torch
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["spectra.analysis", "spectra.training", "torch.distributed"])
+_FORKS.set_forkserver_preload(
+    [
+        *("spectra.analysis", "spectra.training", "torch.distributed", "torch._dynamo"),
+        *("sklearn.datasets", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"),
+    ]
+)
 
 
 class Apart:

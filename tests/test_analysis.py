@@ -27,6 +27,7 @@ from spectra import (
     analyze,
     class_operators,
     hessian_operator,
+    probing,
     study,
     together,
 )
@@ -179,7 +180,8 @@ def test_a_bar_that_understands_it_hears_of_what_comes_before_the_products() -> 
         analyze(network(), Plan(steps=3), train=samples(), test=samples(1), progress=bar)
     assert plain.heard == ("begin",)
     classified = ("classifying the train images", "classifying the test images")
-    assert telling.heard == (*classified, "comparing ways to compute products", "begin")
+    stages = ("gathering the samples", *classified, "comparing ways to compute products")
+    assert telling.heard == (*stages, "begin")
 
 
 def test_a_network_near_chance_on_its_own_training_set_is_told() -> None:
@@ -407,14 +409,14 @@ def test_what_failed_is_tried_again_after_what_was_interrupted(
 ) -> None:
     """The probes of the interrupted class are on disk, where those of the next one go."""
     plan, data = Plan(per_class=True, steps=6, probes=3, device="cpu"), samples()
-    real = study.certify
+    real = probing.certify
 
     def certify(operator: HessianOperator, *given: Any, **options: Any) -> Any:
         if operator.objective.count == 5:
             raise SpectraError("no certificate today")
         return real(operator, *given, **options)
 
-    monkeypatch.setattr(study, "certify", certify)
+    monkeypatch.setattr(probing, "certify", certify)
     with pytest.raises(KeyboardInterrupt):
         analyze(checkpoint(), plan, train=data, folder=tmp_path, progress=Meter("class 2", 12))
     held = Analysis.load(tmp_path)
@@ -1466,7 +1468,7 @@ def test_a_moving_loss_is_a_mean_over_draws_of_the_seed() -> None:
         hessian_operator(pictures(), images().frozen(1, seed).select(rows)).objective.exact_value()
         for seed in range(200)
     ]
-    spread = np.std(every) / study.LOSS_DRAWS**0.5
+    spread = np.std(every) / probing.LOSS_DRAWS**0.5
     assert first.loss == pytest.approx(np.mean(every), abs=4 * spread)
     assert 0.1 * spread < first.loss_stderr < 3 * spread
     fixed = analyze(checkpoint(pictures()), replace(plan, augment="none"), train=images())

@@ -27,6 +27,7 @@ from spectra import (
     load_checkpoint,
     open_data,
     plan_flags,
+    probing,
     study,
     terminal,
     trajectory,
@@ -607,12 +608,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_the_user(
 def test_all_classes_failing_is_an_error_even_when_quiet(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectra import study
-
     def fail(*_: object, **__: object) -> None:
         raise SpectraError("got NaN in batch 3, expected numbers")
 
-    monkeypatch.setattr(study, "examine", fail)
+    monkeypatch.setattr(probing, "examine", fail)
     result = command("--classes", "8,9", "--quiet")
     assert result.code == 2
     assert "NaN in batch 3" in result.err
@@ -693,7 +692,7 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
 def test_a_class_without_memory_does_not_end_the_others(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = study.certify, [0]
+    real, seen = probing.certify, [0]
 
     def certify(*given: Any, **options: Any) -> Any:
         seen[0] += 1
@@ -702,7 +701,7 @@ def test_a_class_without_memory_does_not_end_the_others(
         return real(*given, **options)
 
     flags = ("--classes", "8,9", "--probes", "2", "--steps", "5", "--quiet")
-    monkeypatch.setattr(study, "certify", certify)
+    monkeypatch.setattr(probing, "certify", certify)
     first = command(*flags)
     assert first.code == 2
     assert first.err.startswith("python -m spectra.esd: 1 of 2 spectra failed, the first because: ")

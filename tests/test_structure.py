@@ -65,10 +65,12 @@ MAY_IMPORT = {
     "gathering": {"choices", "devices", "checkpoint", "data", "hessian", "krylov", "losses"}
     | {"errors", "lines", "plan", "processes", "sharing"},
     "remarks": {"checkpoint", "data", "gathering", "hessian", "networks", "plan"},
-    "study": (HALLWAY - {"files", "devices", "models", "losses"})
-    | {"remarks", "progress"}
-    | {"fingerprints", "lines", "processes", "resuming", "gathering"},
-    "together": {"errors", "lines", "plan", "processes", "progress", "results", "study"},
+    "study": {"checkpoint", "data", "doctor", "errors", "gathering", "hessian", "krylov", "lines"}
+    | {"plan", "processes", "progress", "remarks", "results", "resuming"},
+    "probing": {"data", "doctor", "errors", "fingerprints", "gathering", "hessian", "krylov"}
+    | {"plan", "processes", "progress", "readings", "released", "results", "study"},
+    "together": {"errors", "lines", "plan", "processes", "progress", "results", "study"}
+    | {"probing"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
     | {"progress", "results", "resuming", "study", "together"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
@@ -159,7 +161,8 @@ def test_the_map_of_rooms_has_no_cycle_and_the_wings_do_not_meet() -> None:
         assert free, f"a cycle among {sorted(rest)}"
         order += free
         rest = {room: may for room, may in rest.items() if room not in free}
-    analysis = {"krylov", "hessian", "doctor", "analysis", "study", "readings", "released"}
+    analysis = {"krylov", "hessian", "doctor", "analysis", "study", "probing", "readings"}
+    analysis |= {"released"}
     analysis |= {"trajectories", "landscape"}
     assert not MAY_IMPORT["training"] & analysis
     assert all("training" not in MAY_IMPORT[room] for room in analysis | SHARED)
@@ -253,8 +256,8 @@ def test_whatever_names_a_shape_is_checked(path: Path) -> None:
     assert sorted(marking.marked) == sorted(expected)
 
 
-def test_only_the_study_knows_the_released_protocol() -> None:
-    assert [p.name for p in SOURCES if "released" in rooms_imported(p)] == ["study.py"]
+def test_only_the_probing_knows_the_released_protocol() -> None:
+    assert [p.name for p in SOURCES if "released" in rooms_imported(p)] == ["probing.py"]
 
 
 def test_krylov_knows_no_network() -> None:

@@ -264,12 +264,12 @@ def test_ctrl_c_gives_130_and_resume_gives_what_an_uninterrupted_run_gives(
 def test_all_spectra_failing_is_an_error_even_when_quiet(
     command: Command, single: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectra import study
+    from spectra import probing
 
     def fail(*_: object, **__: object) -> None:
         raise SpectraError("got NaN in batch 3, expected numbers")
 
-    monkeypatch.setattr(study, "examine", fail)
+    monkeypatch.setattr(probing, "examine", fail)
     result = command("--classes", "8,9", "--quiet", run_dirs=[single])
     assert result.code == 2
     assert "NaN in batch 3" in result.err

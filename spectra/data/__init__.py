@@ -16,7 +16,7 @@ from .samples import IGNORED as IGNORED
 from .samples import Samples as Samples
 from .samples import as_samples as as_samples
 from .samples import require_one_size as require_one_size
-from .sources import open_source
+from .sources import open_source, unread
 from .spec import DIGITS_LT as DIGITS_LT
 from .spec import KNOWN as KNOWN
 from .spec import DataSpec as DataSpec
@@ -29,6 +29,7 @@ def open_data(
     path: str | Path | None = None,
     split: str = "train",
     download: bool = True,
+    on_demand: bool = False,
 ) -> Samples:
     """Open one split of a data set; the training split is drawn as its description says.
 
@@ -40,6 +41,8 @@ def open_data(
         path: Folder of the data, or an exported file; None: the variable SPECTRA_DATA.
         split: "train", or "test", which is never long-tailed.
         download: Fetch the CIFAR archives into the folder where it holds neither layout.
+        on_demand: Of image files look at the sizes alone, and decode those that are selected; the
+            fingerprint of all pixels is then None. Other layouts are read as ever.
 
     Raises:
         SpectraError: If the data are missing, damaged, or other than described.
@@ -79,8 +82,12 @@ def open_data(
     positions = None
     if split == "train":
         rows, positions = draw(source.labels, num_classes, spec)
+    if on_demand and source.files is not None:
+        inputs, decode = unread(source.files(rows), spec.image_size)
+    else:
+        inputs, decode = torch.from_numpy(np.ascontiguousarray(source.decode(rows))), None
     return Samples(
-        torch.from_numpy(np.ascontiguousarray(source.decode(rows))),
+        inputs,
         torch.from_numpy(source.labels[rows]),
         num_classes,
         source.class_names,
@@ -89,4 +96,5 @@ def open_data(
         traits.augmentation,
         spec,
         None if positions is None else torch.from_numpy(positions),
+        decode,
     )

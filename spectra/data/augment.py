@@ -24,8 +24,8 @@ def augment(
     images: Shaped[Tensor, "n c h w"],
     name: str | None,
     generator: torch.Generator,
-    rows: Int64[Tensor, " m"] | None = None,
-) -> Shaped[Tensor, "m c h w"]:
+    among: tuple[Int64[Tensor, " n"], int] | None = None,
+) -> Shaped[Tensor, "n c h w"]:
     """Draw one augmented copy of every image.
 
     Args:
@@ -34,17 +34,18 @@ def augment(
         name: "crop:P", "crop-flip:P", "resized-crop-flip", "resized-crop-flip-jitter:S", with P
             pixels of padding and a strength S from 0 to 1.
         generator: On the CPU, so that every device sees the same draw.
-        rows: Make the pixels of these alone, with the draws that they have among all; None: all.
+        among: Of images that are some of a larger set, their rows in it and its size: they get
+            the draws that they have among all of it.
 
     Returns:
-        A new tensor of m images, of the same dtype and device.
+        A new tensor, of the same dtype and device.
 
     Raises:
         SpectraError: If the name says no such thing, or the images cannot be drawn so.
     """
     kind, _, value = (name or "").partition(":")
     if kind in ("crop", "crop-flip") and value.isdecimal():
-        return padded_crops(images, int(value), kind == "crop-flip", generator, rows)
+        return padded_crops(images, int(value), kind == "crop-flip", generator, among)
     strength = _strength(value) if kind == "resized-crop-flip-jitter" else None
     if name != "resized-crop-flip" and strength is None:
         raise SpectraError(
@@ -52,14 +53,18 @@ def augment(
             "crop:P, crop-flip:P, resized-crop-flip or resized-crop-flip-jitter:S with P pixels "
             "and S from 0 to 1; use --augment none, or samples whose source has one"
         )
-    return _resized(images, strength, generator, rows)
+    return _resized(images, strength, generator, among)
 
 
 def _resized(
-    images: Tensor, strength: float | None, generator: torch.Generator, rows: Tensor | None
+    images: Tensor,
+    strength: float | None,
+    generator: torch.Generator,
+    among: tuple[Tensor, int] | None,
 ) -> Tensor:
     """Draw for all images first, then make the pixels, a part of the batch at a time."""
-    n, channels, height, width = images.shape
+    count, channels, height, width = images.shape
+    rows, n = (slice(None), count) if among is None else among
     whole = images.dtype == torch.uint8
     if not (whole or images.is_floating_point()):
         raise SpectraError(
@@ -71,7 +76,7 @@ def _resized(
             f"colour jitter was asked for and the images have {channels} channels; expected 3 "
             "(red, green, blue), there is no saturation otherwise: use resized-crop-flip"
         )
-    if strength is not None and not whole and n > 0:
+    if strength is not None and not whole and count > 0:
         low, high = (float(v) for v in images.aminmax())
         if not 0 <= low <= high <= 1:
             raise SpectraError(
@@ -81,9 +86,8 @@ def _resized(
     boxes = draw_boxes(n, height, width, generator)
     flip = torch.randint(0, 2, (n,), generator=generator).bool()
     drawn = None if strength is None else draw_jitter(n, strength, generator)
-    if rows is not None:
-        images, boxes, flip = images[rows.to(images.device)], boxes[rows], flip[rows]
-        drawn = drawn and (drawn[0], drawn[1][:, rows])
+    boxes, flip = boxes[rows], flip[rows]
+    drawn = drawn and (drawn[0], drawn[1][:, rows])
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     size = max(1, VALUES_AT_ONCE // max(1, channels * height * width))
     for part in (slice(start, start + size) for start in range(0, len(images), size)):

@@ -39,8 +39,8 @@ def padded_crops(
     padding: int,
     mirrored: bool,
     generator: torch.Generator,
-    rows: Int64[Tensor, " m"] | None = None,
-) -> Shaped[Tensor, "m c h w"]:
+    among: tuple[Int64[Tensor, " n"], int] | None = None,
+) -> Shaped[Tensor, "n c h w"]:
     """Cut a window of the old size out of each zero-padded image, half of them mirrored if asked.
 
     Args:
@@ -48,19 +48,17 @@ def padded_crops(
         padding: Pixels on every side.
         mirrored: Whether to mirror with probability 1/2; the draw is the same without.
         generator: On the CPU.
-        rows: Of the images whose pixels are made; None: all.
+        among: Rows of the images in a larger set, and its size, as in ``augment``.
     """
-    n, device = len(images), images.device
+    device = images.device
+    rows, n = (slice(None), len(images)) if among is None else among
     corners = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
     mirrors = torch.randint(0, 2, (1, n), generator=generator)
-    draws = torch.cat([corners, mirrors])
-    if rows is not None:
-        images, draws, n = images[rows.to(device)], draws[:, rows], len(rows)
-    i, j, flip = at_once(draws, device)
+    i, j, flip = at_once(torch.cat([corners, mirrors])[:, rows], device)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     # A view of every crop that there is; indexing copies only the one drawn for each image.
     crops = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
-    drawn = crops[torch.arange(n, device=device), :, i, j]
+    drawn = crops[torch.arange(len(images), device=device), :, i, j]
     flipped = flip.bool()[:, None, None, None]
     return torch.where(flipped, drawn.flip(3), drawn) if mirrored else drawn
 

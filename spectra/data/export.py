@@ -33,6 +33,7 @@ def export(samples: Samples, folder: str | Path, split: str) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    samples = samples.in_memory()
     images = samples.inputs
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise SpectraError(

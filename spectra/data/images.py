@@ -22,6 +22,7 @@ from .memory import free_memory, refuse_what_does_not_fit
 
 Pixels = NDArray[np.uint8]
 DEFAULT_SIDE = 224
+_HEADS = 1024  # files to look at before it is asked whether one is unlike the first
 # Those of torchvision's ImageFolder: a class must not be smaller here.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -40,8 +41,8 @@ def decode_images(
     free, size = free_memory(), _size(files[0])
     needed = len(files) * size[0] * size[1] * (1 if mode == "L" else 3)
     # What would not fit as it lies may still be of many sizes, and then it is cut.
-    if side is None and free is not None and needed > free and any(_size(f) != size for f in files):
-        side = DEFAULT_SIDE
+    if side is None and free is not None and needed > free:
+        side, _ = common_size(files)
     height, width = (size[1], size[0]) if side is None else (side, side)
     shape = (len(files), 1 if mode == "L" else 3, height, width)
     refuse_what_does_not_fit(shape, free)
@@ -55,6 +56,22 @@ def decode_images(
                 return decode_images(files, DEFAULT_SIDE, mode)
             out[row] = pixels
     return out
+
+
+def common_size(files: Sequence[bytes | Path]) -> tuple[int | None, tuple[int, int]]:
+    """Look at the heads of image files for the size that they are decoded to.
+
+    Returns:
+        The side that they have to be cut to, None where all have one size; height and width.
+    """
+    width, height = _size(files[0])
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), _HEADS):  # most sets show it in the first few
+            if any(
+                size != (width, height) for size in pool.map(_size, files[start : start + _HEADS])
+            ):
+                return DEFAULT_SIDE, (DEFAULT_SIDE, DEFAULT_SIDE)
+    return None, (height, width)
 
 
 def encode_image(pixels: Pixels) -> bytes:

@@ -26,8 +26,9 @@ def refuse_what_does_not_fit(shape: tuple[int, ...], free: int | None) -> None:
         raise SpectraError(
             f"{n} images of {' × '.join(map(str, size))} take {needed / 1e9:.1f} GB of memory as "
             f"uint8 and {free / 1e9:.1f} GB are free; the machine would swap, or end the process "
-            "while it decodes: ask for a smaller image size or a larger imbalance ratio, or take a "
-            "machine with more memory"
+            "while it decodes: ask for a smaller image size or a larger imbalance ratio, analyse "
+            "named classes (--classes) or some samples (--max-samples with --no-accuracies), whose "
+            "files alone are decoded, or take a machine with more memory"
         )
 
 

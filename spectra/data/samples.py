@@ -7,7 +7,7 @@ bytes of the inputs.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,19 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import constant
 from ..errors import SpectraError
 from .augment import augment
+from .images import Pixels
 from .spec import KNOWN, DataSpec
 
+Integers = NDArray[np.int64]
 IGNORED = -100  # a target that no class counts and PyTorch's losses skip by default
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
 class Samples:
     """Hold inputs and targets, and what is needed to turn them into a network's input.
+
+    Inputs on the device "meta" have a shape and no values: images that `decode` reads when they
+    are selected.
 
     Raises:
         SpectraError: If lengths, labels or channels disagree.
@@ -42,6 +48,7 @@ class Samples:
     augmentation: str | None = None  # a name that ``augment`` knows; None: no augmentation
     spec: DataSpec | None = None  # where the samples come from
     positions: Int64[Tensor, " n"] | None = None  # within the class in the source; None: as given
+    decode: Callable[[Integers], Pixels] | None = None  # (m,) rows to (m, c, h, w); None: all read
 
     def __post_init__(self) -> None:
         c, shape = self.num_classes, tuple(self.inputs.shape)
@@ -78,8 +85,15 @@ class Samples:
     def select(self, index: Shaped[Tensor, " m"] | slice) -> "Samples":
         """Return the samples at these rows, or where a mask is true."""
         assert self.positions is not None
-        kept = {k: getattr(self, k)[index] for k in ("inputs", "targets", "positions")}
-        return replace(self, **kept)
+        kept = {k: getattr(self, k)[index] for k in ("targets", "positions")}
+        if self.decode is None:
+            return replace(self, inputs=self.inputs[index], **kept)
+        rows = torch.arange(len(self))[index].numpy()
+        return replace(self, inputs=torch.from_numpy(self.decode(rows)), decode=None, **kept)
+
+    def in_memory(self) -> "Samples":
+        """Return the samples with all of their inputs read."""
+        return self if self.decode is None else self.select(slice(None))
 
     def of_class(self, label: int) -> "Samples":
         """Return the samples of one class; raise SpectraError if there is none."""
@@ -153,7 +167,7 @@ class Samples:
         Raises:
             SpectraError: If a draw is asked of samples that have no augmentation.
         """
-        x = self.inputs.to(device)
+        x = self.in_memory().inputs.to(device)
         if generator is not None:
             x = augment(x, self.augmentation, generator)
         if x.dtype == torch.uint8:
@@ -176,15 +190,16 @@ class Samples:
         """
         if copies < 1:
             raise SpectraError(f"{copies} frozen copies were asked for; expected at least 1")
-        generator = torch.Generator().manual_seed(seed)
-        draws = [augment(self.inputs, self.augmentation, generator, rows) for _ in range(copies)]
-        assert self.positions is not None
-        kept = slice(None) if rows is None else rows
+        generator, name = torch.Generator().manual_seed(seed), self.augmentation
+        kept = self.in_memory() if rows is None else self.select(rows)
+        among = None if rows is None else (rows, len(self))
+        draws = [augment(kept.inputs, name, generator, among) for _ in range(copies)]
+        assert kept.positions is not None
         return replace(
-            self,
+            kept,
             inputs=torch.cat(draws),
-            targets=self.targets[kept].repeat(copies),
-            positions=self.positions[kept].repeat(copies),
+            targets=kept.targets.repeat(copies),
+            positions=kept.positions.repeat(copies),
             augmentation=None,
         )
 
@@ -196,8 +211,10 @@ class Samples:
         return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").data).hexdigest()
 
     @cached_property
-    def pixels_sha256(self) -> str:
-        """Return the fingerprint of the stored inputs, bit by bit."""
+    def pixels_sha256(self) -> str | None:
+        """Return the fingerprint of the stored inputs, bit by bit; None if some are not read."""
+        if self.decode is not None:
+            return None
         values = np.ascontiguousarray(self.inputs.detach().cpu().numpy())
         values = values.astype(values.dtype.newbyteorder("<"), copy=False)
         digest = hashlib.sha256(f"{values.dtype.name}:{values.shape}".encode())

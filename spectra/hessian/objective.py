@@ -104,7 +104,7 @@ class Objective:
             raise SpectraError(f"got the dtype {dtype!r}, expected torch.float32 or torch.float64")
         model = unwrapped(model)
         device = torch.device(_place_of(model) if device is None else device)
-        samples = as_samples(source)
+        samples = as_samples(source).in_memory()
         rule = as_loss(LossSpec() if loss is None else loss)
         weights = rule.sample_weights(samples.targets).to(device=device, dtype=torch.float64)
         inputs, targets = (recordable(t.to(device)) for t in (samples.inputs, samples.targets))

@@ -269,3 +269,45 @@ def test_the_shorter_side_has_the_size_of_the_released_transform(monkeypatch, si
     assert images.decode_images([written(Image.new("RGB", size))], 224).shape[2:] == (224, 224)
     shorter, longer = sorted(size)
     assert sorted(seen[0]) == [256, 256 * longer // shorter]
+
+
+def test_images_are_decoded_when_they_are_selected_and_are_the_same(home, monkeypatch):
+    decode, read = images._decode, []
+    monkeypatch.setattr(images, "_decode", lambda file, *a: read.append(file) or decode(file, *a))
+    whole = open_data(SMALL, path=home)
+    read.clear()
+    unread = open_data(SMALL, path=home, on_demand=True)
+    assert not read
+    assert (unread.counts, unread.draw_sha256) == (whole.counts, whole.draw_sha256)
+    assert (unread.inputs.shape, unread.inputs.dtype) == (whole.inputs.shape, torch.uint8)
+    assert unread.pixels_sha256 is None
+    assert unread.of_class(2).pixels_sha256 == whole.of_class(2).pixels_sha256
+    assert [file.parent.name for file in read] == ["n00000002"] * 2
+    rows = torch.tensor([13, 0, 5])
+    few, some = (samples.frozen(2, 7, rows) for samples in (unread, whole))
+    assert (few.pixels_sha256, few.draw_sha256) == (some.pixels_sha256, some.draw_sha256)
+    drawn = whole.frozen(2, 7)
+    assert torch.equal(some.inputs, drawn.inputs[torch.cat([rows, 14 + rows])])
+    for samples in (unread.in_memory(), unread.select(slice(None))):
+        assert samples.pixels_sha256 == whole.pixels_sha256
+        assert samples.in_memory() is samples
+    assert unread.frozen(1, 7).pixels_sha256 == whole.frozen(1, 7).pixels_sha256
+    assert torch.equal(
+        unread.normalised_by([0], [1]).prepared(), whole.normalised_by([0], [1]).prepared()
+    )
+
+
+def test_a_class_of_one_size_is_cut_where_others_have_other_sizes(home):
+    """A class alone must be the same input of the network as among all."""
+    Image.fromarray(np.zeros((50, 30, 3), dtype=np.uint8)).save(
+        home / "train/n00000000/n00000000_7.png"
+    )
+    whole, unread = (open_data(DataSpec("list"), path=home, on_demand=on) for on in (False, True))
+    assert whole.inputs.shape == unread.inputs.shape == (14, 3, 224, 224)
+    assert unread.of_class(2).pixels_sha256 == whole.of_class(2).pixels_sha256
+
+
+def test_a_missing_image_is_told_before_it_is_needed(home):
+    (home / "train/n00000000/n00000000_7.png").unlink()
+    with pytest.raises(SpectraError, match="1 of 14 images are missing"):
+        open_data(SMALL, path=home, on_demand=True)
