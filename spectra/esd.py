@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectra.command_line import Parser, found_in, require_done, shared_exit_code
-from spectra.plan_flags import (
-    add_result_flags,
-    checkpoint_parser,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-    results_folder,
-)
+from spectra.opening import open_checkpoint, open_samples
+from spectra.plan_flags import add_result_flags, checkpoint_parser, plan_of, results_folder
 from spectra.terminal import screen_width, shown_bar
 
 if TYPE_CHECKING:
@@ -33,7 +27,7 @@ examples:
   python -m spectra.esd ckpt.pt --classes 8 --protocol released --out reports/released
   torchrun --nproc-per-node 2 -m spectra.esd ckpt.pt --per-class  (shared by two processes)
 
-The files are described in the README and at the head of spectra/results.py."""
+The files are described in the README and at the head of spectra/results/__init__.py."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

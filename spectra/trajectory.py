@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.command_line import Parser, found_in, require_done, shared_exit_code
-from spectra.plan_flags import (
-    add_plan_flags,
-    add_result_flags,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-)
+from spectra.opening import open_checkpoint, open_samples
+from spectra.plan_flags import add_plan_flags, add_result_flags, plan_of
 from spectra.terminal import screen_width, shown_bar
 
 if TYPE_CHECKING:

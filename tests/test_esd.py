@@ -644,7 +644,8 @@ def test_what_takes_long_before_the_products_is_announced(
     monkeypatch.setattr("spectra.terminal.threading.Timer", Impatient)
     reading = ["reading the train images …", "reading the test images …"]
     classifying = [line.replace("reading", "classifying") for line in reading]
-    assert announced() == [*reading, *classifying, "comparing ways to compute products …"]
+    gathering, comparing = "gathering the samples …", "comparing ways to compute products …"
+    assert announced() == [*reading, gathering, *classifying, comparing]
     assert announced("--no-accuracies") == [reading[0], "comparing ways to compute products …"]
     assert announced("--quiet") == []
 

@@ -55,8 +55,8 @@ MAY_IMPORT = {
     "landscape": {"errors", "files", "krylov", "hessian", "losses", "doctor", "networks"}
     | {"choices", "checkpoint", "data", "plan", "readings", "study", "gathering", "writing"}
     | {"devices", "progress", "resuming"},
-    "landscape.__main__": {"spectra", "command_line", "plan_flags", "terminal", "landscape"}
-    | {"figures"},
+    "landscape.__main__": {"spectra", "command_line", "opening", "plan_flags", "terminal"}
+    | {"landscape", "figures"},
     "released": {"krylov"},
     "results": {"errors", "files", "krylov"},
     "plan": {"choices", "errors", "data", "hessian"},
@@ -83,16 +83,17 @@ MAY_IMPORT = {
     "training": {"errors", "files", "devices", "networks", "models", "data", "losses"}
     | {"checkpoint", "writing"},
     "command_line": {"errors", "processes"},
-    "plan_flags": {"spectra", "choices", "errors", "command_line", "data", "terminal"},
+    "plan_flags": {"spectra", "choices", "command_line"},
+    "opening": {"spectra", "command_line", "data", "errors", "terminal"},
     "terminal": {"processes"},
-    "esd": {"spectra", "files", "processes", "command_line", "plan_flags", "terminal"}
+    "esd": {"spectra", "files", "processes", "command_line", "opening", "plan_flags", "terminal"}
     | {"tables", "figures"},
-    "trajectory": {"spectra", "processes", "command_line", "plan_flags", "terminal"}
+    "trajectory": {"spectra", "processes", "command_line", "opening", "plan_flags", "terminal"}
     | {"trajectories", "tables", "figures"},
     "draws": {"errors", "checkpoint", "data", "krylov", "hessian", "doctor", "plan", "gathering"}
     | {"progress", "readings", "writing"},
-    "draws.__main__": {"errors", "devices", "files", "command_line", "plan_flags", "terminal"}
-    | {"spectra", "plan", "draws", "resuming", "remarks"},
+    "draws.__main__": {"errors", "devices", "files", "command_line", "opening", "plan_flags"}
+    | {"spectra", "plan", "draws", "resuming", "remarks", "terminal"},
     "compare": {"spectra", "errors", "files", "command_line", "comparisons", "figures"},
     "report": {"spectra", "errors", "command_line", "pages"},
     "accuracy": {"errors", "files", "command_line", "training"},

@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from spectra.command_line import Parser, exit_code
 from spectra.errors import SpectraError
-from spectra.plan_flags import (
-    checkpoint_parser,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-    results_folder,
-)
+from spectra.opening import open_checkpoint, open_samples
+from spectra.plan_flags import checkpoint_parser, plan_of, results_folder
 from spectra.terminal import shown_bar
 
 if TYPE_CHECKING:

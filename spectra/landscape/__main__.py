@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.command_line import Parser, exit_code, found_in
-from spectra.plan_flags import (
-    checkpoint_parser,
-    open_checkpoint,
-    open_samples,
-    plan_of,
-    results_folder,
-)
+from spectra.opening import open_checkpoint, open_samples
+from spectra.plan_flags import checkpoint_parser, plan_of, results_folder
 from spectra.terminal import shown_bar
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """How the spectra of a run move during training: the analysis, over the checkpoints it has kept."""
 
 from .following import follow as follow
-from .following import kept_checkpoints as kept_checkpoints
-from .following import run_name as run_name
+from .kept import kept_checkpoints as kept_checkpoints
+from .kept import run_name as run_name
 from .published import CHOICES as CHOICES
 from .results import RunTrajectory as RunTrajectory
 from .results import Trajectory as Trajectory

@@ -2,7 +2,7 @@
 
 Results lie as they do for one checkpoint, one folder an epoch:
 
-    <run>/epoch-<e>/esd.json, esd.npz   an `Analysis` each (format: head of spectra/results.py)
+    <run>/epoch-<e>/esd.json, esd.npz   an `Analysis` each, see `spectra.results`
     trajectory.csv                      one row a run, epoch, and class or group
     trajectory.json                     the runs, their epochs and recipes: what `load` reads
 """

@@ -1,0 +1,113 @@
+"""Checkpoint and samples as the flags of a command name them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spectra.command_line import leads
+from spectra.errors import SpectraError
+from spectra.terminal import announced
+
+if TYPE_CHECKING:
+    from spectra import Checkpoint, DataSpec, Samples
+
+
+def open_checkpoint(path: str | Path, options: argparse.Namespace) -> Checkpoint:
+    """Open a checkpoint with what the flags say of its network."""
+    from spectra import load_checkpoint
+
+    names = ("model", "arch", "num_classes", "weights", "scale")
+    return load_checkpoint(path, **{name: getattr(options, name) for name in names})
+
+
+def open_samples(
+    checkpoint: Checkpoint,
+    options: argparse.Namespace,
+    *,
+    accuracies: bool = True,
+    trained: bool = False,
+) -> tuple[Samples | None, Samples | None]:
+    """Open training and test samples of the data that the flags, or else the checkpoint, name.
+
+    Args:
+        checkpoint: whose data they are.
+        options: the flags.
+        accuracies: open the split that is not analysed, too, for the sake of accuracies.
+        trained: open the training samples in any case.
+    """
+    from spectra import open_data
+    from spectra.data import require_one_size
+
+    spec = _data_spec(checkpoint.data, options)
+    if spec is None and options.data is None and not os.environ.get("SPECTRA_DATA"):
+        raise SpectraError(
+            f"{checkpoint.file} does not name its data, expected --data PATH and --dataset NAME "
+            "(with --imbalance-ratio R for a long-tailed draw)"
+        )
+    if (options.mean is None) != (options.std is None):
+        raise SpectraError(
+            "got one of --mean and --std, expected both or neither: the other would be a guess; "
+            "--mean 0 and --std 1 leave the pixels as they are"
+        )
+
+    said = nullcontext if options.quiet or not leads() else announced
+    of_all = options.overall or options.per_class or options.groups or not options.classes
+    few = options.max_samples is not None
+
+    def opened(split: str) -> Samples:
+        """Read all images where nearly all are needed; else each when it is."""
+        analysed = split == options.split
+        whole = (of_all and (accuracies or (analysed and not few))) or (
+            trained and split == "train"
+        )
+        with said(f"reading the {split} images"):
+            samples = open_data(spec, path=options.data, split=split, on_demand=not whole)
+        return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
+
+    if options.split == "test" and not (accuracies or trained or options.groups):
+        return None, opened("test")
+    train = opened("train")
+    if options.split == "train" and not accuracies:
+        return train, None
+    try:
+        test = opened("test")
+        require_one_size(train, test)
+    except SpectraError as error:
+        if options.split == "test":
+            raise
+        test = None  # accuracies on the test set are then unknown, and shown so
+        if not options.quiet and leads():
+            print(f"without test accuracies: {error}", file=sys.stderr)
+    return train, test
+
+
+def _data_spec(held: DataSpec | None, options: argparse.Namespace) -> DataSpec | None:
+    """Describe the data by the flags, or as the checkpoint does with what the flags change."""
+    from spectra import DataSpec
+
+    ratio, draw_seed, side = options.imbalance_ratio, options.draw_seed, options.image_size
+    shape = options.imbalance or ("exp" if ratio is not None else None)
+    if options.dataset is not None:
+        return DataSpec(options.dataset, shape, ratio, draw_seed or 0, side)
+    flags = ("imbalance_ratio", "imbalance", "draw_seed", "image_size")
+    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name) is not None]
+    if not given:
+        return held
+    if held is None:
+        raise SpectraError(
+            f"got {' and '.join(given)} without a data set, expected --dataset NAME beside it: the "
+            "checkpoint does not name its data"
+        )
+    return replace(
+        held,
+        imbalance=options.imbalance or held.imbalance or shape,
+        ratio=held.ratio if ratio is None else ratio,
+        seed=held.seed if draw_seed is None else draw_seed,
+        image_size=held.image_size if side is None else side,
+    )
