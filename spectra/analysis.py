@@ -20,6 +20,7 @@ from spectra.files import Keeping, OneWriter, drawn_pages, require_writable
 from spectra.plan import Part, Plan, choose_parts
 from spectra.processes import Processes
 from spectra.progress import Progress, Silent
+from spectra.remarks import UNCLASSIFIED
 from spectra.results import Analysis, ClassSpectrum
 from spectra.resuming import describe, require_replaceable, settled, take_over, unreadable
 from spectra.study import Study
@@ -51,7 +52,8 @@ def analyze(
             split that is analysed.
         folder: where `esd.json` and `esd.npz` go, in the place of the table and figure that a
             command has made of earlier ones; nothing is written when None.
-        resume: go on from the results in `folder` when they belong to the same settings.
+        resume: go on from the results in `folder` when they belong to the same settings; accuracies
+            that were left out are added.
         overwrite: replace whatever results lie in `folder`; without it only those of the same
             question, all of which are made again.
         accuracies: pass all images that the parts name through the network, for the shares that it
@@ -83,7 +85,7 @@ def analyze(
     if resume and folder is not None and (folder / "esd.json").exists():
         held = Analysis.load(folder)
         plan = settled(plan, held.settings)
-        done = _nothing_left(checkpoint, plan, train, test, held, processes)
+        done = _nothing_left(checkpoint, plan, train, test, held, processes, accuracies)
         if done is not None:
             meter.begin(0, 0)
             return done
@@ -91,16 +93,21 @@ def analyze(
         spare_others(folder, checkpoint, plan, train, test)
     finished = () if held is None else held.finished
     begun = () if held is None else tuple(s.label for s in held.spectra if not s.complete)
+    classified = [k for k in finished if not (accuracies and _unclassified(held, k, train, test))]
     if processes is not None:
         processes.tell((plan, finished, begun, _fingerprints(checkpoint, train, test)))
     study = Study.prepare(
         *(checkpoint, plan, train, test, processes, finished, begun),
         accuracies=accuracies,
+        classified=classified,
         meter=meter,
     )
     analysis = study.blank()
     if held is not None:
         analysis = take_over(analysis, held)
+        if accuracies:
+            told = tuple(note for note in analysis.notes if note != UNCLASSIFIED)
+            analysis = replace(analysis, notes=told)
     if folder is not None:
         require_writable(folder)  # before the first product, not after hours of them
     todo = [part for part in study.parts if part.label not in analysis.finished]
@@ -120,6 +127,11 @@ def analyze(
                 writer.note()
 
     with Keeping[Analysis](save, stale) as keep:
+        for part in study.parts:
+            spectrum = analysis.get(part.label)
+            if spectrum is not None and spectrum.finished and part.label not in classified:
+                analysis = analysis.with_spectrum(study.with_accuracies(spectrum, part))
+                keep(analysis)
         before = {spectrum.label: spectrum for spectrum in analysis.spectra}
 
         def take(spectrum: ClassSpectrum, notes: tuple[str, ...]) -> None:
@@ -166,6 +178,7 @@ def _nothing_left(
     test: Samples | None,
     held: Analysis,
     processes: Processes | None,
+    accuracies: bool,
 ) -> Analysis | None:
     """Give the results that are held where nothing is missing; to prepare a study takes long."""
     samples = train if plan.split == "train" else test
@@ -174,11 +187,29 @@ def _nothing_left(
     parts = tuple(choose_parts(plan, samples, train))
     mine = _described(checkpoint, plan, samples, train, processes, held.notes)
     done = _in_order(take_over(mine, held), parts)  # refused here, if at all, and not after hours
-    if not {part.label for part in parts} <= set(held.finished):
+    labels = [part.label for part in parts]
+    if not set(labels) <= set(held.finished):
+        return None
+    if accuracies and any(_unclassified(held, label, train, test) for label in labels):
         return None
     if processes is not None:
         processes.tell((plan, None, (), _fingerprints(checkpoint, train, test)))
     return done
+
+
+def _unclassified(
+    held: Analysis | None, label: str, train: Samples | None, test: Samples | None
+) -> bool:
+    """Tell whether a spectrum lacks an accuracy that these samples can give."""
+    spectrum = held and held.get(label)
+    if spectrum is None:
+        return True
+    return any(
+        share is None
+        and samples is not None
+        and (not spectrum.classes or any(samples.counts[c] for c in spectrum.classes))
+        for share, samples in ((spectrum.train_accuracy, train), (spectrum.test_accuracy, test))
+    )
 
 
 def _described(

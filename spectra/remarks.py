@@ -19,6 +19,7 @@ from spectra.hessian import Objective
 from spectra.networks import LAYOUTS
 from spectra.plan import Plan
 
+UNCLASSIFIED = "no image was classified: accuracies were left out"
 _NAMED = 4  # of what there is more of
 
 
@@ -67,7 +68,7 @@ def about_accuracies(
         asked: accuracies were asked for.
     """
     if not asked:
-        return ["no image was classified: accuracies were left out"]
+        return [UNCLASSIFIED]
     if train is None or "train" not in correct:
         return []
     return near_chance(*correct["train"], train)

@@ -58,6 +58,7 @@ class Study:
         begun: Sequence[str] = (),
         *,
         accuracies: bool = True,
+        classified: Sequence[str] = (),
         meter: Progress | None = None,
     ) -> Study:
         samples = train if plan.split == "train" else test
@@ -86,13 +87,14 @@ class Study:
         )
         decides = processes is None or processes.leads
         todo = [part for part in parts if part.label not in finished]
+        unknown = [part for part in parts if part.label not in classified]
         splits = {"train": train, "test": test} if accuracies and decides else {}
         with attended(processes) as say:
             correct = {}
             for name, of_split in splits.items():
                 if of_split is not None:
                     with stage(meter, f"classifying the {name} images"):
-                        correct[name] = classify(objective, of_split, todo)
+                        correct[name] = classify(objective, of_split, unknown)
             with stage(meter, "comparing ways to compute products"):
                 chosen = choose_products(objective, plan, todo, processes, say)
         owners = dict(chosen.owners)

@@ -40,7 +40,7 @@ from spectra.krylov import random_start
 from spectra.losses import LossSpec, as_loss
 from spectra.plan import choose_parts
 from spectra.processes import Processes
-from spectra.remarks import near_chance
+from spectra.remarks import UNCLASSIFIED, near_chance
 from spectra.results import OPEN_MASS
 from spectra.resuming import settled
 from spectra.study import TRACE_PROBES
@@ -340,6 +340,29 @@ def test_resuming_keeps_negative_and_zero_entries_and_tries_failed_ones_again(
     assert again.get("class 1").lambda_min == negative.lambda_min
     assert again.get("class 2").error is None
     assert again.get("class 2").lambda_min == done.get("class 2").lambda_min
+
+
+def test_accuracies_that_were_left_out_are_added_without_a_product(tmp_path: Path) -> None:
+    data, test, held = samples(), samples(1, counts=(3, 0, 4)), checkpoint()
+    given = {"train": data, "test": test}
+    whole = analyze(held, PLAN, **given)
+    without = analyze(held, PLAN, train=data, folder=tmp_path, accuracies=False)
+    assert UNCLASSIFIED in without.notes
+    assert all(spectrum.train_accuracy is None for spectrum in without.spectra)
+    meter = Meter()
+    more = {"folder": tmp_path, "resume": True, "progress": meter}
+    found = analyze(held, PLAN, **given, **more)
+    assert not meter.by_label
+    for kept in (found, Analysis.load(tmp_path)):
+        assert UNCLASSIFIED not in kept.notes
+        assert [s.train_accuracy for s in kept.spectra] == [s.train_accuracy for s in whole.spectra]
+        assert [s.test_accuracy for s in kept.spectra] == [s.test_accuracy for s in whole.spectra]
+        assert [s.lambda_max for s in kept.spectra] == [s.lambda_max for s in without.spectra]
+    assert found.get("class 1").test_accuracy is None  # it has no test image
+    assert found.get("class 1").train_accuracy is not None
+    with pytest.MonkeyPatch.context() as patch:  # and then nothing is left to do
+        patch.setattr(study.Study, "prepare", lambda *_, **__: pytest.fail("prepared"))
+        analyze(held, PLAN, **given, **more)
 
 
 def test_resuming_may_ask_for_more_and_loses_nothing(tmp_path: Path) -> None:

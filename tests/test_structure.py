@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "together": {"errors", "lines", "plan", "processes", "progress", "results", "study"}
     | {"probing"},
     "analysis": {"errors", "files", "devices", "processes", "checkpoint", "data", "plan"}
-    | {"progress", "results", "resuming", "study", "together"},
+    | {"progress", "remarks", "results", "resuming", "study", "together"},
     "trajectories": {"errors", "files", "krylov", "checkpoint", "data", "plan", "results"}
     | {"progress", "analysis", "processes", "resuming"},
     "tables": {"files", "results", "trajectories", "writing"},
