@@ -105,7 +105,8 @@ def analyze(
     analysis = study.blank()
     if held is not None:
         analysis = take_over(analysis, held)
-        if accuracies:
+        others = (s.label for s in held.spectra if s.label not in {p.label for p in study.parts})
+        if accuracies and not any(_unclassified(held, label, train, test) for label in others):
             told = tuple(note for note in analysis.notes if note != UNCLASSIFIED)
             analysis = replace(analysis, notes=told)
     if folder is not None:
@@ -201,7 +202,7 @@ def _unclassified(
     held: Analysis | None, label: str, train: Samples | None, test: Samples | None
 ) -> bool:
     """Tell whether a spectrum lacks an accuracy that these samples can give."""
-    spectrum = held and held.get(label)
+    spectrum = None if held is None else held.get(label)
     if spectrum is None:
         return True
     return any(
@@ -260,5 +261,5 @@ def _fingerprints(
     for split, samples in (("train", train), ("test", test)):
         if samples is not None:
             found[f"{split} draw"] = samples.draw_sha256
-            found[f"{split} images"] = samples.pixels_sha256
+            found[f"{split} images"] = samples.pixels_sha256 or samples.files_sha256
     return found

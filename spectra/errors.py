@@ -17,6 +17,10 @@ class SpectraError(ValueError):
     """
 
 
+class TooLarge(SpectraError):
+    """Tell that what was asked for needs more memory than is free."""
+
+
 class StorageError(SpectraError):
     """Tell that results cannot be written: the disk is full, or the folder is not writable."""
 

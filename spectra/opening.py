@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectra.command_line import leads
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, TooLarge
+from spectra.plan_flags import plan_of
 from spectra.terminal import announced
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from spectra import Checkpoint, DataSpec, Samples
 
 
@@ -41,8 +44,12 @@ def open_samples(
         accuracies: open the split that is not analysed, too, for the sake of accuracies.
         trained: open the training samples in any case.
     """
+    import torch
+
     from spectra import open_data
     from spectra.data import require_one_size
+    from spectra.gathering import needed
+    from spectra.plan import choose_parts
 
     spec = _data_spec(checkpoint.data, options)
     if spec is None and options.data is None and not os.environ.get("SPECTRA_DATA"):
@@ -56,30 +63,55 @@ def open_samples(
             "--mean 0 and --std 1 leave the pixels as they are"
         )
 
+    plan = plan_of(options)
     said = nullcontext if options.quiet or not leads() else announced
-    of_all = options.overall or options.per_class or options.groups or not options.classes
-    few = options.max_samples is not None
+    of_all = plan.overall or plan.per_class or plan.groups or not plan.classes
 
-    def opened(split: str) -> Samples:
-        """Read all images where nearly all are needed; else each when it is."""
-        analysed = split == options.split
-        whole = (of_all and (accuracies or (analysed and not few))) or (
-            trained and split == "train"
-        )
+    def rows_of(samples: Samples, analysed: bool, train: Samples | None) -> Tensor:
+        """Find the images that are needed, again and again in a trajectory."""
+        rows = [torch.zeros(0, dtype=torch.long)]
+        if analysed:
+            parts = tuple(choose_parts(plan, samples, samples if train is None else train))
+            _, some = needed(parts, len(samples))
+            rows.append(torch.arange(len(samples)) if some is None else some)
+        if accuracies and not of_all:
+            named = torch.isin(samples.targets, torch.tensor(plan.classes))
+            rows.append(named.nonzero()[:, 0])
+        return torch.cat(rows)
+
+    def opened(split: str, train: Samples | None = None) -> Samples:
+        """Read all images where all are needed; else those that are, once."""
+        analysed = split == plan.split
+        at_once = analysed and of_all and plan.max_samples is None
+        at_once |= trained and split == "train"
+
+        def read(whole: bool) -> Samples:
+            return open_data(spec, path=options.data, split=split, on_demand=not whole)
+
         with said(f"reading the {split} images"):
-            samples = open_data(spec, path=options.data, split=split, on_demand=not whole)
+            try:
+                samples = read(at_once or (of_all and accuracies))
+            except TooLarge as error:
+                if at_once:
+                    raise SpectraError(
+                        f"{error}; or analyse named classes (--classes) or some samples of each "
+                        "(--max-samples), whose files alone are held"
+                    ) from error
+                samples = read(False)  # to be classified, batch after batch
+            if samples.decode is not None:
+                samples = samples.read_ahead(rows_of(samples, analysed, train))
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
-    if options.split == "test" and not (accuracies or trained or options.groups):
+    if plan.split == "test" and not (accuracies or trained or plan.groups):
         return None, opened("test")
     train = opened("train")
-    if options.split == "train" and not accuracies:
+    if plan.split == "train" and not accuracies:
         return train, None
     try:
-        test = opened("test")
+        test = opened("test", train)
         require_one_size(train, test)
     except SpectraError as error:
-        if options.split == "test":
+        if plan.split == "test":
             raise
         test = None  # accuracies on the test set are then unknown, and shown so
         if not options.quiet and leads():

@@ -181,7 +181,8 @@ def add_result_flags(
     either.add_argument(
         "--resume",
         action="store_true",
-        help=f"go on after the last finished {finished}, and try again what failed",
+        help=f"go on after the last finished {finished}, try again what failed, and add accuracies "
+        "that were left out",
     )
     either.add_argument(
         "--overwrite",

@@ -176,8 +176,7 @@ def _loss(
 def _fingerprint(study: Study, samples: Samples) -> str:
     """Tell the samples of a part from others: generators may change from release to release."""
     drawn = samples.draw_sha256
-    other = study.plan.frozen_copies or study.samples.decode  # than those that the file tells
-    return sha256_of([drawn, samples.pixels_sha256]) if other else drawn
+    return sha256_of([drawn, samples.pixels_sha256]) if study.plan.frozen_copies else drawn
 
 
 def _run(study: Study, operator: HessianOperator, probe: int) -> Tridiagonal:

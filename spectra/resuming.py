@@ -167,6 +167,7 @@ def describe(
             "split": plan.split,
             "draw_sha256": samples.draw_sha256,
             "pixels_sha256": samples.pixels_sha256,
+            "files_sha256": samples.files_sha256,
             "mean": None if samples.mean is None else list(samples.mean),
             "std": None if samples.std is None else list(samples.std),
             "augmentation": samples.augmentation,
@@ -214,6 +215,10 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
     data = mine.data
     if data["groups"] is None:  # the training samples were not opened
         data = {**data, "groups": held.data.get("groups")}
+    if data["pixels_sha256"] is None:  # a part of them was read, of the same files
+        data = {**data, "pixels_sha256": held.data.get("pixels_sha256")}
+    elif held.spectra and held.data.get("pixels_sha256", "") is None:  # it was then
+        data = {**data, "pixels_sha256": None}
     return replace(mine, data=data, spectra=held.spectra, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -227,8 +232,9 @@ def _pairs(
         yield "checkpoint", here, there
     for key, name in _SAMPLES.items():  # older files name few
         ours, theirs = mine.data[key], held.data.get(key, mine.data[key])
-        if key != "pixels_sha256" or None not in (ours, theirs):  # not all of them were read
-            yield name, ours, theirs
+        if key == "pixels_sha256" and None in (ours, theirs):  # not all of them were read
+            name, ours, theirs = "image files", *(d.data.get("files_sha256") for d in (mine, held))
+        yield name, ours, theirs
     for key, value in mine.settings.items():
         if key not in (*_MAY_CHANGE, *free):
             yield key, value, held.settings.get(key, value if key in _NEW else _BEFORE.get(key))

@@ -75,10 +75,12 @@ class Study:
             )
         parts, rows = needed(tuple(choose_parts(plan, samples, train)), len(samples))
         with stage(meter, "gathering the samples"):
+            if rows is None:
+                samples = samples.in_memory()
             if copies := plan.frozen_copies:
                 held = samples.frozen(copies, plan.seed, rows)
             else:
-                held = samples.in_memory() if rows is None else samples.select(rows)
+                held = samples if rows is None else samples.select(rows)
         objective = gather(
             checkpoint,
             replace(plan, device=processes.device(plan.device)) if processes else plan,

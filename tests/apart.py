@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported all they need already."""
+"""Commands in processes of their own, forked from one that has imported most of what they need."""
 
 import importlib
 import multiprocessing

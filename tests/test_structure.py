@@ -84,7 +84,8 @@ MAY_IMPORT = {
     | {"checkpoint", "writing"},
     "command_line": {"errors", "processes"},
     "plan_flags": {"spectra", "choices", "command_line"},
-    "opening": {"spectra", "command_line", "data", "errors", "terminal"},
+    "opening": {"spectra", "command_line", "data", "errors", "gathering", "plan", "plan_flags"}
+    | {"terminal"},
     "terminal": {"processes"},
     "esd": {"spectra", "files", "processes", "command_line", "opening", "plan_flags", "terminal"}
     | {"tables", "figures"},

@@ -10,6 +10,7 @@ from ..errors import SpectraError
 from .augment import augment as augment
 from .export import export as export
 from .export import find_exported, open_exported
+from .images import files_sha256
 from .longtail import draw
 from .longtail import long_tail_counts as long_tail_counts
 from .samples import IGNORED as IGNORED
@@ -41,8 +42,9 @@ def open_data(
         path: Folder of the data, or an exported file; None: the variable SPECTRA_DATA.
         split: "train", or "test", which is never long-tailed.
         download: Fetch the CIFAR archives into the folder where it holds neither layout.
-        on_demand: Of image files look at the sizes alone, and decode those that are selected; the
-            fingerprint of all pixels is then None. Other layouts are read as ever.
+        on_demand: Of image files look at the sizes alone, and decode those that are selected, each
+            time again; the files have to stay. The fingerprint of all pixels is then None. Other
+            layouts are read as ever.
 
     Raises:
         SpectraError: If the data are missing, damaged, or other than described.
@@ -82,8 +84,9 @@ def open_data(
     positions = None
     if split == "train":
         rows, positions = draw(source.labels, num_classes, spec)
-    if on_demand and source.files is not None:
-        inputs, decode = unread(source.files(rows), spec.image_size)
+    files = None if source.files is None else source.files(rows)
+    if on_demand and files is not None:
+        inputs, decode = unread(files, spec.image_size)
     else:
         inputs, decode = torch.from_numpy(np.ascontiguousarray(source.decode(rows))), None
     return Samples(
@@ -97,4 +100,5 @@ def open_data(
         spec,
         None if positions is None else torch.from_numpy(positions),
         decode,
+        None if files is None else files_sha256(files, spec.image_size),
     )

@@ -6,6 +6,7 @@ Whatever a file holds (grey, palette, CMYK, 16 bits, with or without alpha) beco
 green and blue; alpha is dropped and rotation tags are not followed, as torchvision's loader does.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,25 @@ def common_size(files: Sequence[bytes | Path]) -> tuple[int | None, tuple[int, i
             ):
                 return DEFAULT_SIDE, (DEFAULT_SIDE, DEFAULT_SIDE)
     return None, (height, width)
+
+
+def files_sha256(files: Sequence[Path], side: int | None) -> str:
+    """Return a fingerprint of image files that opens none of them.
+
+    It is the SHA-256 of the side that they are cut to, and of a line for each: the last two parts
+    of its path, and its bytes.
+
+    Raises:
+        SpectraError: If one of them is missing.
+    """
+    digest = hashlib.sha256(f"{side}\n".encode())
+    for file in files:
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise SpectraError(f"{file} cannot be read ({error}); replace it") from error
+        digest.update(f"{file.parent.name}/{file.name} {size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def encode_image(pixels: Pixels) -> bytes:

@@ -9,26 +9,25 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import SpectraError
+from ..errors import TooLarge
 
 
 def refuse_what_does_not_fit(shape: tuple[int, ...], free: int | None) -> None:
     """Raise if uint8 images (n, c, h, w) need more bytes than are free (None: nobody knows).
 
     Raises:
-        SpectraError: With the bytes needed and the bytes there.
+        TooLarge: With the bytes needed and the bytes there.
     """
     n, *size = shape
     needed = n
     for length in size:
         needed *= length
     if free is not None and needed > free:
-        raise SpectraError(
+        raise TooLarge(
             f"{n} images of {' × '.join(map(str, size))} take {needed / 1e9:.1f} GB of memory as "
             f"uint8 and {free / 1e9:.1f} GB are free; the machine would swap, or end the process "
-            "while it decodes: ask for a smaller image size or a larger imbalance ratio, analyse "
-            "named classes (--classes) or some samples (--max-samples with --no-accuracies), whose "
-            "files alone are decoded, or take a machine with more memory"
+            "while it decodes: ask for a smaller image size or a larger imbalance ratio, or take a "
+            "machine with more memory"
         )
 
 

@@ -3,7 +3,7 @@
 Two fingerprints tell one set from another on any machine:
 ``draw_sha256`` = SHA-256 of the (n, 2) little-endian int64 rows (label, position within its class
 in the source), and ``pixels_sha256`` = SHA-256 of "dtype:shape" in ASCII and the little-endian
-bytes of the inputs.
+bytes of the inputs, None where some are not read. Image files have ``files_sha256``, too.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class Samples:
     """Hold inputs and targets, and what is needed to turn them into a network's input.
 
     Inputs on the device "meta" have a shape and no values: images that `decode` reads when they
-    are selected.
+    are selected, as they lie in their files, whatever was done to the inputs.
 
     Raises:
         SpectraError: If lengths, labels or channels disagree.
@@ -49,6 +49,7 @@ class Samples:
     spec: DataSpec | None = None  # where the samples come from
     positions: Int64[Tensor, " n"] | None = None  # within the class in the source; None: as given
     decode: Callable[[Integers], Pixels] | None = None  # (m,) rows to (m, c, h, w); None: all read
+    files_sha256: str | None = None  # of all samples of image files, see `images.files_sha256`
 
     def __post_init__(self) -> None:
         c, shape = self.num_classes, tuple(self.inputs.shape)
@@ -56,6 +57,11 @@ class Samples:
             raise SpectraError(
                 f"{shape[0]} inputs came with {len(self.targets)} targets, and {c} classes with "
                 f"{len(self.class_names)} names; expected one for each"
+            )
+        if self.inputs.is_meta != (self.decode is not None):
+            raise SpectraError(
+                "got inputs without values and no way to read them, or a way to read inputs that "
+                "have them; expected both or neither: read the samples first, with in_memory()"
             )
         if self.targets.device.type == "cpu":  # elsewhere they were checked before they moved
             labels = self.targets[self.targets != IGNORED]
@@ -87,13 +93,28 @@ class Samples:
         assert self.positions is not None
         kept = {k: getattr(self, k)[index] for k in ("targets", "positions")}
         if self.decode is None:
-            return replace(self, inputs=self.inputs[index], **kept)
-        rows = torch.arange(len(self))[index].numpy()
-        return replace(self, inputs=torch.from_numpy(self.decode(rows)), decode=None, **kept)
+            inputs = self.inputs[index]
+        else:
+            inputs = torch.from_numpy(self.decode(torch.arange(len(self))[index].numpy()))
+        return replace(self, inputs=inputs, decode=None, files_sha256=None, **kept)
 
     def in_memory(self) -> "Samples":
         """Return the samples with all of their inputs read."""
-        return self if self.decode is None else self.select(slice(None))
+        if self.decode is None:
+            return self
+        return replace(self.select(slice(None)), files_sha256=self.files_sha256)
+
+    def read_ahead(self, rows: Shaped[Tensor, " m"]) -> "Samples":
+        """Return the samples with the inputs of these rows read, and kept for all that is to come.
+
+        Args:
+            rows: Of images that will be selected again and again; those of others still decode
+                when they are selected.
+        """
+        if self.decode is None or len(rows) == 0:
+            return self
+        chosen = np.unique(rows.numpy())
+        return replace(self, decode=_Ahead(chosen, self.decode(chosen), self.decode))
 
     def of_class(self, label: int) -> "Samples":
         """Return the samples of one class; raise SpectraError if there is none."""
@@ -201,6 +222,7 @@ class Samples:
             targets=kept.targets.repeat(copies),
             positions=kept.positions.repeat(copies),
             augmentation=None,
+            files_sha256=None,
         )
 
     @cached_property
@@ -227,6 +249,23 @@ class Samples:
         from .batches import read_batches
 
         return read_batches(source, num_classes, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """Decode rows, but for those that were read before."""
+
+    rows: Integers  # (m,) ascending
+    pixels: Pixels  # (m, c, h, w)
+    decode: Callable[[Integers], Pixels]
+
+    def __call__(self, index: Integers) -> Pixels:
+        place = np.searchsorted(self.rows, index).clip(max=len(self.rows) - 1)
+        known = self.rows[place] == index
+        out: Pixels = self.pixels[place]
+        if not known.all():
+            out[~known] = self.decode(index[~known])
+        return out
 
 
 def as_samples(source: Any, num_classes: int | None = None) -> Samples:

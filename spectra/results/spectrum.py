@@ -37,7 +37,7 @@ class ClassSpectrum:
     classes: tuple[int, ...] = ()  # class indices that the operator is the mean over; () is all
     count: int  # samples
     share: float  # of the data set's samples, 0..1
-    samples_sha256: str | None = None  # labels, positions, and pixels of which `data` has no print
+    samples_sha256: str | None = None  # of their labels and positions, and pixels if frozen draws
     loss: float | None = None
     loss_stderr: float | None = None  # over draws of the augmentation, where those are drawn anew
     train_accuracy: float | None = None  # 0..1

@@ -3,6 +3,7 @@
 import io
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -311,3 +312,38 @@ def test_a_missing_image_is_told_before_it_is_needed(home):
     (home / "train/n00000000/n00000000_7.png").unlink()
     with pytest.raises(SpectraError, match="1 of 14 images are missing"):
         open_data(SMALL, path=home, on_demand=True)
+
+
+def test_a_way_to_read_inputs_goes_with_inputs_that_are_not_read(home):
+    """Else a selection would bring back the pixels of before."""
+    whole, unread = (open_data(SMALL, path=home, on_demand=on) for on in (False, True))
+    for other in ({"inputs": whole.inputs}, {"decode": None}):
+        with pytest.raises(SpectraError, match="expected both or neither"):
+            replace(unread, **other)
+
+
+def test_image_files_are_told_apart_by_names_bytes_and_side(home):
+    def printed(spec=SMALL, **options):
+        return open_data(spec, path=home, **options).files_sha256
+
+    first = printed()
+    assert first == printed(on_demand=True)
+    assert first not in (printed(DataSpec("list", image_size=6)), printed(split="test"))
+    assert open_data(SMALL, path=home).of_class(0).files_sha256 is None
+    file = home / "train/n00000000/n00000000_7.png"
+    file.write_bytes(file.read_bytes() + b"more")
+    assert printed() != first
+
+
+def test_some_rows_are_read_ahead_and_the_others_when_they_are_selected(home, monkeypatch):
+    whole, unread = (open_data(SMALL, path=home, on_demand=on) for on in (False, True))
+    ahead = unread.read_ahead(torch.tensor([3, 1, 3]))
+    decode, read = images._decode, []
+    monkeypatch.setattr(images, "_decode", lambda file, *a: read.append(file) or decode(file, *a))
+    for rows, new in (([1, 3, 1], 0), ([0, 3, 13], 2), ([5], 1)):
+        read.clear()
+        found, wanted = (samples.select(torch.tensor(rows)) for samples in (ahead, whole))
+        assert torch.equal(found.inputs, wanted.inputs)
+        assert len(read) == new
+    assert ahead.in_memory().pixels_sha256 == whole.pixels_sha256
+    assert whole.read_ahead(torch.tensor([1])) is whole
