@@ -6,7 +6,7 @@ on after the last one that was finished.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,7 +208,11 @@ def _unclassified(
     return any(
         share is None
         and samples is not None
-        and (not spectrum.classes or any(samples.counts[c] for c in spectrum.classes))
+        and any(
+            samples.counts[c]
+            for c in spectrum.classes or range(samples.num_classes)
+            if c < samples.num_classes
+        )
         for share, samples in ((spectrum.train_accuracy, train), (spectrum.test_accuracy, test))
     )
 
@@ -238,8 +242,7 @@ def _assist(
 ) -> Analysis:
     plan, finished, begun, expected = processes.hear()
     mine = _fingerprints(checkpoint, train, test)
-    different = [name for name in {**expected, **mine} if expected.get(name) != mine.get(name)]
-    if different:
+    if different := _different(mine, expected):
         raise SpectraError(
             f"got another {', '.join(different)} in process {processes.rank} than in process 0, "
             "expected the same files on every machine: the sums would mix two experiments; copy "
@@ -261,5 +264,16 @@ def _fingerprints(
     for split, samples in (("train", train), ("test", test)):
         if samples is not None:
             found[f"{split} draw"] = samples.draw_sha256
-            found[f"{split} images"] = samples.pixels_sha256 or samples.files_sha256
+            found[f"{split} images"] = samples.pixels_sha256
+            found[f"{split} image files"] = samples.files_sha256
     return found
+
+
+def _different(mine: Mapping[str, str | None], theirs: Mapping[str, str | None]) -> list[str]:
+    """Name the fingerprints that differ; of images that one process has not read, there is none."""
+    names = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
+    return [
+        name
+        for name in names
+        if not name.endswith(" images") or None not in (mine.get(name), theirs.get(name))
+    ]

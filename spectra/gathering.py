@@ -16,6 +16,7 @@ from spectra.checkpoint import Checkpoint
 from spectra.choices import ProductName
 from spectra.data import Samples
 from spectra.data.memory import free_memory
+from spectra.data.samples import spread
 from spectra.devices import find_device
 from spectra.errors import SpectraError, out_of_memory
 from spectra.hessian import (
@@ -38,7 +39,6 @@ from spectra.processes import Processes
 from spectra.sharing import share_out
 
 _AT_ONCE = 256  # images to classify, or what fits of them
-_SPREAD = 64  # samples from all over a split
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def needed(parts: Sequence[Part], count: int) -> tuple[tuple[Part, ...], Tensor 
         The parts with rows among the samples that are needed, and those; None where all are. Some
         from all over the split are among them, over which ways to compute products are compared.
     """
-    spread = torch.linspace(0, count - 1, min(_SPREAD, count)).round().long()
-    rows = torch.unique(torch.cat([spread, *(part.index for part in parts)]))
+    rows = torch.unique(torch.cat([spread(count), *(part.index for part in parts)]))
     if len(rows) == count:
         return tuple(parts), None
     moved = (replace(part, index=torch.searchsorted(rows, part.index)) for part in parts)

@@ -67,17 +67,17 @@ def open_samples(
     said = nullcontext if options.quiet or not leads() else announced
     of_all = plan.overall or plan.per_class or plan.groups or not plan.classes
 
-    def rows_of(samples: Samples, analysed: bool, train: Samples | None) -> Tensor:
-        """Find the images that are needed, again and again in a trajectory."""
-        rows = [torch.zeros(0, dtype=torch.long)]
+    def rows_of(samples: Samples, analysed: bool, train: Samples | None) -> tuple[Tensor, Tensor]:
+        """Find the images that are analysed, and all that are needed, maybe for every epoch."""
+        rows = torch.zeros(0, dtype=torch.long)
         if analysed:
             parts = tuple(choose_parts(plan, samples, samples if train is None else train))
             _, some = needed(parts, len(samples))
-            rows.append(torch.arange(len(samples)) if some is None else some)
-        if accuracies and not of_all:
-            named = torch.isin(samples.targets, torch.tensor(plan.classes))
-            rows.append(named.nonzero()[:, 0])
-        return torch.cat(rows)
+            rows = torch.arange(len(samples)) if some is None else some
+        if not accuracies or of_all:
+            return rows, rows
+        named = torch.isin(samples.targets, torch.tensor(plan.classes)).nonzero()[:, 0]
+        return rows, torch.unique(torch.cat([rows, named]))
 
     def opened(split: str, train: Samples | None = None) -> Samples:
         """Read all images where all are needed; else those that are, once."""
@@ -92,14 +92,20 @@ def open_samples(
             try:
                 samples = read(at_once or (of_all and accuracies))
             except TooLarge as error:
-                if at_once:
+                if analysed and at_once and not trained:
                     raise SpectraError(
-                        f"{error}; or analyse named classes (--classes) or some samples of each "
-                        "(--max-samples), whose files alone are held"
+                        f"{error}; or, of image files, analyse named classes (--classes) or some "
+                        "samples of each (--max-samples): those alone are decoded"
                     ) from error
-                samples = read(False)  # to be classified, batch after batch
+                if at_once:
+                    raise
+                samples = read(False)
             if samples.decode is not None:
-                samples = samples.read_ahead(rows_of(samples, analysed, train))
+                analysed_rows, rows = rows_of(samples, analysed, train)
+                try:
+                    samples = samples.read_ahead(rows)
+                except TooLarge:  # what is only classified is then read batch after batch
+                    samples = samples.read_ahead(analysed_rows)
         return samples if options.mean is None else samples.normalised_by(options.mean, options.std)
 
     if plan.split == "test" and not (accuracies or trained or plan.groups):

@@ -129,11 +129,10 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
             "positions are the same: another copy of the data, or one in another order"
         )
     elif train is not None and train.pixels_sha256 is None and checkpoint.data is not None:
-        sides = [s and s.image_size for s in (checkpoint.data, train.spec)]
-        if sides[0] != sides[1]:
+        side, here = checkpoint.data.image_size, train.inputs.shape[-1]
+        if side not in (None, here):
             found.append(
-                f"the checkpoint was trained on images cut to {sides[0] or 'their own size'}, and "
-                f"these are cut to {sides[1] or 'theirs'}"
+                f"the checkpoint was trained on images cut to {side} pixels, and these have {here}"
             )
     return found
 

@@ -27,6 +27,7 @@ _SAMPLES = {  # what makes the inputs of the network
     "std": "std",
     "augmentation": "augmentation",
 }
+_UNREAD = {"files_sha256": "image files", "some_pixels_sha256": "pixels of 64 images"}
 # What is asked for may grow from run to run; how it is computed may not change, but for the number
 # of processes, which changes nothing but the order of the sums.
 _MAY_CHANGE = ("overall", "per_class", "classes", "groups", "processes")
@@ -168,6 +169,7 @@ def describe(
             "draw_sha256": samples.draw_sha256,
             "pixels_sha256": samples.pixels_sha256,
             "files_sha256": samples.files_sha256,
+            "some_pixels_sha256": samples.some_pixels_sha256,
             "mean": None if samples.mean is None else list(samples.mean),
             "std": None if samples.std is None else list(samples.std),
             "augmentation": samples.augmentation,
@@ -212,13 +214,12 @@ def take_over(mine: Analysis, held: Analysis) -> Analysis:
         which = f"some results were computed by {others} process(es)"
         moves = mine.settings["augment"] == "resample"  # each process draws for itself
         notes += (f"{which}: {'with other draws' if moves else 'equal to rounding'}",)
-    data = mine.data
-    if data["groups"] is None:  # the training samples were not opened
-        data = {**data, "groups": held.data.get("groups")}
-    if data["pixels_sha256"] is None:  # a part of them was read, of the same files
-        data = {**data, "pixels_sha256": held.data.get("pixels_sha256")}
-    elif held.spectra and held.data.get("pixels_sha256", "") is None:  # it was then
-        data = {**data, "pixels_sha256": None}
+    data: dict[str, Any] = dict(mine.data)
+    for key in ("groups", "pixels_sha256", "files_sha256"):  # what this run has not looked at
+        if data[key] is None:
+            data[key] = held.data.get(key)
+    if held.spectra and held.data.get("pixels_sha256", "") is None:  # or the earlier one had not
+        data["pixels_sha256"] = None
     return replace(mine, data=data, spectra=held.spectra, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -232,9 +233,11 @@ def _pairs(
         yield "checkpoint", here, there
     for key, name in _SAMPLES.items():  # older files name few
         ours, theirs = mine.data[key], held.data.get(key, mine.data[key])
-        if key == "pixels_sha256" and None in (ours, theirs):  # not all of them were read
-            name, ours, theirs = "image files", *(d.data.get("files_sha256") for d in (mine, held))
-        yield name, ours, theirs
+        if key == "pixels_sha256" and key in held.data and None in (ours, theirs):
+            for known, called in _UNREAD.items():  # not all of them were read
+                yield called, mine.data[known], held.data.get(known)
+        else:
+            yield name, ours, theirs
     for key, value in mine.settings.items():
         if key not in (*_MAY_CHANGE, *free):
             yield key, value, held.settings.get(key, value if key in _NEW else _BEFORE.get(key))

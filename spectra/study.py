@@ -77,6 +77,7 @@ class Study:
         with stage(meter, "gathering the samples"):
             if rows is None:
                 samples = samples.in_memory()
+                train, test = (samples, test) if plan.split == "train" else (train, samples)
             if copies := plan.frozen_copies:
                 held = samples.frozen(copies, plan.seed, rows)
             else:

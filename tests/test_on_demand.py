@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from spectra import (
+    Checkpoint,
+    Plan,
+    SpectraError,
     analysis,
+    analyze,
     esd,
     figures,
     gathering,
@@ -151,8 +155,8 @@ def test_what_does_not_fit_is_classified_batch_after_batch(
     few = run(*flags)
     assert few["spectra"] == whole["spectra"]
     assert few["data"]["pixels_sha256"] is None
-    assert all(count > 0 for count in classes_of(read))
-    run("--per-class", out="whole", fails="or analyse named classes (--classes)")
+    assert len({file for file in read if file.parent.parent.name == "train"}) == sum(COUNTS)
+    run("--per-class", out="whole", fails="analyse named classes (--classes) or some samples")
 
 
 def test_a_run_is_followed_without_decoding_an_image_twice(
@@ -202,6 +206,53 @@ def test_images_of_another_size_are_other_images(way: str, run: Any) -> None:
     assert run(*flags, fails="image files (") == before
 
 
+def test_results_that_name_no_files_are_taken_over_where_all_pixels_are_known(
+    run: Any, tmp_path: Path
+) -> None:
+    """As versions before 0.5.1 wrote them."""
+    whole = run("--per-class", "--no-accuracies")
+    file = tmp_path / "out/esd.json"
+    document = json.loads(file.read_text())
+    for key in ("files_sha256", "some_pixels_sha256"):
+        del document["data"][key]
+    file.write_text(json.dumps(document))
+    run("--classes", "2", "--no-accuracies", "--resume", fails="image files (None, now ")
+    assert run("--per-class", "--no-accuracies", "--resume")["data"] == whole["data"]
+
+
+def test_other_pixels_in_as_many_bytes_are_noticed(checkpoint: Path, tmp_path: Path) -> None:
+    """Names and bytes are the same; some pixels are looked at."""
+    folder = tmp_path / "set"
+    for label, count in ((0, 5), (1, 3)):
+        for split in ("train", "test"):
+            place = folder / split / f"class {label}"
+            place.mkdir(parents=True)
+            for k in range(count):
+                (place / f"{k}.ppm").write_bytes(b"P6 8 8 255 " + bytes(192))
+    first = open_data(DataSpec("folder"), path=folder, on_demand=True)
+    (folder / "train/class 0/0.ppm").write_bytes(b"P6 8 8 255 " + bytes([1] * 192))
+    second = open_data(DataSpec("folder"), path=folder, on_demand=True)
+    assert first.files_sha256 == second.files_sha256
+    held = Checkpoint.of(ModelSpec("resnet8", 2).build())
+    plan = Plan(classes=(1,), steps=2, device="cpu")
+    (folder / "train/class 0/0.ppm").write_bytes(b"P6 8 8 255 " + bytes(192))
+    analyze(held, plan, train=first, folder=tmp_path / "out")
+    (folder / "train/class 0/0.ppm").write_bytes(b"P6 8 8 255 " + bytes([1] * 192))
+    more = {"train": second, "folder": tmp_path / "out", "resume": True}
+    with pytest.raises(SpectraError, match="pixels of 64 images"):
+        analyze(held, replace(plan, classes=(0, 1)), **more)
+
+
+def test_named_classes_that_do_not_fit_are_classified_batch_after_batch(
+    read: list[Path], run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--classes", "0,1", "--max-samples", "9")
+    whole = run(*flags, out="whole")
+    monkeypatch.setattr(images, "free_memory", lambda: 100 * 3 * 8 * 8)
+    monkeypatch.setattr(gathering, "_AT_ONCE", 50)
+    assert run(*flags)["spectra"] == whole["spectra"]
+
+
 def test_another_copy_of_an_image_makes_other_files(checkpoint: Path, run: Any) -> None:
     run("--classes", "2", "--no-accuracies")
     file = next((checkpoint.parent / "train/n00000000").glob("*.png"))
@@ -242,20 +293,23 @@ def test_a_side_that_is_not_the_trainings_is_told(checkpoint: Path, run: Any) ->
     given = {"model_spec": spec, "data": DataSpec("list", image_size=6), "pixels_sha256": "ab" * 32}
     save_checkpoint(file, spec.build(), **given)
     flags = ("--classes", "2", "--no-accuracies")
-    told = "the checkpoint was trained on images cut to 6, and these are cut to 8"
+    told = "the checkpoint was trained on images cut to 6 pixels, and these have 8"
     assert told in run(*flags, "--image-size", "8", checkpoint=file)["notes"]
     assert told not in run(*flags, checkpoint=file, out="as trained")["notes"]
 
 
-def test_processes_compare_files_whose_pixels_nobody_has_seen(checkpoint: Path) -> None:
-    held = load_checkpoint(checkpoint)
-    given = {"path": checkpoint.parent, "on_demand": True}
-    prints = [
-        analysis._fingerprints(held, open_data(spec, **given), None)["train images"]
-        for spec in (DataSpec("list"), DataSpec("list", image_size=6))
-    ]
-    assert None not in prints
-    assert prints[0] != prints[1]
+def test_processes_compare_files_whose_pixels_one_of_them_has_not_seen(checkpoint: Path) -> None:
+    def prints(spec: DataSpec, on_demand: bool) -> Any:
+        data = open_data(spec, path=checkpoint.parent, on_demand=on_demand)
+        return analysis._fingerprints(load_checkpoint(checkpoint), data, None)
+
+    whole, unread = (prints(DataSpec("list"), on) for on in (False, True))
+    assert analysis._different(whole, unread) == analysis._different(unread, whole) == []
+    other = prints(DataSpec("list", image_size=6), True)
+    assert analysis._different(whole, other) == ["train image files"]
+    assert "train images" in analysis._different({**whole, "train images": "ab"}, whole)
+    alone = {"checkpoint": unread["checkpoint"]}
+    assert "train draw" in analysis._different(alone, unread)
 
 
 def test_training_reads_all_images(checkpoint: Path, tmp_path: Path) -> None:

@@ -475,6 +475,12 @@ def test_the_readme_documents_every_flag_and_every_key_of_the_format() -> None:
         assert f"`{key}`" in text or short in text, key
     assert (ROOT / "docs/digits.png").exists()
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        if link.startswith("#"):  # as GitHub names a heading
+            headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+            assert link[1:] in {
+                re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings
+            }
+            continue
         assert (ROOT / link).exists(), link
 
 

@@ -10,14 +10,14 @@ from ..errors import SpectraError
 from .augment import augment as augment
 from .export import export as export
 from .export import find_exported, open_exported
-from .images import files_sha256
+from .images import ImageFiles
 from .longtail import draw
 from .longtail import long_tail_counts as long_tail_counts
 from .samples import IGNORED as IGNORED
 from .samples import Samples as Samples
 from .samples import as_samples as as_samples
 from .samples import require_one_size as require_one_size
-from .sources import open_source, unread
+from .sources import open_source
 from .spec import DIGITS_LT as DIGITS_LT
 from .spec import KNOWN as KNOWN
 from .spec import DataSpec as DataSpec
@@ -84,11 +84,15 @@ def open_data(
     positions = None
     if split == "train":
         rows, positions = draw(source.labels, num_classes, spec)
-    files = None if source.files is None else source.files(rows)
-    if on_demand and files is not None:
-        inputs, decode = unread(files, spec.image_size)
+    files, decode = None, None
+    if source.files is None:
+        inputs = torch.from_numpy(np.ascontiguousarray(source.decode(rows)))
+    elif on_demand:
+        decode = files = ImageFiles.of(source.files(rows), spec.image_size)
+        inputs = torch.empty((len(rows), 3, *files.size), dtype=torch.uint8, device="meta")
     else:
-        inputs, decode = torch.from_numpy(np.ascontiguousarray(source.decode(rows))), None
+        files, pixels = ImageFiles.read(source.files(rows), spec.image_size)
+        inputs = torch.from_numpy(pixels)
     return Samples(
         inputs,
         torch.from_numpy(source.labels[rows]),
@@ -100,5 +104,5 @@ def open_data(
         spec,
         None if positions is None else torch.from_numpy(positions),
         decode,
-        None if files is None else files_sha256(files, spec.image_size),
+        None if files is None else files.sha256,
     )

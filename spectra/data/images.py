@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +77,72 @@ def common_size(files: Sequence[bytes | Path]) -> tuple[int | None, tuple[int, i
     return None, (height, width)
 
 
-def files_sha256(files: Sequence[Path], side: int | None) -> str:
-    """Return a fingerprint of image files that opens none of them.
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files of one set, and the size that all of them are decoded to.
 
-    It is the SHA-256 of the side that they are cut to, and of a line for each: the last two parts
-    of its path, and its bytes.
-
-    Raises:
-        SpectraError: If one of them is missing.
+    Args:
+        paths: (n,) all of them, at least one.
+        side: To which they are cut; None: as `common_size` settles it.
     """
-    digest = hashlib.sha256(f"{side}\n".encode())
-    for file in files:
-        try:
-            size = file.stat().st_size
-        except OSError as error:
-            raise SpectraError(f"{file} cannot be read ({error}); replace it") from error
-        digest.update(f"{file.parent.name}/{file.name} {size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+
+    paths: Sequence[Path]
+    side: int | None
+    size: tuple[int, int]  # height, width
+
+    @staticmethod
+    def of(paths: Sequence[Path], side: int | None) -> "ImageFiles":
+        """Settle the size; no image is decoded."""
+        if side is not None:
+            return ImageFiles(paths, side, (side, side))
+        return ImageFiles(paths, *common_size(paths))
+
+    @staticmethod
+    def read(paths: Sequence[Path], side: int | None) -> "tuple[ImageFiles, Pixels]":
+        """Decode all, (n, 3, h, w), which settles the size."""
+        pixels = decode_images(paths, side)
+        height, width = pixels.shape[2:]
+        if side is None and height == width == DEFAULT_SIDE:  # cut to it, or of that size
+            return ImageFiles.of(paths, None), pixels
+        return ImageFiles(paths, side, (height, width)), pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __call__(self, index: NDArray[np.int64]) -> Pixels:
+        """Decode some, (m,) to (m, 3, h, w).
+
+        Raises:
+            SpectraError: If one is missing, is no image, or has changed its size since.
+        """
+        pixels = decode_images([self.paths[i] for i in index], self.side)
+        if pixels.shape[2:] != self.size:
+            raise SpectraError(
+                f"images of {' × '.join(map(str, self.size))} have another size by now: files were "
+                "replaced while they were in use; start again"
+            )
+        return pixels
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return a fingerprint of all files that opens none.
+
+        It is the SHA-256 of the side, and of a line for each: its path, from the folder that all
+        lie in, and its bytes.
+
+        Raises:
+            SpectraError: If one of them is missing.
+        """
+        digest = hashlib.sha256(f"{self.side}\n".encode())
+        home = os.path.commonpath([path.parent for path in self.paths])
+        for path in self.paths:
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise SpectraError(f"{path} cannot be read ({error}); replace it") from error
+            line = f"{path.relative_to(home).as_posix()} {size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 def encode_image(pixels: Pixels) -> bytes:

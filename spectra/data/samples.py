@@ -7,10 +7,10 @@ bytes of the inputs, None where some are not read. Image files have ``files_sha2
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,10 +22,25 @@ from ..devices import constant
 from ..errors import SpectraError
 from .augment import augment
 from .images import Pixels
+from .memory import free_memory, refuse_what_does_not_fit
 from .spec import KNOWN, DataSpec
 
 Integers = NDArray[np.int64]
+SPREAD = 64  # samples from all over a set
 IGNORED = -100  # a target that no class counts and PyTorch's losses skip by default
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """The way to inputs that are not read: (m,) rows of n to (m, c, h, w)."""
+
+    def __len__(self) -> int:
+        """Return n."""
+        ...
+
+    def __call__(self, index: Integers) -> Pixels:
+        """Read some of them."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -48,8 +63,8 @@ class Samples:
     augmentation: str | None = None  # a name that ``augment`` knows; None: no augmentation
     spec: DataSpec | None = None  # where the samples come from
     positions: Int64[Tensor, " n"] | None = None  # within the class in the source; None: as given
-    decode: Callable[[Integers], Pixels] | None = None  # (m,) rows to (m, c, h, w); None: all read
-    files_sha256: str | None = None  # of all samples of image files, see `images.files_sha256`
+    decode: Decoder | None = None  # of inputs without values; None: all of them are read
+    files_sha256: str | None = None  # of all samples of image files, see `images.ImageFiles`
 
     def __post_init__(self) -> None:
         c, shape = self.num_classes, tuple(self.inputs.shape)
@@ -58,10 +73,11 @@ class Samples:
                 f"{shape[0]} inputs came with {len(self.targets)} targets, and {c} classes with "
                 f"{len(self.class_names)} names; expected one for each"
             )
-        if self.inputs.is_meta != (self.decode is not None):
+        readable = None if self.decode is None else len(self.decode)
+        if readable != (len(self.targets) if self.inputs.is_meta else None):
             raise SpectraError(
-                "got inputs without values and no way to read them, or a way to read inputs that "
-                "have them; expected both or neither: read the samples first, with in_memory()"
+                "got inputs without values and no way to read just them, or a way to read inputs "
+                "that have them; expected both or neither: read the samples first, with in_memory()"
             )
         if self.targets.device.type == "cpu":  # elsewhere they were checked before they moved
             labels = self.targets[self.targets != IGNORED]
@@ -243,6 +259,11 @@ class Samples:
         digest.update(values.reshape(-1).data)
         return digest.hexdigest()
 
+    @cached_property
+    def some_pixels_sha256(self) -> str | None:
+        """Return the fingerprint of up to 64 inputs from all over, which are read for it."""
+        return self.select(spread(len(self))).pixels_sha256
+
     @classmethod
     def from_batches(cls, source: Any, num_classes: int | None = None, **options: Any) -> "Samples":
         """Read a DataLoader, a list of batches or a pair of tensors once; see ``read_batches``."""
@@ -257,15 +278,26 @@ class _Ahead:
 
     rows: Integers  # (m,) ascending
     pixels: Pixels  # (m, c, h, w)
-    decode: Callable[[Integers], Pixels]
+    decode: Decoder
+
+    def __len__(self) -> int:
+        return len(self.decode)
 
     def __call__(self, index: Integers) -> Pixels:
+        if np.array_equal(index, self.rows):
+            return self.pixels  # no copy: nobody writes into inputs
+        refuse_what_does_not_fit((len(index), *self.pixels.shape[1:]), free_memory())
         place = np.searchsorted(self.rows, index).clip(max=len(self.rows) - 1)
         known = self.rows[place] == index
         out: Pixels = self.pixels[place]
         if not known.all():
             out[~known] = self.decode(index[~known])
         return out
+
+
+def spread(count: int) -> Int64[Tensor, " m"]:
+    """Choose up to 64 rows from all over a set, the first and the last among them."""
+    return torch.linspace(0, count - 1, min(SPREAD, count)).round().long()
 
 
 def as_samples(source: Any, num_classes: int | None = None) -> Samples:

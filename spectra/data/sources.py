@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..errors import SpectraError, StorageError
 from ..files import replacing
-from .images import SUFFIXES, Pixels, common_size, decode_images
+from .images import SUFFIXES, Pixels, decode_images
 from .lists import (
     check_labels,
     count_classes,
@@ -207,7 +206,11 @@ def image_folder(root: Path, split: str, spec: DataSpec) -> Source:
     if not found:
         raise SpectraError(f"{home} holds no image; looked for <class>/*{'|'.join(SUFFIXES)}")
     labels = np.array([c for c, _ in found], dtype=np.int64)
-    return _of_files(labels, names, lambda index: [found[i][1] for i in index], spec)
+
+    def files(index: Integers) -> list[Path]:
+        return [found[i][1] for i in index]
+
+    return Source(labels, names, lambda index: decode_images(files(index), spec.image_size), files)
 
 
 def _below(folder: Path) -> list[Path]:
@@ -225,38 +228,10 @@ def list_file(train: Path, folder: Path, split: str, spec: DataSpec) -> Source:
         owner = train.name
     check_labels(listing, count, owner)
     names = tuple(map(str, range(count)))
-    return _of_files(listing.labels, names, partial(image_paths, listing, folder), spec)
-
-
-def _of_files(
-    labels: Integers,
-    names: tuple[str, ...],
-    files: Callable[[Integers], list[Path]],
-    spec: DataSpec,
-) -> Source:
-    def decode(index: Integers) -> Pixels:
-        return decode_images(files(index), spec.image_size)
-
-    return Source(labels, names, decode, files)
-
-
-def unread(
-    files: Sequence[Path], side: int | None
-) -> tuple[torch.Tensor, Callable[[Integers], Pixels]]:
-    """Give image files as a tensor that has their shape alone, and the way to their pixels.
-
-    Args:
-        files: (n,) all of them; without one there is no shape.
-        side: To which they are cut; None: as ``decode_images`` settles it for all.
-    """
-    size = (side or 0, side or 0)
-    if side is None and files:
-        side, size = common_size(files)
-
-    def decode(index: Integers) -> Pixels:
-        return decode_images([files[i] for i in index], side)
-
-    return torch.empty((len(files), 3, *size), dtype=torch.uint8, device="meta"), decode
+    files = partial(image_paths, listing, folder)
+    return Source(
+        listing.labels, names, lambda index: decode_images(files(index), spec.image_size), files
+    )
 
 
 def _fetch(url: str, md5: str, folder: Path) -> Path:

@@ -72,7 +72,7 @@ class Landscape:
     """All views of one checkpoint, with what is needed to believe and to repeat them."""
 
     checkpoint: Mapping[str, Any]  # file, sha256, arch, epoch
-    data: Mapping[str, Any]  # name, split, draw_sha256, pixels_sha256, counts
+    data: Mapping[str, Any]  # as in `results`
     settings: Mapping[str, Any]
     device: str
     versions: Mapping[str, str]

@@ -93,9 +93,10 @@ def _samples(analyses: Sequence[Analysis], spectra: Sequence[ClassSpectrum]) -> 
         many = f"{max(counts)} to {min(counts)} samples in {len(counts)} classes"
         text += f"; {f'class counts {listed}' if len(counts) <= _MOST else many}, "
         text += f"{sum(counts)} in all"
-    text += (
-        f" (draw {_short(data.get('draw_sha256'))}, pixels {_short(data.get('pixels_sha256'))})."
-    )
+    pixels = f"pixels {_short(data.get('pixels_sha256'))}"
+    if data.get("pixels_sha256") is None and data.get("files_sha256"):
+        pixels = f"image files {_short(data['files_sha256'])}"
+    text += f" (draw {_short(data.get('draw_sha256'))}, {pixels})."
     if data.get("mean") and data.get("std"):
         mean, std = (", ".join(f"{v:g}" for v in data[key]) for key in ("mean", "std"))
         text += f" Inputs, bytes scaled to 0..1, are normalised by the mean {mean} and the "

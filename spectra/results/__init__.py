@@ -3,8 +3,8 @@
 Two files in one folder, a public format, schema 1. Unknown is null: never zero, never NaN.
 
 ``esd.json``, readable by anything: ``schema``, ``checkpoint`` (file, sha256, arch, epoch),
-``data`` (name, split, draw_sha256, pixels_sha256, mean, std, augmentation, counts; groups, e.g.
-{"head": [0, 1, 2], ...}),
+``data`` (name, split, draw_sha256, pixels_sha256, files_sha256, some_pixels_sha256, mean, std,
+augmentation, counts; groups, e.g. {"head": [0, 1, 2], ...}),
 ``settings`` (every flag as resolved, file names without folders), ``device``, ``versions``,
 ``notes``, and ``spectra``: one object a class, in the order asked for, with the fields of
 `ClassSpectrum` up to ``notes`` and the derived ``caveat`` (null, or "not the spectrum of a

@@ -25,7 +25,7 @@ class Analysis:
     """All spectra of one checkpoint, with what is needed to believe and to repeat them."""
 
     checkpoint: Mapping[str, Any]  # file, sha256, arch, epoch
-    data: Mapping[str, Any]  # name, split, draw_sha256, pixels_sha256, counts; groups
+    data: Mapping[str, Any]  # name, split, fingerprints, counts; groups
     settings: Mapping[str, Any]
     device: str
     versions: Mapping[str, str]

@@ -88,8 +88,8 @@ def train(
         )
     if recipe.precision == "tf32" and device.type != "cuda":
         raise SpectraError("precision is tf32, which CPUs do not have; use float32 or bf16")
-    samples, test = samples.in_memory(), test.in_memory()
     require_one_size(samples, test)
+    samples, test = samples.in_memory(), test.in_memory()
     records = Records(folder, recipe, samples)
     home = _home(device, samples, test)
     samples, test = (
