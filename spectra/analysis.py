@@ -275,5 +275,5 @@ def _different(mine: Mapping[str, str | None], theirs: Mapping[str, str | None])
     return [
         name
         for name in names
-        if not name.endswith(" images") or None not in (mine.get(name), theirs.get(name))
+        if not name.endswith(" images") or None not in (mine.get(name, ""), theirs.get(name, ""))
     ]
