@@ -69,6 +69,7 @@ ENDS = {  # of 200 epochs; head classes over 500 images
     LDAM: {"": "cifar10-lt-ldam-drw-sgd/exact*"},
 }
 ELSEWHERE = {  # not drawn
+    "SAM, CE, 50 epochs": {"": f"{SHORT}/ce-sam/exact"},
     "SAM, LDAM+DRW, 50 epochs": {"": f"{SHORT}/ldam-drw-sam/exact"},
     "SGD, CE+DRW, CIFAR-100-LT": {"": "cifar100-lt-ce-drw-sgd/exact"},
     "SAM, CE+DRW, CIFAR-100-LT": {"": "cifar100-lt-ce-drw-sam/exact"},
