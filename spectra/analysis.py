@@ -91,22 +91,22 @@ def analyze(
             return done
     elif folder is not None and not overwrite:
         spare_others(folder, checkpoint, plan, train, test)
+    known = () if held is None else held.spectra
     finished = () if held is None else held.finished
-    begun = () if held is None else tuple(s.label for s in held.spectra if not s.complete)
-    classified = [k for k in finished if not (accuracies and _unclassified(held, k, train, test))]
+    begun = tuple(s.label for s in known if not s.complete)
+    unclassified = [s.label for s in known if accuracies and _unclassified(s, train, test)]
     if processes is not None:
         processes.tell((plan, finished, begun, _fingerprints(checkpoint, train, test)))
     study = Study.prepare(
         *(checkpoint, plan, train, test, processes, finished, begun),
         accuracies=accuracies,
-        classified=classified,
+        classified=[label for label in finished if label not in unclassified],
         meter=meter,
     )
     analysis = study.blank()
     if held is not None:
         analysis = take_over(analysis, held)
-        others = (s.label for s in held.spectra if s.label not in {p.label for p in study.parts})
-        if accuracies and not any(_unclassified(held, label, train, test) for label in others):
+        if accuracies and set(unclassified) <= {part.label for part in study.parts}:
             told = tuple(note for note in analysis.notes if note != UNCLASSIFIED)
             analysis = replace(analysis, notes=told)
     if folder is not None:
@@ -130,7 +130,7 @@ def analyze(
     with Keeping[Analysis](save, stale) as keep:
         for part in study.parts:
             spectrum = analysis.get(part.label)
-            if spectrum is not None and spectrum.finished and part.label not in classified:
+            if spectrum is not None and spectrum.finished and part.label in unclassified:
                 analysis = analysis.with_spectrum(study.with_accuracies(spectrum, part))
                 keep(analysis)
         before = {spectrum.label: spectrum for spectrum in analysis.spectra}
@@ -188,23 +188,19 @@ def _nothing_left(
     parts = tuple(choose_parts(plan, samples, train))
     mine = _described(checkpoint, plan, samples, train, processes, held.notes)
     done = _in_order(take_over(mine, held), parts)  # refused here, if at all, and not after hours
-    labels = [part.label for part in parts]
-    if not set(labels) <= set(held.finished):
+    labels = {part.label for part in parts}
+    if not labels <= set(held.finished):
         return None
-    if accuracies and any(_unclassified(held, label, train, test) for label in labels):
+    asked = (spectrum for spectrum in held.spectra if spectrum.label in labels)
+    if accuracies and any(_unclassified(spectrum, train, test) for spectrum in asked):
         return None
     if processes is not None:
         processes.tell((plan, None, (), _fingerprints(checkpoint, train, test)))
     return done
 
 
-def _unclassified(
-    held: Analysis | None, label: str, train: Samples | None, test: Samples | None
-) -> bool:
+def _unclassified(spectrum: ClassSpectrum, train: Samples | None, test: Samples | None) -> bool:
     """Tell whether a spectrum lacks an accuracy that these samples can give."""
-    spectrum = None if held is None else held.get(label)
-    if spectrum is None:
-        return True
     return any(
         share is None
         and samples is not None

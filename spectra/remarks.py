@@ -121,8 +121,8 @@ def doubts(checkpoint: Checkpoint, samples: Samples, train: Samples | None) -> l
         found.append("the checkpoint was trained on another draw of the data than this one")
     elif (
         train is not None
-        and None not in (prints := (checkpoint.pixels_sha256, train.pixels_sha256))
-        and prints[0] != prints[1]
+        and checkpoint.pixels_sha256 is not None
+        and train.pixels_sha256 not in (None, checkpoint.pixels_sha256)
     ):
         found.append(
             "the checkpoint was trained on other images than these, though their labels and "
